@@ -1,0 +1,46 @@
+"""Offline batch generation on MLX with DSpark speculative decoding.
+
+    from dspark_batch import Spec, run
+
+    report = run(Spec(inputs=("prompts.jsonl",), out="out.parquet"))
+
+Names are imported when they are first used, so `import dspark_batch` loads neither MLX nor pyarrow.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+_MODULE_BY_NAME = {
+    "Completion": "types",
+    "DsparkBatchError": "errors",
+    "Failure": "types",
+    "Item": "types",
+    "Report": "run",
+    "Request": "types",
+    "Spec": "job.spec",
+    "Tick": "run",
+    "run": "run",
+}
+__all__ = list(_MODULE_BY_NAME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing run.py binds the module `run` here; the function must keep the name.
+        if name == "run" and isinstance(value, ModuleType):
+            value = value.run
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,83 @@
+"""The growing answer of one request."""
+
+import time
+from collections.abc import Sequence as ListLike
+
+from dspark_batch.types import Completion, FinishReason, Request
+
+
+class Sequence:
+    """What the engine knows of one request while it decodes.
+
+    Attributes:
+        token_ids: the committed tokens, a stop token included.
+        finish_reason: None while more may come.
+    """
+
+    def __init__(self, request: Request, stop_ids: frozenset[int]) -> None:
+        self.request = request
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._stop_ids = stop_ids
+        self._accept_lengths: list[int] = []
+        self._num_accepted: list[int] = []
+        self._num_drafted: list[int] = []
+        self._admitted_s = time.perf_counter()
+        self._first_token_s = self._admitted_s
+
+    @property
+    def cached_len(self) -> int:
+        """Tokens in the cache: the prompt and all that is committed, but the anchor."""
+        return len(self.request.prompt_ids) + len(self.token_ids) - 1
+
+    def begin(self, token: int) -> None:
+        """Commit the first token, which prefill gives."""
+        self._first_token_s = time.perf_counter()
+        self._commit([token])
+
+    def advance(self, accepted: ListLike[int], bonus: int, num_drafted: int) -> int:
+        """Commit a round: the accepted drafts, then the bonus; return how many tokens stayed.
+
+        A stop token ends the answer where it stands, and the limit cuts inside the block, so that
+        exactly the tokens and the finish reason of plain decoding come out.
+        """
+        stayed = self._commit([*accepted, bonus])
+        self._accept_lengths.append(stayed)
+        self._num_accepted.append(min(stayed, len(accepted)))
+        self._num_drafted.append(num_drafted)
+        return stayed
+
+    def completion(self, text: str, num_cached: int = 0) -> Completion:
+        """Describe the finished answer."""
+        if self.finish_reason is None:
+            raise ValueError(f"{self.request.item.where}: the answer is not finished")
+        return Completion(
+            item=self.request.item,
+            text=text,
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.request.prompt_ids),
+            accept_lengths=tuple(self._accept_lengths),
+            num_accepted=tuple(self._num_accepted),
+            num_drafted=tuple(self._num_drafted),
+            cached_tokens=num_cached,
+            prefill_s=self._first_token_s - self._admitted_s,
+            decode_s=time.perf_counter() - self._first_token_s,
+        )
+
+    def spoken_ids(self) -> list[int]:
+        """List the committed tokens without the stop token that ended the answer."""
+        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+
+    def _commit(self, tokens: list[int]) -> int:
+        room = self.request.max_tokens - len(self.token_ids)
+        stayed = 0
+        for token in tokens[:room]:
+            self.token_ids.append(token)
+            stayed += 1
+            if token in self._stop_ids:
+                self.finish_reason = "stop"
+                return stayed
+        if stayed == room:
+            self.finish_reason = "length"
+        return stayed

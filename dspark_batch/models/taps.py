@@ -1,0 +1,46 @@
+"""Reads the outputs of some layers of a target without changing the target's code."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class Taps:
+    """Records what the tapped layers returned in the last forward pass.
+
+    A tapped layer keeps its parameters and its place; only its class becomes a recording
+    subclass, so the model's logits stay the same bit for bit.
+
+    Args:
+        layers: the target's decoder layers, in order.
+        layer_ids: which outputs to read, 0-based; the features keep this order.
+
+    Source:
+        DeepSpec's `target_layer_ids`: the residual stream after decoder layer l, before any norm.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], layer_ids: Sequence[int]) -> None:
+        self._layer_ids = tuple(layer_ids)
+        self._outputs: dict[int, mx.array] = {}
+        for layer_id in self._layer_ids:
+            _record(layers[layer_id], layer_id, self._outputs)
+
+    def take(self) -> mx.array | None:
+        """Return the features [B, T, m*E] of the last pass and forget them; None without taps."""
+        if not self._layer_ids:
+            return None
+        return mx.concatenate([self._outputs.pop(i) for i in self._layer_ids], axis=-1)
+
+
+def _record(layer: nn.Module, layer_id: int, outputs: dict[int, mx.array]) -> None:
+    plain = type(layer)
+
+    class Recording(plain):
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            result = super().__call__(*args, **kwargs)
+            outputs[layer_id] = result[0] if isinstance(result, tuple) else result
+            return result
+
+    Recording.__name__ = plain.__name__
+    layer.__class__ = Recording

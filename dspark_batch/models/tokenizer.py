@@ -1,0 +1,62 @@
+"""Text to token ids and back, as the target's own tokenizer does it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_tokenizer
+
+from dspark_batch.errors import ModelError
+
+
+class Tokenizer:
+    """The target's tokenizer and chat template.
+
+    Attributes:
+        stop_ids: tokens that end an answer.
+        chat_template: the template's source; None if the checkpoint has none.
+    """
+
+    def __init__(self, wrapped: TokenizerWrapper) -> None:
+        self._wrapped = wrapped
+        self.stop_ids: frozenset[int] = frozenset(wrapped.eos_token_ids)
+        self.chat_template: str | None = (
+            wrapped.chat_template if wrapped.has_chat_template else None
+        )
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Turn a conversation into prompt ids, up to where the answer begins.
+
+        Raises:
+            ValueError: the checkpoint has no chat template and this is more than one message.
+            jinja2.TemplateError: the template refuses the conversation.
+        """
+        if self.chat_template is not None:
+            return self._wrapped.apply_chat_template(
+                list(messages), add_generation_prompt=True, enable_thinking=False
+            )
+        if len(messages) != 1:
+            raise ValueError(
+                f"the target has no chat template, so it takes one prompt, not {len(messages)} "
+                "messages or a system prompt"
+            )
+        return self._wrapped.encode(messages[0]["content"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Turn ids into text; special tokens stay visible, spaces stay as they are."""
+        return self._wrapped.decode(list(token_ids), clean_up_tokenization_spaces=False)
+
+
+def read_tokenizer(path: Path, eos_token_ids: int | list[int] | None) -> Tokenizer:
+    """Read the tokenizer of a checkpoint directory.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    try:
+        return Tokenizer(load_tokenizer(path, eos_token_ids=eos_token_ids))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: no usable tokenizer ({error}). "
+            "Download the target again, or name another --target."
+        ) from error

@@ -1,0 +1,69 @@
+"""The law Undo: what was written and did not stay has not happened, bit for bit."""
+
+import mlx.core as mx
+import pytest
+from golden_cases import load_case
+
+from dspark_batch.engine.cache import RaggedCache
+
+
+def random_keys(seed, slots, tokens, heads=2, dim=4):
+    return mx.random.normal((slots, heads, tokens, dim), key=mx.random.key(seed))
+
+
+def filled(slots, lengths, capacity=16):
+    cache = RaggedCache(1, slots)
+    cache.reserve(capacity)
+    cache.layers[0].update_and_fetch(random_keys(0, slots, 9), random_keys(1, slots, 9))
+    cache.keep(mx.array(lengths))
+    return cache
+
+
+def test_a_step_lands_behind_each_slots_own_length():
+    cache = filled(3, [2, 9, 5])
+    step = random_keys(2, 3, 3)
+    keys, _ = cache.layers[0].update_and_fetch(step, step)
+    for slot, length in enumerate([2, 9, 5]):
+        assert mx.array_equal(keys[slot, :, length : length + 3], step[slot])
+        assert mx.array_equal(keys[slot, :, :length], random_keys(0, 3, 9)[slot, :, :length])
+
+
+def test_buffers_grow_and_keep_what_they_hold():
+    cache = filled(2, [4, 9])
+    before = cache.layers[0].keys
+    cache.reserve(1000)
+    assert cache.capacity >= 1000
+    assert cache.layers[0].keys.shape[2] == cache.capacity
+    assert mx.array_equal(cache.layers[0].keys[:, :, : before.shape[2]], before)
+
+
+def test_an_inserted_row_is_the_slot_and_its_neighbours_stay():
+    cache, row = filled(3, [4, 9, 6]), filled(1, [7])
+    before = cache.layers[0].keys
+    cache.insert(1, row, 7)
+    assert cache.lengths.tolist() == [4, 7, 6]
+    assert mx.array_equal(cache.layers[0].keys[1, :, :7], row.layers[0].keys[0, :, :7])
+    assert mx.array_equal(cache.layers[0].keys[0], before[0])
+    assert mx.array_equal(cache.layers[0].keys[2], before[2])
+
+
+def test_a_window_hides_what_lies_behind_it():
+    cache = filled(1, [5])
+    mask = cache.layers[0].make_mask(2, window_size=3)
+    assert mask[0, 0, 0, :8].tolist() == [False, False, False, True, True, True, False, False]
+    assert mask[0, 0, 1, :8].tolist() == [False, False, False, False, True, True, True, False]
+
+
+@pytest.mark.parametrize("rejected", [1, 3, 8])
+def test_tokens_that_did_not_stay_change_no_later_logit(rejected):
+    case = load_case("qwen3_vanilla")
+    prompt, junk = case["greedy0.prompt_ids"][None], mx.full((1, rejected), 77)
+    logits = []
+    for steps in ([prompt], [prompt, junk]):
+        cache = RaggedCache(case.pair.target.num_caches, 1)
+        cache.reserve(64)
+        for tokens in steps:
+            case.pair.target(tokens, cache.layers)
+            cache.keep(mx.array([0 if tokens is junk else tokens.shape[1]]))
+        logits.append(case.pair.target(mx.array([[5, 6]]), cache.layers)[0])
+    assert mx.array_equal(logits[0], logits[1])

@@ -1,0 +1,132 @@
+"""The loop against the reference's recorded runs: ids, counts, stops and limits, exactly."""
+
+import dataclasses
+from functools import cache
+
+import pytest
+from golden_cases import load_case
+
+from dspark_batch.engine.engine import Engine
+from dspark_batch.errors import UsageError
+from dspark_batch.types import Failure, Item, Request
+
+GREEDY_RUNS = ["greedy0", "greedy1", "greedy2"]
+STOP_RUNS = ["stop_first", "stop_inside", "stop_last_accepted", "stop_bonus", "stop_only_rejected"]
+LIMIT_RUNS = ["max1", "max_cut_inside", "max_exact"]
+
+
+@pytest.fixture(scope="module")
+def case():
+    return load_case("qwen3_vanilla")
+
+
+def item(index=0):
+    return Item(index, str(index), f"digest-{index}", f"test:{index + 1}")
+
+
+def with_stops(pair, stop_ids):
+    if stop_ids is None:
+        return pair
+    config = dataclasses.replace(pair.config, stop_ids=frozenset(stop_ids))
+    return pair._replace(config=config)
+
+
+@cache
+def decode(run, **settings):
+    case = load_case("qwen3_vanilla")
+    recorded = case.runs[run]
+    pair = with_stops(case.pair, recorded.get("stop_token_ids"))
+    request = Request(item(), case.prompt(run), recorded["max_new_tokens"])
+    (outcome,) = Engine(pair, **settings).generate([request])
+    return outcome
+
+
+def committed(accept_lengths, total):
+    """The reference's accept lengths as this project counts them: only tokens that came out."""
+    lengths, left = [], total - 1  # the first token comes from prefill
+    for length in accept_lengths:
+        if left == 0:
+            break  # the reference's wasted last round
+        lengths.append(min(length, left))
+        left -= lengths[-1]
+    return lengths
+
+
+@pytest.mark.parametrize("run", GREEDY_RUNS + STOP_RUNS + LIMIT_RUNS)
+def test_ids_and_accept_lengths_are_the_references(case, run):
+    completion = decode(run)
+    recorded = case[f"{run}.acceptance_lengths"].tolist()
+    assert list(completion.token_ids) == case.answer(run)
+    assert list(completion.accept_lengths) == committed(recorded, len(completion.token_ids))
+
+
+def test_the_confidence_threshold_cuts_the_blocks_that_the_reference_cuts(case):
+    threshold = case.runs["threshold"]["confidence_threshold"]
+    completion = decode("threshold", confidence_threshold=threshold)
+    rounds = len(completion.accept_lengths)
+    proposed = case["threshold.proposal_lengths"].tolist()
+    accepted = case["threshold.accepted_draft_lengths"].tolist()
+    assert 0 in proposed
+    assert list(completion.token_ids) == case.answer("threshold")
+    assert list(completion.num_drafted) == proposed[:rounds]
+    assert list(completion.num_accepted[:-1]) == accepted[: rounds - 1]
+
+
+@pytest.mark.parametrize("run", GREEDY_RUNS + STOP_RUNS + LIMIT_RUNS)
+@pytest.mark.parametrize("draft_length", [1, 4, 7])
+def test_no_draft_length_changes_tokens_or_finish_reason(run, draft_length):
+    plain = decode(run, draft_length=0)
+    completion = decode(run, draft_length=draft_length)
+    assert completion.token_ids == plain.token_ids
+    assert completion.finish_reason == plain.finish_reason
+    assert 1 + sum(completion.accept_lengths) == len(completion.token_ids)
+
+
+@pytest.mark.parametrize("draft_length", [0, 7])
+def test_every_limit_cuts_where_plain_decoding_would_stop(case, draft_length):
+    stop = case.answer("greedy0")[20]
+    pair = with_stops(case.pair, [stop])
+    first_stop = case.answer("greedy0").index(stop) + 1
+    for limit in range(1, 26):
+        request = Request(item(), case.prompt("greedy0"), limit)
+        (completion,) = Engine(pair, draft_length=draft_length).generate([request])
+        expected = case.answer("greedy0")[: min(limit, first_stop)]
+        assert list(completion.token_ids) == expected
+        assert completion.finish_reason == ("stop" if limit >= first_stop else "length")
+
+
+@pytest.mark.parametrize(("slots", "draft_length"), [(1, 7), (2, 7), (3, 0), (5, 7)])
+def test_neighbours_change_nothing(case, slots, draft_length):
+    prompts = [case.prompt(run) for run in GREEDY_RUNS * 2]
+    requests = [
+        Request(item(i), ids[: 5 + 3 * i], 9 + 7 * (i % 3)) for i, ids in enumerate(prompts)
+    ]
+    alone = {
+        request.item.index: next(Engine(case.pair, draft_length=0).generate([request])).token_ids
+        for request in requests
+    }
+    engine = Engine(case.pair, slots=slots, draft_length=draft_length)
+    together = {c.item.index: c.token_ids for c in engine.generate(requests)}
+    assert together == alone
+
+
+def test_failures_pass_through_and_requests_are_pulled_one_at_a_time(case):
+    pulled = []
+
+    def stream():
+        for index in range(4):
+            pulled.append(index)
+            if index == 1:
+                yield Failure(item(1), "bad_record", "no prompt")
+            else:
+                yield Request(item(index), case.prompt("greedy0"), 3)
+
+    outcomes = Engine(case.pair).generate(stream())
+    assert next(outcomes).item.index == 0
+    assert pulled == [0]
+    assert [type(o).__name__ for o in outcomes] == ["Failure", "Completion", "Completion"]
+
+
+def test_a_draft_longer_than_the_block_is_refused(case):
+    with pytest.raises(UsageError, match="block has 7 positions"):
+        Engine(case.pair, draft_length=8)

@@ -1,0 +1,43 @@
+"""The recorded cases under tests/golden; tensor names as in the data card there."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+
+from dspark_batch.models.load import Pair, load_pair
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Case:
+    pair: Pair
+    tensors: dict[str, mx.array]
+    runs: dict[str, dict]
+
+    def __getitem__(self, name):
+        return self.tensors[name]
+
+    def prompt(self, run):
+        return tuple(self[f"{run}.prompt_ids"].tolist())
+
+    def answer(self, run):
+        return self[f"{run}.output_ids"].tolist()[len(self.prompt(run)) :]
+
+
+@cache
+def load_case(name, target="qwen3_tiny"):
+    folder = GOLDEN / name
+    pair = load_pair(
+        target=str(GOLDEN / "targets" / target), drafter=str(folder / "drafter"), dtype="float32"
+    )
+    meta = json.loads((folder / "meta.json").read_text())
+    return Case(pair, mx.load(str(folder / "io.safetensors")), meta["runs"])
+
+
+def largest_difference(ours, recorded):
+    assert ours.shape == recorded.shape, f"{ours.shape} against {recorded.shape}"
+    return mx.abs(ours.astype(mx.float32) - recorded).max().item()
