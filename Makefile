@@ -1,0 +1,60 @@
+# Each target does its own set-up on a machine that has Python 3.11 or newer, and make.
+#   make demo              install into .venv, generate sample_inputs/prompts.jsonl, show the rows
+#   make test              install, then the tests (what CI runs); test-all adds the slow ones
+#   make check / make fix  ruff and the tests / let ruff repair what it can
+#   make bench             one JSON line of throughput
+# MLX picks the backend: metal (on macOS), cpu or cuda13 (on Linux), as in `make demo MLX=cuda13`.
+
+PYTHON ?= python3
+MLX    ?= $(if $(filter Darwin,$(shell uname -s)),metal,cpu)
+
+comma := ,
+VENV  := .venv
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EXTRA := test$(if $(filter metal,$(MLX)),,$(comma)$(MLX))
+READY := $(VENV)/ready-$(MLX)
+RUFF  := $(VENV)/ready-ruff
+OUT   := out.parquet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check fix bench
+.SILENT:
+
+help:
+	sed -n 's/^#   //p' Makefile
+
+demo: $(READY)
+	$(BIN)/dspark-batch run sample_inputs/prompts.jsonl -o $(OUT) --overwrite
+	echo
+	$(BIN)/dspark-batch show $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q -m "not hub"
+
+check: $(READY) $(RUFF)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/python -m pytest -q
+
+fix: $(READY) $(RUFF)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.throughput
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	    f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=...")'
+	echo "Installing into $(VENV) (MLX for $(MLX); once, about a minute) ..." >&2
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[$(EXTRA)]"
+	touch $@
+
+$(RUFF): $(READY)
+	$(PIP) "ruff~=0.17.0"
+	touch $@

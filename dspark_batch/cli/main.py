@@ -1,0 +1,122 @@
+"""The door: parses words, runs the command, and turns what happens into an exit code."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import click
+
+from dspark_batch.cli.run_command import run_command
+from dspark_batch.cli.show_command import show_command
+from dspark_batch.errors import DsparkBatchError
+
+INTERRUPTED = 130  # 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: closes generators and files on its way up, as Ctrl-C does."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dspark-batch")
+def cli() -> None:
+    """Generate completions for files of prompts, offline, with speculative decoding on MLX."""
+
+
+cli.add_command(run_command)
+cli.add_command(show_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        args: the words after the program's name; None: those of this process.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    _open_closed_streams()
+    with _warnings_said(), _signals_raise():
+        return _exit_code(words)
+
+
+def _exit_code(words: list[str]) -> int:
+    try:
+        return cli.main(words, prog_name="dspark-batch", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort as abort:  # click's name for KeyboardInterrupt
+        _say(f"stopped{_how_to_continue(words)}")
+        return TERMINATED if isinstance(abort.__cause__, Terminated) else INTERRUPTED
+    except DsparkBatchError as error:
+        _say(str(error))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  the last door: all is shown, nothing swallowed
+        traceback.print_exc()
+        _say(
+            f"an error of ours ({type(error).__name__}), please report it with the lines above"
+            f"{_how_to_continue(words)}"
+        )
+        return DsparkBatchError.exit_code
+
+
+class _Sayer(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Show what the package logs."""
+    log, sayer = logging.getLogger("dspark_batch"), _Sayer(logging.WARNING)
+    log.addHandler(sayer)
+    try:
+        yield
+    finally:
+        log.removeHandler(sayer)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into exceptions; a second one ends the process at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # A parent may have asked for deafness (nohup, `&` in a script): leave it so.
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _how_to_continue(words: Sequence[str]) -> str:
+    if words[:1] != ["run"]:
+        return ""
+    without = " without --overwrite" if "--overwrite" in words else ""
+    return f"; finished items are safe, run the same command{without} to continue"
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(f"dspark-batch: {sentence}\n")
+
+
+def _open_closed_streams() -> None:
+    """Lead closed streams nowhere; else the journal could become descriptor 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

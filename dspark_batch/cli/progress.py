@@ -1,0 +1,87 @@
+"""Progress on stderr: a bar in a terminal, else a plain line every 30 s."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING, Self, TextIO
+
+from dspark_batch.cli.meter import Meter
+from dspark_batch.cli.wording import count, duration, speed
+
+if TYPE_CHECKING:
+    from dspark_batch.job.report import Tick
+
+STAGE_TEXT = {"load": "loading the models", "decode": "decoding", "finish": "writing the output"}
+_EVERY_S = 30.0
+
+
+def watch(*, quiet: bool) -> "AbstractContextManager[Callable[[Tick], None]]":
+    """Choose how to show a run: the result is called with every tick."""
+    if quiet:
+        return nullcontext(lambda tick: None)
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        from dspark_batch.cli.bar import Bar  # rich is slow to import
+
+        return Bar()
+    return Lines(sys.stderr)
+
+
+class Lines:
+    """Progress for logs: a line when a stage begins, every 30 s, and at the end."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._meter = Meter(clock)
+        self._stage: str | None = None  # of the last line; None: nothing written
+        self._written_at = 0.0
+
+    def __call__(self, tick: "Tick") -> None:
+        """Count one tick, and write a line if it is time."""
+        self._meter.add(tick)
+        if tick.stage != self._stage:
+            self._stage = tick.stage
+            self._write(STAGE_TEXT[tick.stage])
+        elif self._clock() - self._written_at >= _EVERY_S:
+            self._write(items_text(self._meter), *speed_texts(self._meter))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._meter.tick is not None:
+            self._write(items_text(self._meter), *speed_texts(self._meter))
+
+    def _write(self, *texts: str) -> None:
+        self._written_at = self._clock()
+        with suppress(OSError):  # whoever read the log is gone; the run goes on without
+            self._stream.write(f"dspark-batch: {', '.join(texts)}\n")
+            self._stream.flush()
+
+
+def items_text(meter: Meter) -> str:
+    """Say how far the run is: `312/1,000 items, 14 min 20 s left`."""
+    tick = meter.tick
+    if tick is None:
+        return ""
+    items = f"{count(tick.done)}/{count(tick.total)} items"
+    left = meter.remaining_s
+    return f"{items}, {duration(left)} left" if left else items
+
+
+def speed_texts(meter: Meter) -> list[str]:
+    """Say how it goes: speed now and mean, accept length, failures, rows of earlier starts."""
+    tick = meter.tick
+    texts = []
+    if meter.tokens_per_s:
+        now, mean = speed(meter.recent_tokens_per_s), speed(meter.tokens_per_s)
+        texts.append(f"{now} tokens/s now, {mean} mean")
+    if meter.accept_length is not None:
+        texts.append(f"accept length {meter.accept_length:.2f}")
+    if tick is not None and tick.failed:
+        texts.append(f"{count(tick.failed)} failed")
+    if tick is not None and tick.resumed:
+        texts.append(f"{count(tick.resumed)} resumed")
+    return texts

@@ -1,0 +1,93 @@
+"""`dspark-batch run`: every option is a field of Spec, and takes its default from there."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from typing import get_args
+
+import click
+
+from dspark_batch.job.spec import Dtype, Resume, Spec
+
+_DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
+
+
+def _option(name: str, **settings: object) -> Callable:
+    default = _DEFAULT_BY_FIELD[name.removeprefix("--").replace("-", "_")]
+    shown = default not in (None, False, "")
+    return click.option(name, default=default, show_default=shown, **settings)
+
+
+@click.command("run")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--out",
+    metavar="OUT",
+    required=True,
+    help="Write rows to this file: *.parquet or *.jsonl.",
+)
+@_option(
+    "--family",
+    metavar="NAME",
+    help="Use this registered pair of target and drafter.  [default: tiny]",
+)
+@_option(
+    "--target", metavar="MODEL", help="Target: a directory or Hub id, instead of the family's."
+)
+@_option(
+    "--drafter", metavar="MODEL", help="Drafter: a directory or Hub id, instead of the family's."
+)
+@_option(
+    "--dtype",
+    type=click.Choice(get_args(Dtype)),
+    help="Compute in this type.  [default: the faster, measured]",
+)
+@_option("--system-prompt", metavar="TEXT", help="For every item that brings none of its own.")
+@_option("--prompt-column", metavar="COLUMN", help="Field that holds a prompt.")
+@_option("--messages-column", metavar="COLUMN", help="Field that holds a list of chat messages.")
+@_option(
+    "--output-prefix",
+    metavar="TEXT",
+    help="Put this before each of our column names.",
+)
+@_option("--max-tokens", metavar="N", type=click.IntRange(min=1), help="Most tokens of an answer.")
+@_option("--slots", metavar="N", type=click.IntRange(min=1), help="Sequences that decode together.")
+@_option(
+    "--draft-length",
+    metavar="K",
+    type=click.IntRange(min=0),
+    help="Drafts per round; 0 decodes plainly.  [default: the drafter's block]",
+)
+@_option(
+    "--resume",
+    type=click.Choice(get_args(Resume)),
+    help="Continue what OUT.run holds; always: refuse to begin; never: refuse to continue.",
+)
+@_option("--overwrite", is_flag=True, help="Discard what OUT and OUT.run hold, and start over.")
+@_option("--retry-failed", is_flag=True, help="Run items again whose last row failed.")
+@_option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N records.")
+@_option(
+    "--fsync-every", metavar="N", type=click.IntRange(min=1), help="Rows per fsync of the journal."
+)
+@click.option(
+    "-q", "--quiet", is_flag=True, help="No progress, no summary; warnings and errors still show."
+)
+def run_command(*, quiet: bool, **choices: object) -> int:
+    """Answer every record of INPUT..., one row of OUT for each.
+
+    INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, or - for standard input. A record
+    has a `prompt` or `messages`. The same command continues a run that was stopped.
+    """
+    spec = Spec(**choices)
+    # Heavy imports wait until there is work, so that --help answers at once.
+    from dspark_batch.cli.progress import watch
+    from dspark_batch.cli.summary import summary
+    from dspark_batch.run import run
+
+    with watch(quiet=quiet) as observe:
+        report = run(spec, observe=observe)
+    if not quiet:
+        with suppress(OSError):  # stdout may be gone or full; the run is over all the same
+            click.echo(summary(report))
+    return report.exit_code

@@ -1,0 +1,75 @@
+"""What stdout says when a run is over."""
+
+from collections.abc import Iterator
+
+import click
+
+from dspark_batch.cli.wording import count, duration, one_line, speed
+from dspark_batch.job.report import Report
+
+_LABEL_WIDTH = 14
+
+
+def summary(report: Report) -> str:
+    """Describe a finished run in a few lines; styled, for `click.echo` to strip if need be."""
+    lines = [click.style(_headline(report), bold=True), ""]
+    for label, text in _facts(report):
+        lines.append(click.style(f"  {label:<{_LABEL_WIDTH if label else 2}}", dim=True) + text)
+    return "\n".join(lines)
+
+
+def _headline(report: Report) -> str:
+    if not report.total:
+        return "The input has no records; the output has no rows."
+    if report.resumed == report.total:
+        return f"Nothing to do: all {count(report.total)} rows were there already."
+    if report.succeeded == report.total:
+        return f"All {count(report.total)} items have an answer."
+    return f"{count(report.succeeded)} of {count(report.total)} items have an answer."
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each line; one without a label belongs to the line above."""
+    yield "output", f"{report.out}   (dspark-batch show {report.out})"
+    yield "rows", _rows(report)
+    yield from _failures(report)
+    tokens = f"{count(report.prompt_tokens)} prompt, {count(report.completion_tokens)} completion"
+    yield "tokens", tokens
+    if report.new_tokens and report.decode_s:
+        yield "speed", f"{speed(report.new_tokens / report.decode_s)} tokens/s while decoding"
+    if report.mean_acceptance_length is not None:
+        yield "speculation", _speculation(report)
+    if report.finish_s:
+        yield "time", _times(report)
+
+
+def _rows(report: Report) -> str:
+    counts = {"succeeded": report.succeeded, "failed": report.errored, "skipped": report.skipped}
+    rows = ", ".join(f"{count(n)} {status}" for status, n in counts.items() if n) or "none"
+    return rows + (f"; {count(report.resumed)} of them by earlier starts" if report.resumed else "")
+
+
+def _failures(report: Report) -> Iterator[tuple[str, str]]:
+    if not report.errored:
+        return
+    codes = ", ".join(f"{count(n)} {code}" for code, n in report.errors_by_code.items())
+    yield "failures", f"{codes}   (--retry-failed runs them again)"
+    for message in report.first_errors:
+        yield "", one_line(message)
+    more = report.errored - len(report.first_errors)
+    if more:
+        yield "", f"and {count(more)} more"
+
+
+def _speculation(report: Report) -> str:
+    if not report.drafted:
+        return "none: plain decoding"
+    return (
+        f"accept length {report.mean_acceptance_length:.2f} tokens per round, "
+        f"{report.accepted / report.drafted:.0%} of drafts accepted"
+    )
+
+
+def _times(report: Report) -> str:
+    stages = {"loading": report.load_s, "decoding": report.decode_s, "writing": report.finish_s}
+    return ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages.items())

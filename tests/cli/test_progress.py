@@ -1,0 +1,105 @@
+"""Progress says what a person wants to know, and never breaks a run."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from dspark_batch.cli.bar import Bar
+from dspark_batch.cli.progress import Lines
+
+
+@pytest.fixture
+def log():
+    return io.StringIO()
+
+
+@pytest.fixture
+def lines(log, clock):
+    return Lines(log, clock)
+
+
+def test_a_log_gets_a_line_per_stage_and_one_at_the_end(lines, log, make_tick, answer):
+    with lines as observe:
+        observe(make_tick("load", total=2))
+        observe(tick := make_tick(total=2))
+        observe(tick := tick.after(answer))
+        observe(tick := tick.after(answer))
+        observe(replace(tick, stage="finish", outcome=None))
+    assert log.getvalue().splitlines() == [
+        "dspark-batch: loading the models",
+        "dspark-batch: decoding",
+        "dspark-batch: writing the output",
+        "dspark-batch: 2/2 items, accept length 3.00",
+    ]
+
+
+def test_a_log_gets_one_line_every_30_s(lines, log, clock, make_tick, answer):
+    with lines as observe:
+        observe(tick := make_tick(total=1000))
+        for _ in range(300):
+            clock.now += 1
+            observe(tick := tick.after(answer))
+    assert len(log.getvalue().splitlines()) == 1 + 10 + 1  # decoding, 300 s, the end
+
+
+def test_a_line_says_how_far_how_fast_and_what_failed(
+    lines, log, clock, make_tick, answer, failure
+):
+    with lines as observe:
+        observe(tick := make_tick(total=1200, done=200, resumed=200))
+        clock.now += 40
+        observe(tick := tick.after(failure))
+        clock.now += 60
+        observe(tick := tick.after(answer))
+    assert log.getvalue().splitlines()[-1] == (
+        "dspark-batch: 202/1,200 items, 13 h 51 min left, 0.10 tokens/s now, 0.10 mean, "
+        "accept length 3.00, 1 failed, 200 resumed"
+    )
+
+
+def test_a_log_whose_reader_is_gone_does_not_stop_the_run(clock, make_tick):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with Lines(Gone(), clock) as observe:
+        observe(make_tick())
+
+
+@pytest.fixture
+def screen():
+    """A terminal of 80 columns, as text."""
+    return Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+
+
+def test_the_bar_fits_a_terminal_of_80_columns(screen, clock, make_tick, answer):
+    with Bar(screen, clock) as observe:
+        observe(make_tick("load"))
+        observe(tick := make_tick(total=123_456, done=98_764, failed=321, resumed=8_764))
+        clock.now += 1
+        observe(replace(tick.after(answer), done=98_765, new_tokens=1234))
+        lines = screen.render_lines(observe._frame(), pad=False)
+    bar, speeds = ("".join(segment.text for segment in line) for line in lines)
+    assert bar.endswith("98,765/123,456 items, 0.3 s left")
+    assert speeds == (
+        "1,234 tokens/s now, 1,234 mean · accept length 3.00 · 321 failed · 8,764 resumed"
+    )
+
+
+ERASE_LINE = "\x1b[2K"
+
+
+def test_a_bar_of_a_stopped_run_stays_on_the_screen(screen, make_tick):
+    bar = Bar(screen)
+    bar.__enter__()
+    bar(make_tick(total=9, done=4))
+    bar.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert ERASE_LINE not in screen.file.getvalue().rpartition("4/9 items")[2]
+
+
+def test_a_bar_of_a_finished_run_makes_room_for_the_summary(screen, make_tick):
+    with Bar(screen) as observe:
+        observe(make_tick(total=9, done=9))
+    assert ERASE_LINE in screen.file.getvalue().rpartition("9/9 items")[2]

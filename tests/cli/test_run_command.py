@@ -1,0 +1,130 @@
+"""`run` turns words into a spec, runs it, and says how it went."""
+
+import importlib
+import json
+from dataclasses import MISSING, fields
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
+
+from dspark_batch.cli.main import main
+from dspark_batch.cli.run_command import run_command
+from dspark_batch.job.spec import Spec
+from dspark_batch.run import Opened
+
+ABOUT_THE_SCREEN = {"quiet"}  # changes no row and no file, so it is no field of Spec
+MIXED = Path(__file__).parents[2] / "sample_inputs" / "mixed.jsonl"
+run_module = importlib.import_module("dspark_batch.run")
+
+
+@pytest.fixture
+def fake_engine(monkeypatch):
+    """Run with an engine that needs no model."""
+    opened = Opened(FakeEngine(), fake_render, CONTEXT_LENGTH, {"dtype": "float32"})
+    run = partial(run_module.run, open_engine=lambda spec, manifest: opened)
+    monkeypatch.setattr(run_module, "run", run)
+
+
+@pytest.fixture
+def specs(monkeypatch):
+    """Collect what would have run."""
+    seen = []
+
+    def run(spec, *, observe):
+        seen.append(spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "run", run)
+    return seen
+
+
+def test_every_field_is_an_option_and_every_option_a_field():
+    options = {parameter.name for parameter in run_command.params}
+    assert options - ABOUT_THE_SCREEN == {field.name for field in fields(Spec)}
+
+
+def test_options_left_out_are_the_defaults_of_the_spec(specs):
+    main(["run", "a.jsonl", "b.parquet", "-o", "out.jsonl"])
+    assert specs == [Spec(inputs=("a.jsonl", "b.parquet"), out="out.jsonl")]
+
+
+def test_every_option_reaches_its_field(specs):
+    words = {
+        "family": "tiny",
+        "target": "org/target",
+        "drafter": "org/drafter",
+        "dtype": "bfloat16",
+        "system_prompt": "Be kind.",
+        "prompt_column": "question",
+        "messages_column": "chat",
+        "output_prefix": "answer_",
+        "max_tokens": 7,
+        "slots": 3,
+        "draft_length": 0,
+        "resume": "never",
+        "limit": 5,
+        "fsync_every": 9,
+    }
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
+        "--overwrite",
+        "--retry-failed",
+    ]
+    main(["run", "-", "-o", "out.jsonl", *options])
+    [spec] = specs
+    assert spec == Spec(inputs=("-",), out="out.jsonl", overwrite=True, retry_failed=True, **words)
+    unchanged = {f.name for f in fields(Spec) if f.default not in (MISSING, getattr(spec, f.name))}
+    assert len(unchanged) == len(words) + 2  # no word was the default by chance
+
+
+@pytest.fixture
+def words(fake_engine, tmp_path):
+    return ["run", str(MIXED), "-o", str(tmp_path / "out.jsonl")]
+
+
+def test_a_run_ends_with_1_and_tells_what_failed(words, capsys):
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("5 of 14 items have an answer.\n")
+    assert "9 bad_record" in out
+    assert "mixed.jsonl:6: not JSON" in out
+    assert "and 6 more" in out
+    assert err.splitlines()[0] == "dspark-batch: loading the models"
+    assert err.splitlines()[-1].startswith("dspark-batch: 14/14 items")
+
+
+def test_a_run_loses_no_line_of_a_bad_input(words, tmp_path):
+    main(words)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    answered = [row["custom_id"] for row in rows if row["status"] == "succeeded"]
+    assert answered == ["good-1", "good-2", "17", "3", "good-3"]
+    assert len(rows) == 14  # a blank line is no record
+
+
+def test_a_run_that_is_over_has_nothing_to_do_again(words, capsys):
+    main(words)
+    capsys.readouterr()
+    assert main(words) == 1  # the failure rows are still there
+    out, err = capsys.readouterr()
+    assert out.startswith("Nothing to do: all 14 rows were there already.\n")
+    assert err == ""
+
+
+def test_a_run_can_be_quiet(words, capsys):
+    assert main([*words, "--quiet"]) == 1
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_a_run_warns_when_the_input_has_changed(tmp_path, capsys):
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "one"}\n')
+    main(["run", str(prompts), "-o", str(out)])
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    capsys.readouterr()
+    assert main(["run", str(prompts), "-o", str(out), "-q"]) == 0
+    assert capsys.readouterr().err == (
+        "dspark-batch: warning: the input is not what it was at the first start: "
+        "1 of 2 records have a row already\n"
+    )

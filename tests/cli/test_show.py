@@ -1,0 +1,68 @@
+"""`show` prints a row per line, whatever the row holds."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from dspark_batch.cli.main import main
+
+ROWS = [
+    {
+        "custom_id": "a-1",
+        "prompt": "Name a sea.",
+        "status": "succeeded",
+        "completion": "The [red] Sea,\n\x1b[31mof course",
+        "error": None,
+        "metrics": {"speculative_decoding": {"mean_acceptance_length": 3.256}},
+    },
+    {
+        "custom_id": "a-2",
+        "prompt": None,
+        "status": "errored",
+        "completion": None,
+        "error": {"code": "bad_record", "message": "no prompt"},
+        "metrics": None,
+    },
+]
+
+
+@pytest.fixture(params=["out.jsonl", "out.parquet"])
+def output(request, tmp_path):
+    path = tmp_path / request.param
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    return path
+
+
+def test_shows_answers_and_failures_on_one_line_each(output, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["show", str(output)]) == 0
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["custom_id", "prompt", "completion", "accept", "length"]
+    assert "a-1" in first
+    assert "Name a sea." in first
+    assert first.rstrip().endswith("3.26")
+    assert "The [red] Sea, [31mof course" in first  # markup is text, escapes are gone
+    assert "a-2" in second
+    assert "bad_record: no prompt" in second
+
+
+def test_shows_as_many_rows_as_asked(output, capsys):
+    main(["show", str(output), "-n", "1"])
+    assert len(capsys.readouterr().out.splitlines()) == 2  # with the heading
+
+
+def test_an_output_without_rows_is_no_error(tmp_path, capsys):
+    path = tmp_path / "none.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS).slice(0, 0), path)
+    assert main(["show", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_an_output_that_is_not_there_says_how_to_get_it(tmp_path, capsys):
+    assert main(["show", str(tmp_path / "out.parquet")]) == 2
+    assert "run its command again" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""The summary tells the whole story of a run in a few lines."""
+
+import click
+import pytest
+
+from dspark_batch.cli.summary import summary
+from dspark_batch.job.report import Report
+
+
+@pytest.fixture
+def say():
+    def say(**fields):
+        return click.unstyle(summary(Report(**(WHOLE | fields)))).splitlines()
+
+    return say
+
+
+WHOLE = {
+    "out": "out.parquet",
+    "total": 1200,
+    "succeeded": 1200,
+    "errored": 0,
+    "skipped": 0,
+    "resumed": 0,
+    "prompt_tokens": 81_204,
+    "completion_tokens": 312_000,
+    "new_tokens": 312_000,
+    "rounds": 100_000,
+    "accepted": 210_000,
+    "drafted": 300_000,
+    "mean_acceptance_length": 3.11,
+    "errors_by_code": {},
+    "first_errors": (),
+    "load_s": 2.14,
+    "decode_s": 390.0,
+    "finish_s": 0.4,
+}
+
+
+def test_a_run_in_which_all_went_well(say):
+    assert say() == [
+        "All 1,200 items have an answer.",
+        "",
+        "  output        out.parquet   (dspark-batch show out.parquet)",
+        "  rows          1,200 succeeded",
+        "  tokens        81,204 prompt, 312,000 completion",
+        "  speed         800 tokens/s while decoding",
+        "  speculation   accept length 3.11 tokens per round, 70% of drafts accepted",
+        "  time          loading 2.1 s, decoding 6 min 30 s, writing 0.4 s",
+    ]
+
+
+def test_failures_are_counted_by_code_and_the_first_are_shown(say):
+    lines = say(
+        succeeded=1193,
+        errored=7,
+        errors_by_code={"bad_record": 5, "prompt_too_long": 2},
+        first_errors=("in.jsonl:3: not JSON", "in.jsonl:9: a\nb", "in.jsonl:12: empty"),
+    )
+    assert lines[0] == "1,193 of 1,200 items have an answer."
+    assert lines[3:9] == [
+        "  rows          1,193 succeeded, 7 failed",
+        "  failures      5 bad_record, 2 prompt_too_long   (--retry-failed runs them again)",
+        "    in.jsonl:3: not JSON",
+        "    in.jsonl:9: a b",
+        "    in.jsonl:12: empty",
+        "    and 4 more",
+    ]
+
+
+def test_the_speed_of_a_resumed_run_counts_only_its_own_tokens(say):
+    lines = say(resumed=1000, new_tokens=3900)
+    assert "  rows          1,200 succeeded; 1,000 of them by earlier starts" in lines
+    assert "  speed         10 tokens/s while decoding" in lines
+
+
+def test_a_run_with_nothing_to_do_claims_no_speed(say):
+    lines = say(resumed=1200, new_tokens=0, load_s=0, decode_s=0, finish_s=0)
+    assert lines[0] == "Nothing to do: all 1,200 rows were there already."
+    assert not [line for line in lines if "tokens/s" in line or " 0.0 s" in line]
+
+
+def test_plain_decoding_claims_no_acceptance(say):
+    lines = say(accepted=0, drafted=0, mean_acceptance_length=1.0)
+    assert "  speculation   none: plain decoding" in lines
+
+
+def test_an_empty_input_divides_by_nothing(say):
+    zeros = {name: 0 for name in WHOLE if name not in ("out", "errors_by_code", "first_errors")}
+    lines = say(**zeros | {"mean_acceptance_length": None})
+    assert lines[0] == "The input has no records; the output has no rows."
+    assert "  rows          none" in lines

@@ -1,0 +1,65 @@
+"""The pages for users say what the code does.
+
+What README.md (or a page in docs/) must hold:
+- every option of `run`, in one of its spellings: `--max-tokens`, `-o`;
+- a table under the heading `| exit code | ... |`, one line each: `| 75 | stopped early ... |`;
+- every column of a row, in backticks: `finish_reason`.
+docs/DESIGN.md does not count: it is for people who change the code.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dspark_batch.errors
+from dspark_batch.cli import main
+from dspark_batch.cli.run_command import run_command
+from dspark_batch.errors import DsparkBatchError
+from dspark_batch.job.rows import ROW_SCHEMA
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = [each.opts for each in run_command.params if each.opts[0].startswith("-")]
+EXIT_CODES = {0, 1, main.INTERRUPTED, main.TERMINATED} | {
+    error.exit_code
+    for error in vars(dspark_batch.errors).values()
+    if isinstance(error, type) and issubclass(error, DsparkBatchError)
+}
+
+
+@pytest.fixture(scope="module")
+def pages():
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    return "\n".join(path.read_text() for path in paths if path.name != "DESIGN.md")
+
+
+@pytest.mark.parametrize("spellings", OPTIONS, ids=" ".join)
+def test_every_option_is_described(spellings, pages):
+    assert re.search(rf"(?<![\w-])({'|'.join(spellings)})(?![\w-])", pages)
+
+
+def test_no_page_names_an_option_that_does_not_exist(pages):
+    parameters = [each for command in main.cli.commands.values() for each in command.params]
+    options = {word for each in parameters for word in each.opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", pages)) <= options | {"--help", "--version"}
+
+
+def test_the_table_of_exit_codes_is_complete_and_true(pages):
+    _, _, below = pages.partition("| exit code |")
+    table, _, _ = below.partition("\n\n")
+    assert {int(code) for code in re.findall(r"^\| *(\d+) *\|", table, re.MULTILINE)} == EXIT_CODES
+
+
+@pytest.mark.parametrize("column", ROW_SCHEMA.names)
+def test_every_column_of_a_row_is_described(column, pages):
+    assert f"`{column}`" in pages
+
+
+def test_every_error_is_drawn_in_the_tree_with_its_exit_code():
+    drawn = dict(re.findall(r"^\W*([A-Z]\w+) +(\d+)  ", dspark_batch.errors.__doc__, re.MULTILINE))
+    tree = {
+        error.__name__: str(error.exit_code)
+        for error in vars(dspark_batch.errors).values()
+        if isinstance(error, type) and issubclass(error, DsparkBatchError)
+    }
+    assert drawn == tree

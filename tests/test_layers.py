@@ -1,0 +1,112 @@
+"""Imports point down, family names stay in one place, and words do not load models."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "dspark_batch"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# part of the package -> the other parts it may import, also inside functions and for types
+MAY_IMPORT = {
+    "types": set(),
+    "errors": set(),
+    "blas": set(),
+    "tiny": set(),
+    "numerics": {"types", "errors", "blas"},
+    "models": {"numerics", "types", "errors", "blas"},
+    "engine": {"models", "numerics", "types", "errors", "blas"},
+    "train": {"engine", "models", "numerics", "types", "errors", "blas"},
+    "job": {"types", "errors"},
+    "run": {"engine", "models", "job", "types", "errors", "blas"},
+    "cli": {"run", "job", "types", "errors"},
+    "__init__": set(),
+    "__main__": {"cli"},
+}
+NO_MODELS = {"job", "cli", "types", "errors", "__init__", "__main__"}  # nor anything as heavy
+HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
+FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
+FAMILIES_LIVE_IN = {"models", "train", "tiny"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(source: str) -> set[str]:
+    """Every module that `source` names in an import, wherever it stands."""
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            names = {f"{origin}.{alias.name}" for alias in node.names}
+            modules |= names if origin == "dspark_batch" else {origin}
+    return modules
+
+
+def imported_parts(source: str) -> set[str]:
+    names = (module.split(".") for module in imported_modules(source))
+    return {name[1] for name in names if name[0] == "dspark_batch" and len(name) > 1}
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = """
+import dspark_batch.errors
+from dspark_batch import job
+from dspark_batch.models.qwen3 import Qwen3
+if TYPE_CHECKING:
+    from dspark_batch.run import Tick
+def late():
+    from dspark_batch.engine import engine
+"""
+    assert imported_parts(source) == {"errors", "job", "models", "run", "engine"}
+    assert imported_modules("from . import cache\nfrom ..job import spec") == {".", "..job"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    part = part_of(path)
+    assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT what it may import"
+    upward = imported_parts(path.read_text()) - MAY_IMPORT[part] - {part}
+    assert not upward, f"{path} imports {sorted(upward)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_are_absolute(path):
+    assert not {name for name in imported_modules(path.read_text()) if name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if part_of(p) in NO_MODELS], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_files_and_words_know_no_arrays(path):
+    roots = {name.split(".")[0] for name in imported_modules(path.read_text())}
+    assert not roots & HEAVY
+
+
+def test_only_models_know_families_by_name():
+    elsewhere = [path for path in FILES if part_of(path) not in FAMILIES_LIVE_IN]
+    named = [
+        str(path.relative_to(PACKAGE)) for path in elsewhere if FAMILY.search(path.read_text())
+    ]
+    assert not named
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_words_load_neither_models_nor_tables(words):
+    program = (
+        "import sys; from dspark_batch.cli.main import main; main(sys.argv[1:]);"
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
+    )
+    loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert "click" in loaded
+    assert not loaded & (HEAVY | {"pyarrow", "rich", "orjson", "huggingface_hub"})
