@@ -1,0 +1,108 @@
+"""The Arrow types of the input columns in a Parquet output.
+
+A Parquet input brings its types. Those of JSON lines are inferred from all records, so that a
+column may begin with nulls. Where no Arrow type holds every value, the column becomes JSON text.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import orjson
+import pyarrow as pa
+
+from dspark_batch.job.reader import Chunk, item_of
+from dspark_batch.types import Json
+
+ColumnTypes: TypeAlias = dict[str, pa.DataType | None]  # None: JSON text
+
+_MISFITS = (pa.ArrowException, OverflowError, TypeError, ValueError)
+
+
+class Misfit(Exception):
+    """A column that has a value which its type cannot hold."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(column)
+        self.column = column
+
+
+def column_types(chunks: Iterable[Chunk]) -> ColumnTypes:
+    """Find one type for each input column, in order of first appearance."""
+    types: ColumnTypes = {}
+    for chunk in chunks:
+        for name, kind in _types_in(chunk).items():
+            types[name] = _unified(types[name], kind) if name in types else kind
+    return {name: _storable(kind) for name, kind in types.items()}
+
+
+def input_columns(chunk: Chunk, types: ColumnTypes) -> list[pa.Array]:
+    """Build the input columns of one chunk.
+
+    Raises:
+        Misfit: a value does not fit the type that was found for its column.
+    """
+    records = _records(chunk)
+    return [_array(chunk, records, name, kind) for name, kind in types.items()]
+
+
+def _array(
+    chunk: Chunk, records: Sequence[dict[str, Json]], name: str, kind: pa.DataType | None
+) -> pa.Array:
+    values = [record.get(name) for record in records]
+    if kind is None:
+        return pa.array([None if value is None else _text(value) for value in values], pa.string())
+    try:
+        if chunk.batch is not None and name in chunk.batch.schema.names:
+            return chunk.batch.column(name).cast(kind)
+        return pa.array(values, kind)
+    except _MISFITS as error:
+        raise Misfit(name) from error
+
+
+def _types_in(chunk: Chunk) -> ColumnTypes:
+    if chunk.batch is not None:
+        return {field.name: field.type for field in chunk.batch.schema}
+    values: dict[str, list[Json]] = {}
+    for record in _records(chunk):
+        for name, value in record.items():
+            values.setdefault(name, []).append(value)
+    return {name: _inferred(column) for name, column in values.items()}
+
+
+def _records(chunk: Chunk) -> list[dict[str, Json]]:
+    """List the columns of each record; one that could not be read has none."""
+    return [item_of(record).record for record in chunk.records]
+
+
+def _inferred(values: list[Json]) -> pa.DataType | None:
+    try:
+        return pa.array(values).type
+    except _MISFITS:
+        return None
+
+
+def _unified(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    if one is None or other is None:
+        return None
+    schemas = [pa.schema({"x": kind}) for kind in (one, other)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except _MISFITS:
+        return None
+
+
+def _storable(kind: pa.DataType | None) -> pa.DataType | None:
+    """Replace what Parquet has no place for: a struct without fields, a column of nulls alone."""
+    if kind is None or _has_empty_struct(kind):
+        return None
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
+
+
+def _text(value: Json) -> str:
+    return orjson.dumps(value).decode()

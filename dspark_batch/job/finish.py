@@ -1,0 +1,116 @@
+"""Write the output: every row, in input order, or no file at all."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dspark_batch.errors import Resumable
+from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
+from dspark_batch.job.journal import Journal
+from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
+from dspark_batch.job.rows import ROW_SCHEMA, our_names, passed_through
+from dspark_batch.job.run_dir import full_disk_is_resumable, sync_file
+from dspark_batch.types import Failure, Item, Json
+
+Row: TypeAlias = dict[str, Json]
+Joined: TypeAlias = Iterator[tuple[Chunk, list[Row]]]
+
+
+class Rows:
+    """All rows of a complete job, beside the records they answer; can be walked many times."""
+
+    def __init__(self, sources: Sequence[Source], journal: Journal, offsets: Sequence[int]) -> None:
+        """Join by position what `offsets` (of the journal, by record) already matched."""
+        self._sources, self._journal, self._offsets = sources, journal, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self._journal.read(offset).row for offset in self._offsets)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Read the records again."""
+        return read_chunks(self._sources, limit=len(self))
+
+    def joined(self) -> Joined:
+        """Yield each chunk of records with its rows."""
+        for chunk in self.chunks():
+            yield chunk, [self._row(record) for record in chunk.records]
+
+    def _row(self, record: Item | Failure) -> Row:
+        item = item_of(record)
+        entry = self._journal.read(self._offsets[item.index])
+        if entry.digest != item.digest:
+            raise changed_input(item.where)
+        return entry.row | {"custom_id": item.custom_id}
+
+
+def changed_input(where: str) -> Resumable:
+    """Say that a record is no longer what this start has read before."""
+    return Resumable(
+        f"{where}: the input changed while the job ran. The finished rows are safe; run the same "
+        "command again."
+    )
+
+
+def write_output(out: Path, rows: Rows, prefix: str) -> Path:
+    """Write all rows beside `out`, synced to disk, and return that file.
+
+    Raises:
+        Resumable: the disk is full, or the input changed.
+    """
+    draft = out.with_name(f".{out.name}.tmp")
+    write = _write_parquet if out.suffix == ".parquet" else _write_jsonl
+    try:
+        with full_disk_is_resumable(out):
+            written = write(draft, rows, prefix)
+            sync_file(draft)
+        if written != len(rows):
+            raise changed_input(str(out))
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
+
+
+def _write_jsonl(path: Path, rows: Rows, prefix: str) -> int:
+    names = our_names(prefix)
+    written = 0
+    with path.open("wb") as file:
+        for chunk, ours in rows.joined():
+            for record, row in zip(chunk.records, ours, strict=True):
+                item = item_of(record)
+                line = passed_through(item.record, prefix) | {names[k]: row[k] for k in names}
+                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            written += len(ours)
+    return written
+
+
+def _write_parquet(path: Path, rows: Rows, prefix: str) -> int:
+    """Write row groups; a column whose values turn out not to fit its type starts it over."""
+    types = passed_through(column_types(rows.chunks()), prefix)
+    while True:
+        try:
+            return _write_row_groups(path, rows, types, prefix)
+        except Misfit as misfit:
+            types[misfit.column] = None
+
+
+def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, prefix: str) -> int:
+    theirs = pa.schema({name: kind or pa.string() for name, kind in types.items()})
+    names = our_names(prefix)
+    ours = pa.schema([field.with_name(names[field.name]) for field in ROW_SCHEMA])
+    schema = pa.schema([*theirs, *ours])
+    written = 0
+    with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+        for chunk, chunk_rows in rows.joined():
+            columns = input_columns(chunk, types)
+            columns += pa.RecordBatch.from_pylist(chunk_rows, ROW_SCHEMA).columns
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            written += len(chunk_rows)
+    return written

@@ -1,0 +1,275 @@
+r"""Stream records out of files; each becomes an Item or a Failure, and none is lost.
+
+A line ends at `\n` and nowhere else (U+2028 and a bare `\r` are legal inside JSON). A line of
+blanks is not a record. A byte order mark at the start of a file and `\r\n` are tolerated.
+A Parquet row is read as the JSON line that says the same, so both share one path from there on:
+binary becomes base64, times and decimals become text, NaN becomes null. Only `Item.record` is
+affected; the output takes the columns from the Arrow data itself.
+"""
+
+import gzip
+import hashlib
+import io
+import shutil
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dspark_batch.errors import UsageError
+from dspark_batch.types import Failure, Item, Json
+
+FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+STDIN = "-"
+
+_BOM = b"\xef\xbb\xbf"
+_CHUNK_RECORDS = 1000
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file."""
+
+    name: str  # as the user typed it: what messages and manifests say
+    path: Path  # what is opened
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring records of one file, few enough to hold in memory."""
+
+    records: tuple[Item | Failure, ...]
+    batch: pa.RecordBatch | None = None  # the same records with their types; None: not from Parquet
+
+
+def locate(inputs: Iterable[str], stdin: Path) -> tuple[Source, ...]:
+    """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
+
+    Args:
+        inputs: as typed.
+        stdin: where `spool` puts standard input.
+    """
+    sources: list[Source] = []
+    for name in inputs:
+        if name == STDIN:
+            sources.append(Source("<stdin>", stdin))
+        else:
+            sources += [_checked(Source(_printable(path), Path(path))) for path in _expand(name)]
+    return tuple(sources)
+
+
+def spool(stream: BinaryIO, path: Path) -> None:
+    """Copy standard input to a file, because a job reads its input more than once."""
+    with path.open("wb") as file:
+        shutil.copyfileobj(stream, file)
+
+
+def read(sources: Iterable[Source], limit: int | None = None) -> Iterator[Item | Failure]:
+    """Yield the first `limit` records of all sources, in order; None: all of them."""
+    for chunk in read_chunks(sources, limit):
+        yield from chunk.records
+
+
+def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator[Chunk]:
+    """Yield what `read` yields, chunk by chunk, with the Arrow data of Parquet files."""
+    index = 0
+    for source in sources:
+        for lines, batch in _raw_chunks(source):
+            room = len(lines) if limit is None else limit - index
+            if room <= 0:
+                return
+            records = tuple(
+                _record(index + i, f"{source.name}:{number}", line)
+                for i, (number, line) in enumerate(lines[:room])
+            )
+            yield Chunk(records, None if batch is None else batch.slice(0, room))
+            index += len(records)
+
+
+def count_records(source: Source) -> int:
+    """Count the records of one file without parsing them."""
+    if source.path.suffix == ".parquet":
+        with _parquet(source) as file:
+            return file.metadata.num_rows
+    return sum(1 for _ in _lines(source))
+
+
+def item_of(record: Item | Failure) -> Item:
+    """Name what was read, whether or not it can be asked."""
+    return record.item if isinstance(record, Failure) else record
+
+
+def digest_of(line: bytes) -> str:
+    """Name a record by its bytes: 128 bits of SHA-256, in hex."""
+    return hashlib.sha256(line).hexdigest()[:32]
+
+
+def _expand(name: str) -> list[str]:
+    """List the files that an argument names; a file whose name looks like a glob is that file."""
+    if Path(name).exists() or not has_magic(name):
+        return [name]
+    paths = sorted(glob(name, recursive=True))  # noqa: PTH207  Path takes no absolute pattern
+    if not paths:
+        raise UsageError(f"{name}: no file matches this pattern; check it from this directory.")
+    return paths
+
+
+def _printable(path: str) -> str:
+    """Replace the bytes of a file name that are not text, so that a row can say it."""
+    return path.encode("utf-8", "replace").decode()
+
+
+def _checked(source: Source) -> Source:
+    """Refuse at once what the later passes could only stumble over."""
+    name, path = source.name, source.path
+    if path.is_dir():
+        raise UsageError(f"{name}: is a directory; name its files, for example '{name}/*.jsonl'.")
+    if not path.exists():
+        raise UsageError(f"{name}: no such file; check the path.")
+    if not path.name.endswith(FORMATS):
+        raise UsageError(f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.")
+    if path.suffix == ".parquet":
+        with _parquet(source) as file:
+            names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise UsageError(f"{name}: two columns share a name; rename one of them.")
+    return source
+
+
+def _parquet(source: Source) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source.path)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(
+            f"{source.name}: not a whole Parquet file ({error}); copy or write it again."
+        ) from error
+
+
+def _raw_chunks(
+    source: Source,
+) -> Iterator[tuple[list[tuple[int, bytes]], pa.RecordBatch | None]]:
+    """Yield the (number from 1, line) pairs of each chunk, and its Arrow data if there is any."""
+    if source.path.suffix == ".parquet":
+        return _parquet_chunks(source)
+    return ((lines, None) for lines in _line_chunks(_lines(source)))
+
+
+def _line_chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Group lines so that neither many short ones nor a few huge ones fill the memory."""
+    chunk: list[tuple[int, bytes]] = []
+    size = 0
+    for number, line in lines:
+        chunk.append((number, line))
+        size += len(line)
+        if len(chunk) == _CHUNK_RECORDS or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Yield (number from 1, line without its ending) of every line that is not blank."""
+    try:
+        with _open(source.path) as stream:
+            for number, raw in enumerate(stream, 1):
+                line = raw.removeprefix(_BOM) if number == 1 else raw
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                if line.strip(b" \t\r"):
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(
+            f"{source.name}: cannot be read to its end ({error}); copy or compress it again."
+        ) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file for its plain bytes. Zstandard by pyarrow: others read a cut file short."""
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ".zst":
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def _parquet_chunks(
+    source: Source,
+) -> Iterator[tuple[list[tuple[int, bytes]], pa.RecordBatch]]:
+    number = 1
+    try:
+        with _parquet(source) as file:
+            for batch in file.iter_batches(batch_size=_CHUNK_RECORDS):
+                rows = batch.cast(_speakable_schema(batch.schema)).to_pylist()
+                lines = [orjson.dumps(row, default=_speakable) for row in rows]
+                yield list(enumerate(lines, number)), batch
+                number += len(lines)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(
+            f"{source.name}: cannot be read from row {number} on ({error}); write it again."
+        ) from error
+
+
+def _speakable_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_type(_speakable_type(field.type)) for field in schema])
+
+
+def _speakable_type(kind: pa.DataType) -> pa.DataType:
+    """Replace times, which Python's own types would cut to microseconds, by text."""
+    if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_speakable_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_speakable_type(field.type)) for field in kind])
+    return kind
+
+
+def _speakable(value: object) -> Json:
+    """Say as JSON what orjson does not know: base64 for bytes, text for the rest."""
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _record(index: int, where: str, line: bytes) -> Item | Failure:
+    """Parse one line, strictly: no NaN, no invalid UTF-8, no lone surrogates, only objects."""
+    digest = digest_of(line)
+    nameless = Item(index, str(index), digest, where)
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Failure(nameless, "bad_record", f"{where}: not JSON ({error}); repair the line.")
+    if not isinstance(record, dict):
+        found = type(record).__name__
+        return Failure(
+            nameless,
+            "bad_record",
+            f'{where}: expected a JSON object such as {{"prompt": "…"}}, found a {found}.',
+        )
+    return _named(nameless, record)
+
+
+def _named(nameless: Item, record: dict[str, Json]) -> Item | Failure:
+    """Give an item its columns and its `custom_id`, else its `id`, else its index."""
+    index, where = nameless.index, nameless.where
+    given = record.get("custom_id")
+    if given is not None and not _is_name(given):
+        return Failure(
+            Item(index, str(index), nameless.digest, where, record),
+            "bad_record",
+            f"{where}: `custom_id` is {type(given).__name__}, expected a string or an integer.",
+        )
+    names = (value for value in (given, record.get("id"), index) if _is_name(value))
+    custom_id = str(*islice(names, 1))
+    return Item(index, custom_id, nameless.digest, where, record)
+
+
+def _is_name(value: Json) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)

@@ -1,0 +1,107 @@
+"""Numbers about a run: while it goes, and when it is over."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, Self
+
+from dspark_batch.job.rows import ratio
+from dspark_batch.types import Completion, Failure, Json, Outcome
+
+Stage = Literal["load", "decode", "finish"]
+
+_FIRST_ERRORS = 3
+
+
+_COUNTS = (
+    *("total", "succeeded", "errored", "skipped"),
+    *("prompt_tokens", "completion_tokens", "rounds", "accepted", "drafted"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Where a run stands: one at the start of each stage, and one for each row."""
+
+    stage: Stage
+    total: int  # records of the job
+    done: int  # rows in the journal, those of earlier starts included
+    failed: int  # of these, how many are failures
+    resumed: int  # rows that earlier starts left
+    new_tokens: int = 0  # completion tokens that this start generated
+    outcome: Outcome | None = None  # what was just appended; None: a stage begins
+
+    def after(self, outcome: Outcome) -> "Tick":
+        """Count one more row."""
+        tokens = len(outcome.token_ids) if isinstance(outcome, Completion) else 0
+        return replace(
+            self,
+            done=self.done + 1,
+            failed=self.failed + isinstance(outcome, Failure),
+            new_tokens=self.new_tokens + tokens,
+            outcome=outcome,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A finished run. Counts are about all rows of the output, times about the last start."""
+
+    out: str
+    total: int  # rows = records
+    succeeded: int
+    errored: int
+    skipped: int
+    resumed: int  # rows that earlier starts left
+    prompt_tokens: int
+    completion_tokens: int
+    new_tokens: int  # completion tokens that this start generated
+    rounds: int
+    accepted: int  # draft tokens
+    drafted: int  # draft tokens that the target verified
+    mean_acceptance_length: float | None  # tokens per round, bonus included; None: no rounds
+    errors_by_code: Mapping[str, int]  # error.code -> rows, the most frequent first
+    first_errors: Sequence[str]  # messages of the first few failures, in input order
+    load_s: float = 0.0
+    decode_s: float = 0.0
+    finish_s: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0: every row is an answer; 1: finished, with failure rows."""
+        return 0 if self.succeeded == self.total else 1
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Json]], **known: Json) -> Self:
+        """Count the rows of an output; `known` are the fields that no row can tell."""
+        counts = dict.fromkeys(_COUNTS, 0)
+        committed = 0  # by rounds
+        codes: Counter[str] = Counter()
+        first_errors: list[str] = []
+        for row in rows:
+            counts["total"] += 1
+            counts[row["status"]] += 1
+            if row["status"] == "succeeded":
+                usage, speed = row["usage"], row["metrics"]["speculative_decoding"]
+                counts["prompt_tokens"] += usage["prompt_tokens"]
+                counts["completion_tokens"] += usage["completion_tokens"]
+                counts["rounds"] += speed["num_spec_steps"]
+                counts["accepted"] += speed["num_accepted_draft_tokens"]
+                counts["drafted"] += speed["num_draft_tokens"]
+                committed += usage["completion_tokens"] - 1  # the first comes from prefill
+            else:
+                codes[row["error"]["code"]] += 1
+                if len(first_errors) < _FIRST_ERRORS:
+                    first_errors.append(row["error"]["message"])
+        mean = ratio(committed, counts["rounds"])
+        return cls(
+            **counts,
+            mean_acceptance_length=mean,
+            errors_by_code=dict(codes.most_common()),
+            first_errors=first_errors,
+            **known,
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """Give the fields as they stand in report.json."""
+        return asdict(self)

@@ -1,0 +1,123 @@
+"""What an output record looks like: one fixed schema from the first row on."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+
+from dspark_batch.types import Completion, Failure, Json, Outcome
+
+_COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
+
+ROW_SCHEMA = pa.schema(
+    {
+        "custom_id": pa.string(),
+        "sample_index": pa.int32(),
+        "status": pa.string(),  # succeeded | errored | skipped
+        "completion": pa.string(),
+        "reasoning": pa.string(),
+        "finish_reason": pa.string(),  # stop | length
+        "error": pa.struct({"code": pa.string(), "message": pa.string()}),
+        "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
+        "token_ids": _COUNTS,  # with the stop token
+        "verified": pa.bool_(),  # null: nobody compared it with the baseline
+        "metrics": pa.struct(
+            {
+                "cached_tokens": pa.int64(),
+                "prefill_s": pa.float64(),
+                "decode_s": pa.float64(),
+                "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
+                "speculative_decoding": pa.struct(
+                    {  # vLLM's names and meanings
+                        "mean_acceptance_length": pa.float64(),  # bonus included
+                        "draft_acceptance_rate": pa.float64(),  # accepted / really verified
+                        "acceptance_histogram": _COUNTS,  # [accepted drafts] -> rounds
+                        "num_spec_steps": pa.int64(),
+                        "num_accepted_draft_tokens": pa.int64(),
+                        "num_draft_tokens": pa.int64(),
+                        "per_step_accepted": _COUNTS,
+                        "per_step_drafted": _COUNTS,
+                    }
+                ),
+            }
+        ),
+    }
+)
+"""Our columns, after the input columns. Two outputs are equal when all but `metrics` is."""
+
+INPUT_MAY_HAVE = frozenset({"custom_id"})  # there it is the same thing, so the two are one column
+
+
+def row_of(outcome: Outcome) -> dict[str, Json]:
+    """Write an outcome as our columns, in the order of the schema."""
+    row: dict[str, Json] = dict.fromkeys(ROW_SCHEMA.names)
+    row["custom_id"] = outcome.item.custom_id
+    row["sample_index"] = outcome.item.sample_index
+    if isinstance(outcome, Failure):
+        return row | {
+            "status": "errored",
+            "error": {"code": outcome.code, "message": outcome.message},
+        }
+    return row | {
+        "status": "succeeded",
+        "completion": outcome.text,
+        "finish_reason": outcome.finish_reason,
+        "usage": {
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": len(outcome.token_ids),
+        },
+        "token_ids": list(outcome.token_ids),
+        "metrics": _metrics(outcome),
+    }
+
+
+def our_names(prefix: str) -> dict[str, str]:
+    """Map each of our columns to its name in the output."""
+    return {name: prefix + name for name in ROW_SCHEMA.names}
+
+
+def clashes(columns: Iterable[str], prefix: str) -> set[str]:
+    """Find the input columns that would share a name with one of ours.
+
+    Without a prefix an input `custom_id` is no clash: it is where ours comes from.
+    """
+    shared = set(our_names(prefix).values()).intersection(columns)
+    return shared if prefix else shared - INPUT_MAY_HAVE
+
+
+def passed_through(record: Mapping[str, Json], prefix: str) -> dict[str, Json]:
+    """Select the input columns that stand before ours in the output."""
+    ours = our_names(prefix).values()
+    return {name: value for name, value in record.items() if name not in ours}
+
+
+def _metrics(completion: Completion) -> dict[str, Json]:
+    decoded = len(completion.token_ids) - 1  # the first token comes from prefill
+    return {
+        "cached_tokens": completion.cached_tokens,
+        "prefill_s": completion.prefill_s,
+        "decode_s": completion.decode_s,
+        "tokens_per_s": ratio(decoded, completion.decode_s),
+        "speculative_decoding": _speculative_decoding(completion),
+    }
+
+
+def _speculative_decoding(completion: Completion) -> dict[str, Json]:
+    rounds = len(completion.accept_lengths)
+    accepted, drafted = sum(completion.num_accepted), sum(completion.num_drafted)
+    histogram = Counter(completion.num_accepted)
+    return {
+        "mean_acceptance_length": ratio(sum(completion.accept_lengths), rounds),
+        "draft_acceptance_rate": ratio(accepted, drafted),
+        "acceptance_histogram": [histogram[n] for n in range(max(histogram, default=-1) + 1)],
+        "num_spec_steps": rounds,
+        "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": drafted,
+        "per_step_accepted": list(completion.num_accepted),
+        "per_step_drafted": list(completion.num_drafted),
+    }
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """Divide; None: there is no whole."""
+    return part / whole if whole else None

@@ -1,0 +1,306 @@
+"""The run directory `OUT.run/`: who holds it, which job it holds, and whether that job is done.
+
+An empty directory, or one with only a lock, holds no job. A job begins with its manifest, which is
+written once. Its output exists if and only if the job is complete: the output is the last thing
+to appear, and the first to go when rows are added again.
+"""
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import orjson
+
+from dspark_batch.errors import JournalError, OutputInUse, Resumable, ResumeMismatch, UsageError
+from dspark_batch.job.reader import Source
+from dspark_batch.job.spec import Spec
+from dspark_batch.types import Json
+
+MANIFEST_VERSION = 1
+
+# Every field that can change a row, and no other. Those of the model come from the engine half.
+SPEC_FIELDS = ("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens")
+MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype")
+MODEL_OPTIONS = ("family", "target", "dtype")  # of the spec: equal options, equal model
+
+_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
+
+
+class RunDir:
+    """The files of one job. Owns none of their contents."""
+
+    def __init__(self, out: str) -> None:
+        self.out = Path(out)
+        self.path = Path(f"{out}.run")
+        self.rows = self.path / "rows.jsonl"
+        self.stdin = self.path / "stdin.jsonl"
+        self._lock = self.path / "lock"
+        self._manifest = self.path / "manifest.json"
+        self._report = self.path / "report.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the output against other runs; a dead holder never blocks.
+
+        Raises:
+            OutputInUse: another process holds it.
+            UsageError: the place cannot be written.
+        """
+        fd = self._open_lock()
+        try:
+            self._take(fd)
+            yield
+        finally:
+            os.close(fd)
+
+    def discard(self) -> None:
+        """Forget the job and its output, in an order that is a valid state at every step."""
+        self.withdraw_output()
+        self.rows.unlink(missing_ok=True)
+        self._manifest.unlink(missing_ok=True)
+
+    def withdraw_output(self) -> None:
+        """Withdraw the output, because rows are added. They all stay in the journal."""
+        self.out.unlink(missing_ok=True)
+        self._report.unlink(missing_ok=True)
+
+    def manifest(self) -> dict[str, Json] | None:
+        """Read what this directory holds; None: no job yet.
+
+        Raises:
+            JournalError: rows or a manifest that this program did not leave so.
+        """
+        if not self._manifest.exists():
+            if self.rows.exists() and self.rows.stat().st_size:
+                raise JournalError(
+                    f"{self.rows}: rows without their manifest.json; restore it, or start over "
+                    "with --overwrite."
+                )
+            return None
+        try:
+            manifest = orjson.loads(self._manifest.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise JournalError(
+                f"{self._manifest}: damaged ({error}); restore it, or start over with --overwrite."
+            ) from error
+        if manifest["version"] != MANIFEST_VERSION:
+            raise ResumeMismatch(
+                f"{self.path} was written by another version of dspark-batch (format "
+                f"{manifest['version']}, expected {MANIFEST_VERSION}); use another output."
+            )
+        return manifest
+
+    def write_manifest(self, manifest: Mapping[str, Json]) -> None:
+        """Begin a job."""
+        _write_whole(self._manifest, manifest)
+
+    def has_output(self) -> bool:
+        """Whether a job of this directory was completed and its output is still there."""
+        return self.out.exists() and self._report.exists()
+
+    def finished_report(
+        self, inputs: Sequence[Mapping[str, Json]], total: int
+    ) -> dict[str, Json] | None:
+        """Read the report of the output if `total` records of these inputs made it, else None."""
+        if not self.has_output():
+            return None
+        saved = orjson.loads(self._report.read_bytes())
+        same = saved["inputs"] == list(inputs) and saved["report"]["total"] == total
+        return saved["report"] if same else None
+
+    def publish(
+        self, whole: Path, report: Mapping[str, Json], inputs: Sequence[Mapping[str, Json]]
+    ) -> None:
+        """Make a written and synced file the output."""
+        _write_whole(self._report, {"report": report, "inputs": inputs})
+        with full_disk_is_resumable(self.out):
+            whole.replace(self.out)
+            _sync_directory(self.out.parent)
+
+    def _open_lock(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: the run directory cannot be made here ({error.strerror}); "
+                "choose an output in a directory that you can write to."
+            ) from error
+
+    def _take(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = self._lock.read_text().strip() or "another process"
+            raise OutputInUse(
+                f"{self.out} is in use by {holder}; wait for it, or choose another output."
+            ) from error
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: this file system has no locks ({error.strerror}); choose an output "
+                "on a local disk."
+            ) from error
+        with suppress(OSError):  # a full disk: only the name in a message is lost
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def check_out(out: Path, sources: Sequence[Source]) -> None:
+    """Refuse an output that is a directory or one of the inputs."""
+    if out.is_dir():
+        raise UsageError(f"{out}: is a directory; name a file.")
+    for source in sources:
+        if out.exists() and source.path.exists() and out.samefile(source.path):
+            raise UsageError(f"{out} is an input as well; choose another output.")
+
+
+def check_resume(spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | None) -> None:
+    """Refuse a start that the options, another job, or a file that is not ours rule out.
+
+    Raises:
+        UsageError: `resume` asks for what is not there, or the output is not ours.
+        ResumeMismatch: the directory holds a job with other options.
+    """
+    if manifest is None and spec.resume == "always":
+        raise UsageError(f"{run_dir.path} holds nothing to resume; drop --resume always.")
+    if manifest is not None and spec.resume == "never":
+        raise UsageError(
+            f"{run_dir.path} holds a job already; drop --resume never to continue it, or start "
+            "over with --overwrite."
+        )
+    if run_dir.out.exists() and (manifest is None or not run_dir.has_output()):
+        raise UsageError(
+            f"{run_dir.out} exists, and it is not the output of a job in {run_dir.path}; choose "
+            "another output, or replace it with --overwrite."
+        )
+    if manifest is not None:
+        refuse_another_job(run_dir, manifest, _spec_fields(spec))
+
+
+def fingerprint(spec: Spec, identity: Mapping[str, Json], context_length: int) -> dict[str, Json]:
+    """Collect everything that can change a row."""
+    model = {name: identity.get(name) for name in MODEL_FIELDS}
+    return {**_spec_fields(spec), **model, "context_length": context_length}
+
+
+def new_manifest(
+    spec: Spec,
+    fields: Mapping[str, Json],
+    identity: Mapping[str, Json],
+    inputs: Sequence[Mapping[str, Json]],
+    run_id: str,
+) -> dict[str, Json]:
+    """Describe a job before its first token."""
+    return {
+        "version": MANIFEST_VERSION,
+        "run_id": run_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "spec": asdict(spec),
+        "fingerprint": {"sha256": _digest(fields), "fields": fields},
+        "inputs": inputs,
+        "identity": identity,
+        "versions": {"python": platform.python_version()} | _package_versions(),
+        "platform": {"system": platform.system(), "machine": platform.machine()},
+    }
+
+
+def new_run_id() -> str:
+    """Name a run, so that its journal cannot be taken for another's."""
+    return secrets.token_hex(16)
+
+
+def refuse_another_job(
+    run_dir: RunDir, manifest: Mapping[str, Json], fields: Mapping[str, Json]
+) -> None:
+    """Compare a fingerprint, or a part of it, with the one in the manifest.
+
+    Raises:
+        ResumeMismatch: naming each key that differs, and both values.
+    """
+    there = manifest["fingerprint"]["fields"]
+    # Through JSON, as the manifest went: a tuple and a list are the same value.
+    here = orjson.loads(orjson.dumps(fields))
+    differing = [
+        f"{name} is {_short(there.get(name))} there and {_short(value)} here"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
+    if differing:
+        raise ResumeMismatch(
+            f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
+            "choose another output, or start over with --overwrite."
+        )
+
+
+def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
+    """Whether the model options are those of the manifest, so that no model has to be loaded."""
+    return all(getattr(spec, name) == manifest["spec"][name] for name in MODEL_OPTIONS)
+
+
+@contextmanager
+def full_disk_is_resumable(path: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into the promise that the same command continues."""
+    try:
+        yield
+    except OSError as error:
+        raise Resumable(
+            f"{path}: cannot be written ({error.strerror or error}). The finished rows are safe; "
+            "make room for it and run the same command again."
+        ) from error
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _spec_fields(spec: Spec) -> dict[str, Json]:
+    return {name: getattr(spec, name) for name in SPEC_FIELDS}
+
+
+def _write_whole(path: Path, value: Mapping[str, Json]) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with full_disk_is_resumable(path):
+        draft.write_bytes(
+            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
+        sync_file(draft)
+        draft.replace(path)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _digest(fields: Mapping[str, Json]) -> str:
+    return sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _short(value: Json) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,62 @@
+"""What the user asked for: every option is a field here or does not exist."""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal, get_args
+
+from dspark_batch.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Resume = Literal["if-possible", "always", "never"]
+
+OUTPUTS = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """One job, resolved: where prompts come from, what answers them, where rows go."""
+
+    inputs: tuple[str, ...]  # paths, globs, or "-" for JSONL on standard input
+    out: str  # *.parquet or *.jsonl
+    family: str | None = (
+        None  # a name in the registry of pairs; None: "tiny" unless target is given
+    )
+    target: str | None = None  # directory or Hub id; None: the family's
+    drafter: str | None = None  # directory or Hub id; None: the family's
+    dtype: Dtype | None = None  # None: chosen by measurement at the first start
+    system_prompt: str | None = None  # for every item that brings none of its own
+    prompt_column: str = "prompt"
+    messages_column: str = "messages"
+    output_prefix: str = ""  # before each of our column names
+    max_tokens: int = 512  # most tokens of an answer, a stop token included
+    slots: int = 1  # sequences that decode together
+    draft_length: int | None = (
+        None  # drafts per round; None: the drafter's block; 0: plain decoding
+    )
+    resume: Resume = "if-possible"
+    overwrite: bool = False  # discard what the run directory holds
+    retry_failed: bool = False  # run items again whose last row failed
+    limit: int | None = None  # only the first N records
+    fsync_every: int = 1  # rows per fsync of the journal
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UsageError("no input: name at least one file, or - for standard input.")
+        if PurePath(self.out).suffix not in OUTPUTS:
+            raise UsageError(
+                f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
+            )
+        if self.resume not in get_args(Resume):
+            raise UsageError(f"resume is {self.resume}, expected one of {get_args(Resume)}.")
+        if self.overwrite and self.resume == "always":
+            raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
+        _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
+        _at_least(1, limit=self.limit)
+        _at_least(0, draft_length=self.draft_length)
+
+
+def _at_least(least: int, **numbers: int | None) -> None:
+    """Refuse a number that is below `least`; None stands for a default and passes."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise UsageError(f"{name} is {number}, expected {least} or more.")

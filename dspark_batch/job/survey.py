@@ -1,0 +1,72 @@
+"""The first pass over the input: what there is, and which of it is finished already."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import file_digest
+
+from dspark_batch.errors import UsageError
+from dspark_batch.job.journal import Journal
+from dspark_batch.job.reader import Source, count_records, item_of, read
+from dspark_batch.job.rows import clashes
+from dspark_batch.job.spec import Spec
+from dspark_batch.types import Item, Json
+
+TO_DO = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a start finds. The array is the run's only memory of its items."""
+
+    inputs: tuple[Mapping[str, Json], ...]  # path, bytes, sha256 and records of each file
+    offsets: array  # position of a record -> offset of its row in the journal, or TO_DO
+    resumed: int  # rows that earlier starts left
+    failed: int  # of these, how many are failures
+
+    @property
+    def total(self) -> int:
+        """Records of the job."""
+        return len(self.offsets)
+
+
+def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:
+    """Count and digest the inputs, and claim the finished row of every record that has one.
+
+    Raises:
+        UsageError: no records, an input that cannot be read, or a column with one of our names.
+    """
+    inputs = tuple(_describe(source) for source in sources)
+    if not any(described["records"] for described in inputs):
+        names = ", ".join(source.name for source in sources)
+        raise UsageError(f"{names}: holds no records; give it at least one line or row.")
+    offsets = array("q")
+    failed = 0
+    for record in read(sources, spec.limit):
+        item = item_of(record)
+        _refuse_clash(item, spec.output_prefix)
+        row = journal.claim(item, keep_failed=not spec.retry_failed)
+        offsets.append(TO_DO if row is None else row.offset)
+        failed += row is not None and row.failed_at is not None
+    return Survey(inputs, offsets, len(offsets) - offsets.count(TO_DO), failed)
+
+
+def _describe(source: Source) -> dict[str, Json]:
+    with source.path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    return {
+        "path": source.name,
+        "bytes": size,
+        "sha256": digest,
+        "records": count_records(source),
+    }
+
+
+def _refuse_clash(item: Item, prefix: str) -> None:
+    shared = clashes(item.record, prefix)
+    if shared:
+        raise UsageError(
+            f"{item.where}: the input has a column `{min(shared)}`, which is one of ours; "
+            "tell them apart with --output-prefix."
+        )

@@ -1,0 +1,237 @@
+"""The composition root: the only file that knows both halves.
+
+    read -> skip what is finished -> map -> generate -> append
+
+Everything is a generator and the last one pulls, so memory stays flat and a Ctrl-C between two
+rows leaves nothing half done.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeAlias
+
+from dspark_batch.errors import DsparkBatchError, ModelError
+from dspark_batch.job.finish import Rows, changed_input, write_output
+from dspark_batch.job.journal import Entry, Journal
+from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.reader import STDIN, Source, count_records, item_of, locate, read, spool
+from dspark_batch.job.report import Report, Tick
+from dspark_batch.job.rows import row_of
+from dspark_batch.job.run_dir import (
+    RunDir,
+    asks_for_same_model,
+    check_out,
+    check_resume,
+    fingerprint,
+    full_disk_is_resumable,
+    new_manifest,
+    new_run_id,
+    refuse_another_job,
+)
+from dspark_batch.job.spec import Spec
+from dspark_batch.job.survey import TO_DO, Survey, survey
+from dspark_batch.types import Failure, Json, Outcome, Request
+
+__all__ = ["Opened", "Report", "Tick", "run"]
+
+log = logging.getLogger("dspark_batch")
+
+
+class Generates(Protocol):
+    """The engine, as far as a job knows it."""
+
+    def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
+        """Answer a stream lazily, in the order in which answers finish; failures pass through."""
+        ...
+
+
+class Opened(NamedTuple):
+    """A loaded engine half."""
+
+    engine: Generates
+    render: Render
+    context_length: int  # most positions of prompt and answer together
+    identity: Mapping[str, Json]  # digests of what is loaded
+
+
+Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
+OpenEngine: TypeAlias = Callable[[Spec, Manifest], Opened]
+Observe: TypeAlias = Callable[[Tick], None]
+
+
+def open_pair(spec: Spec, manifest: Manifest) -> Opened:
+    """Load target and drafter; a number type that an earlier start measured is kept."""
+    from dspark_batch.engine.engine import Engine
+    from dspark_batch.models.load import load_pair
+
+    dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else None)
+    pair = load_pair(spec.family, target=spec.target, drafter=spec.drafter, dtype=dtype)
+    if pair.tokenizer is None:
+        raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
+    engine = Engine(pair, slots=spec.slots, draft_length=spec.draft_length)
+    return Opened(engine, pair.tokenizer.render, pair.config.context_length, pair.config.identity)
+
+
+def _ignore(tick: Tick) -> None:
+    """Watch nothing."""
+
+
+def run(spec: Spec, *, observe: Observe = _ignore, open_engine: OpenEngine = open_pair) -> Report:
+    """Run a job to its end, from wherever an earlier start left it.
+
+    Args:
+        spec: the job. The same spec continues it.
+        observe: called with a `Tick` when a stage begins and after every row.
+        open_engine: loads what generates; called only if something is left to generate.
+
+    Raises:
+        DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
+            rows stay in the journal.
+    """
+    run_dir = RunDir(spec.out)
+    sources = locate(spec.inputs, run_dir.stdin)
+    check_out(run_dir.out, sources)
+    with run_dir.lock():
+        if STDIN in spec.inputs:
+            with full_disk_is_resumable(run_dir.stdin):
+                spool(sys.stdin.buffer, run_dir.stdin)
+        if spec.overwrite:
+            run_dir.discard()
+        manifest = run_dir.manifest()
+        check_resume(spec, run_dir, manifest)
+        run_id = new_run_id() if manifest is None else manifest["run_id"]
+        with full_disk_is_resumable(run_dir.rows):
+            opened = Journal(run_dir.rows, run_id, fsync_every=spec.fsync_every)
+        with opened as journal:
+            found = survey(sources, spec, journal)
+            job = _Job(spec, run_dir, run_id, manifest, sources, journal, found, observe)
+            return _continued(job, open_engine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every stage of one start needs."""
+
+    spec: Spec
+    run_dir: RunDir
+    run_id: str
+    manifest: Manifest
+    sources: Sequence[Source]
+    journal: Journal
+    found: Survey
+    observe: Observe
+
+
+def _continued(job: _Job, open_engine: OpenEngine) -> Report:
+    """Do what is left: everything, the output only, or nothing."""
+    found = job.found
+    tick = Tick("load", found.total, found.resumed, found.failed, found.resumed)
+    _warn_of_changed_inputs(job)
+    if _has_all_rows(job):
+        saved = job.run_dir.finished_report(found.inputs, found.total)
+        return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
+    began = time.monotonic()
+    job.observe(tick)
+    opened = open_engine(job.spec, job.manifest)
+    _settle(job, opened)
+    loaded = time.monotonic()
+    tick = _decoded(job, opened, tick)
+    return _finished(job, tick, loaded - began, time.monotonic() - loaded)
+
+
+def _has_all_rows(job: _Job) -> bool:
+    """Whether no item is left, and the same model is meant, so that none has to be loaded."""
+    if job.manifest is None or job.found.resumed < job.found.total:
+        return False
+    return asks_for_same_model(job.spec, job.manifest)
+
+
+def _warn_of_changed_inputs(job: _Job) -> None:
+    before = job.manifest["inputs"] if job.manifest else job.found.inputs
+    if [file["sha256"] for file in before] != [file["sha256"] for file in job.found.inputs]:
+        log.warning(
+            "the input is not what it was at the first start: %d of %d records have a row already",
+            job.found.resumed,
+            job.found.total,
+        )
+
+
+def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
+    idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
+    return Report(**saved | idle | {"resumed": saved["total"]})
+
+
+def _settle(job: _Job, opened: Opened) -> None:
+    """Begin the job with what was loaded, or make sure that it began with the same."""
+    fields = fingerprint(job.spec, opened.identity, opened.context_length)
+    if job.manifest is not None:
+        refuse_another_job(job.run_dir, job.manifest, fields)
+        return
+    identity, inputs = opened.identity, job.found.inputs
+    job.run_dir.write_manifest(new_manifest(job.spec, fields, identity, inputs, job.run_id))
+
+
+def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
+    """Give every item that has none a row, and return the last tick."""
+    job.run_dir.withdraw_output()
+    tick = replace(tick, stage="decode")
+    job.observe(tick)
+    for outcome in opened.engine.generate(_requests(job, opened)):
+        _append(job, outcome)
+        tick = tick.after(outcome)
+        job.observe(tick)
+    if TO_DO in job.found.offsets:
+        _explain_missing_rows(job)
+    return replace(tick, outcome=None)
+
+
+def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
+    """Read and map the records that have no row yet."""
+    for record in read(job.sources, job.found.total):
+        if job.found.offsets[item_of(record).index] != TO_DO:
+            continue
+        if isinstance(record, Failure):
+            yield record
+        else:
+            yield to_request(record, job.spec, opened.render, opened.context_length)
+
+
+def _append(job: _Job, outcome: Outcome) -> None:
+    item = outcome.item
+    if job.found.offsets[item.index] != TO_DO:
+        raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
+    entry = Entry(item.index, item.where, item.digest, row_of(outcome))
+    job.found.offsets[item.index] = job.journal.append(entry)
+
+
+def _explain_missing_rows(job: _Job) -> None:
+    """Tell an input that shrank while it was read from an engine that lost an item."""
+    if sum(count_records(source) for source in job.sources) < job.found.total:
+        raise changed_input(job.sources[-1].name)
+    raise DsparkBatchError(
+        f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
+        "come out; report this, and run the same command again."
+    )
+
+
+def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
+    """Write the output and the report."""
+    began = time.monotonic()
+    job.observe(replace(tick, stage="finish"))
+    job.run_dir.withdraw_output()
+    rows = Rows(job.sources, job.journal, job.found.offsets)
+    draft = write_output(job.run_dir.out, rows, job.spec.output_prefix)
+    report = Report.of_rows(
+        rows,
+        out=job.spec.out,
+        resumed=tick.resumed,
+        new_tokens=tick.new_tokens,
+        load_s=load_s,
+        decode_s=decode_s,
+        finish_s=time.monotonic() - began,
+    )
+    job.run_dir.publish(draft, report.to_json(), job.found.inputs)
+    return report

@@ -1,0 +1,87 @@
+"""Stand-ins that can notice a bug: every answer depends on the whole of what was asked."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from time import sleep
+
+from dspark_batch.run import Opened
+from dspark_batch.types import Completion, Failure, Outcome, Request
+
+CONTEXT_LENGTH = 400
+
+
+def fake_render(messages: list[dict[str, str]]) -> list[int]:
+    """One token per character of the whole conversation, roles included."""
+    return [ord(c) for message in messages for c in f"{message['role']}:{message['content']}\n"]
+
+
+@dataclass
+class FakeEngine:
+    """Answers with a digest of all prompt tokens; the last admitted comes out first."""
+
+    slots: int = 3
+    pause_s: float = 0.0  # for each item
+    pulled: int = 0  # items that left the stream
+    dies_after: int | None = None  # outcomes; None: never
+    fails_on: frozenset[str] = frozenset()  # custom_ids
+
+    def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
+        pending = iter(stream)
+        yielded = 0
+        while admitted := list(islice(pending, self.slots)):
+            self.pulled += len(admitted)
+            for request in reversed(admitted):
+                if yielded == self.dies_after:
+                    raise KeyboardInterrupt
+                sleep(self.pause_s)
+                yield self._outcome(request)
+                yielded += 1
+
+    def _outcome(self, request: Request | Failure) -> Outcome:
+        if isinstance(request, Failure):
+            return request
+        if request.item.custom_id in self.fails_on:
+            return Failure(request.item, "engine", f"{request.item.where}: not finite")
+        return fake_answer(request)
+
+
+def fake_answer(request: Request) -> Completion:
+    """Up to 12 tokens; one with a 7 in its digest stops by itself."""
+    seed = sha256(repr(request.prompt_ids).encode()).hexdigest()
+    ids = tuple(int(c, 16) for c in seed)[: min(request.max_tokens, 12)]
+    rounds = [len(ids[i : i + 3]) for i in range(1, len(ids), 3)]
+    return Completion(
+        item=request.item,
+        text="".join(f"{i:x}" for i in ids),
+        token_ids=ids,
+        finish_reason="stop" if 7 in ids else "length",
+        prompt_tokens=len(request.prompt_ids),
+        accept_lengths=tuple(rounds),
+        num_accepted=tuple(n - 1 for n in rounds),
+        num_drafted=(4,) * len(rounds),
+        prefill_s=0.25,
+        decode_s=0.5,
+    )
+
+
+def fake_opener(engine=None, **identity):
+    """Make an `open_engine` whose model can be told apart by its identity."""
+    known = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
+
+    def open_engine(spec, manifest):
+        dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else "float32")
+        return Opened(
+            engine or FakeEngine(spec.slots),
+            fake_render,
+            CONTEXT_LENGTH,
+            known | {"dtype": dtype} | identity,
+        )
+
+    return open_engine
+
+
+def refuse_to_open(spec, manifest):
+    """An `open_engine` for starts that must not load a model."""
+    raise AssertionError("the model was loaded")

@@ -1,0 +1,34 @@
+import pytest
+
+from dspark_batch.errors import UsageError
+from dspark_batch.job.spec import Spec
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"inputs": ()}, "no input: name at least one file, or - for standard input."),
+        ({"out": "o.csv"}, "o.csv: expected an output that ends in .jsonl or .parquet; rename it."),
+        ({"max_tokens": 0}, "max_tokens is 0, expected 1 or more."),
+        ({"slots": 0}, "slots is 0, expected 1 or more."),
+        ({"limit": 0}, "limit is 0, expected 1 or more."),
+        ({"fsync_every": 0}, "fsync_every is 0, expected 1 or more."),
+        (
+            {"resume": "yes"},
+            "resume is yes, expected one of ('if-possible', 'always', 'never').",
+        ),
+        ({"draft_length": -1}, "draft_length is -1, expected 0 or more."),
+        (
+            {"overwrite": True, "resume": "always"},
+            "overwrite and resume=always exclude each other; drop one of them.",
+        ),
+    ],
+)
+def test_refuses_what_no_job_can_be(options, sentence):
+    with pytest.raises(UsageError) as error:
+        Spec(**{"inputs": ("a.jsonl",), "out": "o.jsonl"} | options)
+    assert str(error.value) == sentence
+
+
+def test_a_draft_length_of_zero_is_plain_decoding():
+    assert Spec(inputs=("a.jsonl",), out="o.parquet", draft_length=0).draft_length == 0
