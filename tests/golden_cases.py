@@ -10,6 +10,8 @@ import mlx.core as mx
 from dspark_batch.models.load import Pair, load_pair
 
 GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))
+GREEDY_RUNS = ["greedy0", "greedy1", "greedy2"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class Case:
     def __getitem__(self, name):
         return self.tensors[name]
 
+    def __contains__(self, name):
+        return name in self.tensors
+
     def prompt(self, run):
         return tuple(self[f"{run}.prompt_ids"].tolist())
 
@@ -29,12 +34,14 @@ class Case:
 
 
 @cache
-def load_case(name, target="qwen3_tiny"):
+def load_case(name):
     folder = GOLDEN / name
-    pair = load_pair(
-        target=str(GOLDEN / "targets" / target), drafter=str(folder / "drafter"), dtype="float32"
-    )
     meta = json.loads((folder / "meta.json").read_text())
+    pair = load_pair(
+        target=str(GOLDEN / "targets" / meta["case"]["target"]),
+        drafter=str(folder / "drafter"),
+        dtype="float32",
+    )
     return Case(pair, mx.load(str(folder / "io.safetensors")), meta["runs"])
 
 

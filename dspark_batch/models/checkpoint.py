@@ -58,25 +58,94 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def check_files(directory: Path) -> list[Path]:
+    """Check that the weights are there and whole, and list their files; reads only headers.
+
+    Raises:
+        ModelError: there are none, one that the index names is missing, or one is damaged.
+    """
+    paths = sorted(directory.glob("model*.safetensors"))
+    for shard in _shards(directory / "model.safetensors.index.json"):
+        if directory / shard not in paths:
+            raise ModelError(
+                f"{directory / shard}: missing, and model.safetensors.index.json names it. "
+                "Download the checkpoint again."
+            )
+    if not paths:
+        raise ModelError(f"{directory}: no model*.safetensors. Download the checkpoint again.")
+    for path in paths:
+        _check_length(path)
+    return paths
+
+
+def _shards(index: Path) -> list[str]:
+    """List the files that an index names; none without an index."""
+    if not index.exists():
+        return []
+    try:
+        return sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{index}: expected a weight_map of tensors to files ({_first_line(error)}). "
+            "Download the checkpoint again."
+        ) from error
+
+
+def _check_length(path: Path) -> None:
+    """Compare a file's length with what its header announces; MLX would notice only later."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            header_len = int.from_bytes(file.read(8), "little")
+            header = orjson.loads(file.read(header_len)) if header_len < size else {}
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        whole = 8 + header_len + max(entry["data_offsets"][1] for entry in tensors)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: {size} bytes that are no safetensors file. Download the checkpoint again."
+        ) from error
+    if size != whole:
+        raise ModelError(
+            f"{path}: {size} bytes, expected {whole}: it was not downloaded whole. "
+            "Download the checkpoint again."
+        )
+
+
 def read_weights(directory: Path) -> dict[str, mx.array]:
     """Read all tensors of model*.safetensors, lazily.
 
     Raises:
-        ModelError: there are none, or a file is damaged.
+        ModelError: there are none, or a file is missing, damaged, or of a type unknown to MLX.
     """
-    paths = sorted(directory.glob("model*.safetensors"))
-    if not paths:
-        raise ModelError(f"{directory}: no model*.safetensors. Download the checkpoint again.")
     weights: dict[str, mx.array] = {}
-    for path in paths:
+    for path in check_files(directory):
         try:
             weights.update(mx.load(str(path)))
         except (RuntimeError, ValueError) as error:
             raise ModelError(
-                f"{path}: not a whole safetensors file ({_first_line(error)}). "
-                "Download the checkpoint again."
+                f"{path}: MLX cannot read it ({_first_line(error)}). Download the checkpoint again."
             ) from error
     return weights
+
+
+def check_finite(module: nn.Module, directory: Path) -> None:
+    """Check that all weights are numbers; reads them all.
+
+    Raises:
+        ModelError: a tensor holds NaN or infinity; the message names it.
+    """
+    weights = [
+        (name, array)
+        for name, array in tree_flatten(module.parameters())
+        if mx.issubdtype(array.dtype, mx.floating)
+    ]
+    finite = mx.stack([mx.isfinite(array).all() for _, array in weights]).tolist()
+    for (name, _), whole in zip(weights, finite, strict=True):
+        if not whole:
+            raise ModelError(
+                f"{directory}: tensor {name} holds NaN or infinity, expected numbers. "
+                "Download the checkpoint again."
+            )
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], directory: Path) -> None:
@@ -88,16 +157,19 @@ def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], directory:
     expected = dict(tree_flatten(module.parameters()))
     for name, array in expected.items():
         if name not in weights:
-            raise ModelError(f"{directory}: tensor {name} is missing. Download it again.")
+            raise ModelError(
+                f"{directory}: tensor {name} is missing, config.json asks for it. "
+                "Download the checkpoint again."
+            )
         if weights[name].shape != array.shape:
             raise ModelError(
-                f"{directory}: tensor {name} has shape {weights[name].shape}, config.json asks "
-                f"for {array.shape}."
+                f"{directory}: tensor {name} has shape {weights[name].shape}, expected "
+                f"{array.shape} by config.json. Download the checkpoint again."
             )
     if unknown := sorted(set(weights) - set(expected)):
         raise ModelError(
-            f"{directory}: unexpected tensor {unknown[0]}, one of {len(unknown)} that the "
-            "architecture in config.json does not have."
+            f"{directory}: unexpected tensor {unknown[0]}, one of {len(unknown)} that config.json "
+            "does not ask for. Name a checkpoint whose files belong together."
         )
     module.load_weights(list(weights.items()))
 

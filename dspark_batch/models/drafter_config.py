@@ -1,121 +1,142 @@
 """What a drafter checkpoint's config.json says, checked key by key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dspark_batch.errors import ModelError
+from dspark_batch.models import gemma4, qwen3
+from dspark_batch.models.config_reader import ConfigReader
+from dspark_batch.models.draft_layer import Family, FamilySettings, LayerConfig
+from dspark_batch.models.heads import MARKOV_HEADS
+
+EMBEDDING = -1  # the layer id of the embedding's output
+
+FAMILIES = {family.architecture: family for family in (qwen3.FAMILY, gemma4.FAMILY)}
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Which keys the slots of a block see in one layer.
+
+    The context is limited to a window; the block is seen whole or only up to the own slot.
+    """
+
+    window: int | None = None  # positions; None: all context
+    from_anchor: bool = False  # the window counts back from the anchor, else from each slot
+    causal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrafterConfig:
-    """The settings of a DeepSpec drafter.
+    """The settings of a drafter, whatever packaging they came in."""
 
-    Source:
-        DeepSpec checkpoints; defaults only where the reference code has them.
-    """
-
-    hidden_size: int
-    intermediate_size: int
+    family: Family
+    settings: FamilySettings
     num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_parameters: Mapping[str, Any] | None  # scaling, as mlx-lm's initialize_rope reads it
-    max_position_embeddings: int
-    attention_bias: bool
-    block_size: int  # drafts per block
-    target_layer_ids: tuple[int, ...]  # the tapped layers, 0-based
+    vocab_size: int  # the target's
+    block_size: int  # slots of a block: the anchor and its masks
+    target_layer_ids: tuple[int, ...]  # the tapped layers, 0-based; EMBEDDING for the embedding
     mask_token_id: int
     num_target_layers: int
-    markov_rank: int  # 0: no Markov head, all positions drafted at once
-    markov_head_type: str | None  # "vanilla", "gated", "rnn"; None without a Markov head
-    enable_confidence_head: bool
-    confidence_head_with_markov: bool
+    markov_rank: int = 0  # 0: no Markov head, all positions drafted at once
+    markov_head_type: str | None = None  # "vanilla", "gated", "rnn"; None without a Markov head
+    enable_confidence_head: bool = False
+    confidence_head_with_markov: bool = False
+    attention: tuple[Attention, ...] = ()  # by layer; empty: all see everything
+    anchor_predicts: bool = True  # False: the anchor's slot drafts nothing
+    own_embedding: bool = True  # False: the target's
+    own_head: bool = True  # False: the target's, or with `tied` the drafter's embedding
+    tied: bool = False
+    draft_vocab_size: int | None = None  # None: the target's vocabulary
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], where: str = "config.json") -> "DrafterConfig":
-        """Read a parsed config.json.
+        """Read the parsed config.json of a DeepSpec drafter.
 
         Args:
             config: the file's content.
             where: the file's name, for messages.
 
         Raises:
-            ModelError: a key is missing or two keys contradict each other.
+            ModelError: a key is missing, or says something that this program cannot do.
+
+        Source:
+            DeepSpec's checkpoints; a default only where the reference code has one.
         """
-        read = _Reader(config, where)
-        rank = read.required("markov_rank")
-        confident = read.required("enable_confidence_head")
-        theta, rope = read.rope()
+        read = ConfigReader(config, where)
+        family = FAMILIES[read.required("architectures")[0]]
+        if set(read.get("layer_types", ())) - {"full_attention"}:
+            read.refuse(f"layer_types is {read.get('layer_types')}, expected full_attention only.")
+        num_layers, tied = read.count("num_target_layers"), read.get("tie_word_embeddings", False)
         return cls(
-            hidden_size=read.required("hidden_size"),
-            intermediate_size=read.required("intermediate_size"),
-            num_hidden_layers=read.required("num_hidden_layers"),
-            num_attention_heads=read.required("num_attention_heads"),
-            num_key_value_heads=read.required("num_key_value_heads"),
-            head_dim=read.required("head_dim"),
-            vocab_size=read.required("vocab_size"),
-            rms_norm_eps=read.required("rms_norm_eps"),
-            rope_theta=theta,
-            rope_parameters=rope,
-            max_position_embeddings=read.required("max_position_embeddings"),
-            attention_bias=config.get("attention_bias", False),
-            block_size=read.required("block_size"),
-            target_layer_ids=read.layer_ids(),
-            mask_token_id=read.required("mask_token_id"),
-            num_target_layers=read.required("num_target_layers"),
-            markov_rank=rank,
-            markov_head_type=read.exactly_if("markov_head_type", rank > 0),
-            enable_confidence_head=confident,
-            confidence_head_with_markov=bool(
-                read.exactly_if("confidence_head_with_markov", confident)
-            ),
+            family=family,
+            settings=family.read(read),
+            num_hidden_layers=read.count("num_hidden_layers"),
+            vocab_size=read.count("vocab_size"),
+            block_size=read.count("block_size"),
+            target_layer_ids=layer_ids(read, "target_layer_ids", num_layers),
+            mask_token_id=mask_token(read, read.count("vocab_size")),
+            num_target_layers=num_layers,
+            own_head=not tied,
+            tied=tied,
+            **read_heads(read),
         )
 
-    def __post_init__(self) -> None:
-        if self.confidence_head_with_markov and not self.markov_rank:
-            raise ModelError(
-                "The drafter's confidence_head_with_markov is true but its markov_rank is 0: "
-                "the confidence head would have no Markov embedding to read."
-            )
+    @property
+    def layer(self) -> LayerConfig:
+        """The sizes of every draft layer."""
+        return self.settings.layer
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream, the target's and the drafter's."""
+        return self.layer.hidden_size
+
+    @property
+    def num_drafts(self) -> int:
+        """Tokens that one block drafts."""
+        return self.block_size if self.anchor_predicts else self.block_size - 1
 
 
-class _Reader:
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self._config, self._where = config, where
+def layer_ids(read: ConfigReader, key: str, num_layers: int, shift: int = 0) -> tuple[int, ...]:
+    """Read which target layers are tapped.
 
-    def required(self, key: str) -> Any:  # noqa: ANN401  JSON
-        if self._config.get(key) is None:
-            raise ModelError(
-                f"{self._where} has no {key}: this is not a DeepSpec drafter, or not all of one. "
-                "Download the checkpoint again, or name another --drafter."
-            )
-        return self._config[key]
+    Args:
+        read: the config.
+        key: holds the list.
+        num_layers: of the target.
+        shift: what to subtract, where a packaging counts otherwise than DeepSpec.
+    """
+    found = read.required(key)
+    whole = isinstance(found, Sequence) and all(type(i) is int for i in found)
+    ids = [i - shift for i in found] if whole else []
+    rising = all(a < b for a, b in pairwise(ids))
+    if not (ids and rising and ids[0] >= EMBEDDING and ids[-1] < num_layers):
+        read.refuse(
+            f"{key} is {found}, expected rising layer numbers "
+            f"from {EMBEDDING + shift} (the embedding) to {num_layers - 1 + shift}."
+        )
+    return tuple(ids)
 
-    def exactly_if(self, key: str, wanted: bool) -> Any:  # noqa: ANN401  JSON
-        return self.required(key) if wanted else None
 
-    def layer_ids(self) -> tuple[int, ...]:
-        ids, layers = tuple(self.required("target_layer_ids")), self.required("num_target_layers")
-        rising = all(a < b for a, b in pairwise(ids))
-        if not (ids and rising and ids[0] >= 0 and ids[-1] < layers):
-            raise ModelError(
-                f"{self._where}: target_layer_ids is {list(ids)}, expected rising layer numbers "
-                f"from 0 to {layers - 1}."
-            )
-        return ids
+def mask_token(read: ConfigReader, vocab_size: int) -> int:
+    """Read the id that the slots behind the anchor are filled with."""
+    token = read.count("mask_token_id", least=0)
+    if token >= vocab_size:
+        read.refuse(f"mask_token_id is {token}, expected less than vocab_size {vocab_size}.")
+    return token
 
-    def rope(self) -> tuple[float, Mapping[str, Any] | None]:
-        """Return theta and the scaling; transformers 5 nests both under rope_parameters."""
-        nested = self._config.get("rope_parameters")
-        if nested is None:
-            return self.required("rope_theta"), self._config.get("rope_scaling")
-        nested = nested.get("full_attention", nested)
-        if nested.get("rope_theta") is None:
-            raise ModelError(f"{self._where} has no rope_theta under rope_parameters.")
-        return nested["rope_theta"], nested
+
+def read_heads(read: ConfigReader) -> dict[str, Any]:
+    """Read the heads; their second keys must be there exactly if the first asks for them."""
+    rank, confident = read.count("markov_rank", least=0), read.flag("enable_confidence_head")
+    with_markov = read.flag("confidence_head_with_markov") if confident else False
+    if with_markov and not rank:
+        read.refuse("confidence_head_with_markov is true, expected false because markov_rank is 0.")
+    return {
+        "markov_rank": rank,
+        "markov_head_type": read.one_of("markov_head_type", *MARKOV_HEADS) if rank else None,
+        "enable_confidence_head": confident,
+        "confidence_head_with_markov": with_markov,
+    }

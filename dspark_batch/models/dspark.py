@@ -1,15 +1,16 @@
 """The DSpark drafter: a parallel block pass and a small sequential head, as in DeepSpec."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from dspark_batch.models.drafter_config import DrafterConfig
+from dspark_batch.models.draft_layer import KeyValues
+from dspark_batch.models.drafter_config import Attention, DrafterConfig
 from dspark_batch.models.heads import MARKOV_HEADS, ConfidenceHead
-from dspark_batch.models.qwen3 import DraftLayer, KeyValues
-from dspark_batch.numerics.masks import ragged_block
+from dspark_batch.numerics.masks import ragged_block, windowed_block
 
 # Chooses the tokens [B] of block position k from logits [B, V].
 Choose = Callable[[mx.array, int], mx.array]
@@ -31,32 +32,55 @@ class Context(Protocol):
     layers: Sequence[KeyValues]
 
 
-class DSparkDrafter(nn.Module):
-    """A drafter as DeepSpec stores it; parameter names are the checkpoint's tensor names."""
+@dataclass(frozen=True, slots=True)
+class TargetEnds:
+    """The target's own embedding and head, for drafters that have none.
 
-    def __init__(self, config: DrafterConfig) -> None:
+    Functions, so that the target's weights do not become the drafter's parameters.
+    """
+
+    embed: Callable[[mx.array], mx.array]  # ids [...] to rows [..., E], not scaled
+    head: Callable[[mx.array], mx.array]  # [..., E] to logits [..., V], not capped
+
+
+class DSparkDrafter(nn.Module):
+    """A drafter as DeepSpec stores it; parameter names are the checkpoint's tensor names.
+
+    Args:
+        config: its settings.
+        ends: the target's; needed if the config says that the drafter lacks its own.
+    """
+
+    def __init__(self, config: DrafterConfig, ends: TargetEnds | None = None) -> None:
         super().__init__()
         self.config = config
-        size, vocab = config.hidden_size, config.vocab_size
-        self.embed_tokens = nn.Embedding(vocab, size)
+        self._ends = ends
+        size, eps = config.hidden_size, config.layer.rms_norm_eps
+        drafted = config.draft_vocab_size or config.vocab_size
+        if config.own_embedding:
+            self.embed_tokens = nn.Embedding(config.vocab_size, size)
         self.fc = nn.Linear(len(config.target_layer_ids) * size, size, bias=False)
-        self.hidden_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
-        self.layers = [DraftLayer(config) for _ in range(config.num_hidden_layers)]
-        self.norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(size, vocab, bias=False)
+        self.hidden_norm = nn.RMSNorm(size, eps=eps)
+        make_layer = config.family.draft_layer
+        self.layers = [make_layer(config.layer) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(size, eps=eps)
+        if config.own_head:
+            self.lm_head = nn.Linear(size, drafted, bias=False)
         self.markov_head: nn.Module | None = None
         if config.markov_head_type is not None:
             head = MARKOV_HEADS[config.markov_head_type]
-            self.markov_head = head(vocab, config.markov_rank, size)
+            self.markov_head = head(config.vocab_size, config.markov_rank, size, drafted)
         self.confidence_head: ConfidenceHead | None = None
         if config.enable_confidence_head:
             extra = config.markov_rank if config.confidence_head_with_markov else 0
             self.confidence_head = ConfidenceHead(size + extra)
+        if config.draft_vocab_size is not None:
+            self.d2t = mx.zeros(drafted, dtype=mx.int64)
 
     @property
     def block_size(self) -> int:
-        """Positions that one pass drafts."""
-        return self.config.block_size
+        """Tokens that one pass drafts."""
+        return self.config.num_drafts
 
     @property
     def num_layers(self) -> int:
@@ -89,11 +113,12 @@ class DSparkDrafter(nn.Module):
         The whole block always runs, as in training, so a shorter draft is a prefix of a longer one.
         The block's own keys and values lie behind the context and do not stay.
         """
-        masks = mx.full((anchor.shape[0], self.block_size - 1), self.config.mask_token_id)
+        slots = self.config.block_size
+        masks = mx.full((anchor.shape[0], slots - 1), self.config.mask_token_id)
         block = mx.concatenate([anchor[:, None], masks.astype(anchor.dtype)], axis=1)
-        visible = ragged_block(context.lengths, self.block_size, context.capacity)
-        hidden = self.block_hidden(block, context.layers, context.lengths[:, None], visible)
-        return self._draft(anchor, hidden[:, :num_drafts], choose)
+        offset = context.lengths[:, None]
+        hidden = self._run(block, context.layers, offset, self._visible(context))
+        return self._draft(anchor, hidden, num_drafts, choose)
 
     def block_hidden(
         self, block: mx.array, caches: Sequence[KeyValues], offset: mx.array, mask: mx.array
@@ -104,19 +129,26 @@ class DSparkDrafter(nn.Module):
             block: [B, A*K] token ids, each block an anchor and its masks.
             caches: one per layer, holding the context's keys and values.
             offset: [B, A] int32, the anchors' positions.
-            mask: bool, broadcasts to [B, heads, A*K, keys].
+            mask: bool, broadcasts to [B, heads, A*K, keys]; the same for all layers.
 
         Returns:
             [B, A*K, E].
         """
-        hidden = self.embed_tokens(block)
-        for layer, cache in zip(self.layers, caches, strict=True):
-            hidden = layer(hidden, cache, offset, mask)
-        return self.norm(hidden)
+        return self._run(block, caches, offset, [mask] * self.num_layers)
 
     def base_logits(self, hidden: mx.array) -> mx.array:
-        """Map block output [..., E] to logits [..., V], before the Markov bias."""
-        return self.lm_head(hidden)
+        """Map block output [..., E] to logits [..., V], before the Markov bias.
+
+        A reduced vocabulary keeps its own size here.
+        """
+        if self.config.own_head:
+            logits = self.lm_head(hidden)
+        elif self.config.tied:
+            logits = self.embed_tokens.as_linear(hidden)
+        else:
+            logits = self._ends.head(hidden)
+        cap = self.config.settings.logit_softcap
+        return logits if cap is None else cap * mx.tanh(logits / cap)
 
     def confidence(self, hidden: mx.array, embedding: mx.array | None) -> mx.array | None:
         """Map block output [..., E] and Markov embeddings [..., r] to confidence logits [...]."""
@@ -126,18 +158,64 @@ class DSparkDrafter(nn.Module):
             hidden = mx.concatenate([hidden, embedding], axis=-1)
         return self.confidence_head(hidden)
 
-    def _draft(self, anchor: mx.array, hidden: mx.array, choose: Choose) -> Draft:
-        base = self.base_logits(hidden)
-        previous, state, tokens, logits, embeddings = anchor, None, [], [], []
+    def _run(
+        self,
+        block: mx.array,
+        caches: Sequence[KeyValues],
+        offset: mx.array,
+        masks: Sequence[mx.array],
+    ) -> mx.array:
+        """Run blocks as `block_hidden` does, with a mask for each layer."""
+        rows = self.embed_tokens(block) if self.config.own_embedding else self._ends.embed(block)
+        scale = self.config.settings.embed_scale
+        hidden = rows if scale == 1 else rows * scale
+        for layer, cache, mask in zip(self.layers, caches, masks, strict=True):
+            hidden = layer(hidden, cache, offset, mask)
+        return self.norm(hidden)
+
+    def _visible(self, context: Context) -> list[mx.array]:
+        """Build the mask of each layer; layers that see alike share one."""
+        attention = self.config.attention or (Attention(),) * self.num_layers
+        where = (context.lengths, self.config.block_size, context.capacity)
+        masks = {
+            kind: ragged_block(*where)
+            if kind == Attention()
+            else windowed_block(*where, **asdict(kind))
+            for kind in set(attention)
+        }
+        return [masks[kind] for kind in attention]
+
+    def _draft(self, anchor: mx.array, hidden: mx.array, num_drafts: int, choose: Choose) -> Draft:
+        """Draft token by token from the block's output [B, slots, E]."""
+        previous, state, head = anchor, None, self.markov_head
+        if not self.config.anchor_predicts:
+            if head is not None:  # training ran the head's state over the anchor's slot too
+                _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
+            hidden = hidden[:, 1:]
+        hidden = hidden[:, :num_drafts]
+        base, tokens, logits, embeddings = self.base_logits(hidden), [], [], []
         for k in range(hidden.shape[1]):
             corrected = base[:, k]
-            if self.markov_head is not None:
-                embeddings.append(self.markov_head.embed(previous))
-                bias, state = self.markov_head.bias(embeddings[-1], hidden[:, k], state)
+            if head is not None:
+                embeddings.append(head.embed(previous))
+                bias, state = head.bias(embeddings[-1], hidden[:, k], state)
                 corrected = corrected + bias
+            corrected = self._over_all_tokens(corrected)
             previous = choose(corrected, k).astype(anchor.dtype)
             tokens.append(previous)
             logits.append(corrected)
         embedding = mx.stack(embeddings, axis=1) if embeddings else None
         confidence = self.confidence(hidden, embedding)
         return Draft(mx.stack(tokens, axis=1), mx.stack(logits, axis=1), confidence)
+
+    def _over_all_tokens(self, logits: mx.array) -> mx.array:
+        """Spread logits of a reduced vocabulary over the target's; tokens without one get -inf.
+
+        Source:
+            vLLM: `d2t` holds target id minus draft id.
+        """
+        if self.config.draft_vocab_size is None:
+            return logits
+        whole = mx.full((*logits.shape[:-1], self.config.vocab_size), -mx.inf, dtype=logits.dtype)
+        ids = mx.arange(self.config.draft_vocab_size) + self.d2t
+        return mx.put_along_axis(whole, mx.broadcast_to(ids, logits.shape), logits, axis=-1)

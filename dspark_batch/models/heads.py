@@ -7,14 +7,22 @@ import mlx.nn as nn
 class MarkovHead(nn.Module):
     """Biases each draft position by the token before it: `W2 W1[previous]` (type `vanilla`).
 
+    Args:
+        vocab_size: the target's; any token can come before a draft.
+        rank: of the bias.
+        hidden_size: of the block's output.
+        drafted: tokens that can be drafted, if not all.
+
     Source:
         DSpark, eq. 4 and section on sequential heads; tensors as in DeepSpec checkpoints.
     """
 
-    def __init__(self, vocab_size: int, rank: int, hidden_size: int) -> None:
+    def __init__(
+        self, vocab_size: int, rank: int, hidden_size: int, drafted: int | None = None
+    ) -> None:
         super().__init__()
         self.markov_w1 = nn.Embedding(vocab_size, rank)
-        self.markov_w2 = nn.Linear(rank, vocab_size, bias=False)
+        self.markov_w2 = nn.Linear(rank, drafted or vocab_size, bias=False)
 
     def embed(self, previous: mx.array) -> mx.array:
         """Look up the embedding [..., r] of the tokens [...] before each position."""
@@ -39,8 +47,10 @@ class MarkovHead(nn.Module):
 class GatedMarkovHead(MarkovHead):
     """Type `gated`: `W2 (sigmoid(G [hidden; e] + b) * e)`."""
 
-    def __init__(self, vocab_size: int, rank: int, hidden_size: int) -> None:
-        super().__init__(vocab_size, rank, hidden_size)
+    def __init__(
+        self, vocab_size: int, rank: int, hidden_size: int, drafted: int | None = None
+    ) -> None:
+        super().__init__(vocab_size, rank, hidden_size, drafted)
         self.gate_proj = nn.Linear(hidden_size + rank, rank)
 
     def bias(
@@ -54,8 +64,10 @@ class GatedMarkovHead(MarkovHead):
 class RnnMarkovHead(MarkovHead):
     """Type `rnn`: a gated recurrence over the block, its state reset for each block."""
 
-    def __init__(self, vocab_size: int, rank: int, hidden_size: int) -> None:
-        super().__init__(vocab_size, rank, hidden_size)
+    def __init__(
+        self, vocab_size: int, rank: int, hidden_size: int, drafted: int | None = None
+    ) -> None:
+        super().__init__(vocab_size, rank, hidden_size, drafted)
         self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
 
     def bias(

@@ -1,5 +1,6 @@
 """Loads a target and its drafter, and checks that they fit."""
 
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,24 +8,18 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_config, load_model
 
 from dspark_batch.errors import ModelError, UsageError
-from dspark_batch.models.checkpoint import (
-    digest,
-    load_strictly,
-    locate,
-    read_config,
-    read_weights,
-)
-from dspark_batch.models.drafter_config import DrafterConfig
+from dspark_batch.models.checkpoint import check_files, check_finite, digest, locate, read_config
 from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.models.packaging import load_drafter
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.plain import NoDrafter
-from dspark_batch.models.target import Target
+from dspark_batch.models.target import Target, TargetFacts, ends_of, text_config
 from dspark_batch.models.tokenizer import Tokenizer, read_tokenizer
 
-_DRAFTERS = {"Qwen3DSparkModel": DSparkDrafter}
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
 _PROBE_ROWS = 8  # a verify pass of one slot with block 7
@@ -80,65 +75,73 @@ def load_pair(
     drafter_dir = locate(drafter_name) if drafter_name else None
 
     model, config = _load_target(target_dir)
-    loaded = _load_drafter(drafter_dir, config) if drafter_dir else NoDrafter()
+    facts = TargetFacts.of(model)
+    loaded = load_drafter(drafter_dir, facts, ends_of(model)) if drafter_dir else NoDrafter()
     dtype = dtype or _fastest_dtype(model)
-    model.set_dtype(_DTYPES[dtype])
-    if isinstance(loaded, nn.Module):
-        loaded.set_dtype(_DTYPES[dtype])
-        mx.eval(loaded.parameters())
-    mx.eval(model.parameters())
+    _settle(model, dtype, target_dir)
+    if isinstance(loaded, DSparkDrafter):
+        _settle(loaded, dtype, drafter_dir)
 
     tokenizer = _read_tokenizer(target_dir, config)
-    tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
     pair_config = PairConfig(
         family=family,
         dtype=dtype,
-        context_length=config["max_position_embeddings"],
+        context_length=facts.context_length,
         stop_ids=tokenizer.stop_ids if tokenizer else _stop_ids(config),
         identity=_identity(target_dir, drafter_dir, tokenizer, dtype),
     )
-    return Pair(Target(model, tap_ids), tokenizer, loaded, pair_config)
+    tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
+    return Pair(_tap(model, tap_ids, target_dir), tokenizer, loaded, pair_config)
 
 
 def _load_target(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
-    read_config(directory)  # a clear sentence, before mlx-lm's own
+    changes = _for_mlx_lm(read_config(directory))
+    check_files(directory)  # a clear sentence, before mlx-lm's own
     try:
-        model, _ = load_model(directory, lazy=True)
+        model, _ = load_model(directory, lazy=True, model_config=changes)
         return model, load_config(directory)
     except (FileNotFoundError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{directory}: mlx-lm cannot load it as a target ({error}). "
+            f"{directory}: mlx-lm cannot load it as a target ({_short(error)}). "
             "Download it again, or name another --target."
         ) from error
 
 
-def _load_drafter(directory: Path, target: dict[str, Any]) -> DSparkDrafter:
-    config = read_config(directory)
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in _DRAFTERS:
+def _for_mlx_lm(config: dict[str, Any]) -> dict[str, Any]:
+    """Say what mlx-lm's loader must be told about a config that transformers wrote."""
+    changes = {}
+    if "vocab_size" not in config and "vocab_size" in text_config(config):
+        changes["vocab_size"] = text_config(config)["vocab_size"]  # it reads only the outer one
+    if config.get("model_type") == "gemma4_unified_text":
+        changes["model_type"] = "gemma4_text"
+    return changes
+
+
+def _short(error: Exception) -> str:
+    """Put mlx-lm's message, which lists tensors line by line, on one line."""
+    return textwrap.shorten(" ".join(str(error).split()), 200) or type(error).__name__
+
+
+def _settle(module: nn.Module, dtype: str, directory: Path) -> None:
+    """Bring weights into memory in the type of the computation; they must be numbers."""
+    module.set_dtype(_DTYPES[dtype])
+    mx.eval(module.parameters())
+    check_finite(module, directory)
+
+
+def _tap(model: nn.Module, tap_ids: tuple[int, ...], directory: Path) -> Target:
+    """Tap a target, and check that it still computes what it computed."""
+    tokens = mx.arange(_PROBE_ROWS)[None] + 1
+    plain = model(tokens, cache=make_prompt_cache(model))
+    mx.eval(plain)
+    target = Target(model, tap_ids)
+    tapped, _ = target(tokens, make_prompt_cache(model))
+    if not mx.array_equal(plain, tapped):
         raise ModelError(
-            f"{directory}: its architecture is {architecture}, and drafters are known for "
-            f"{', '.join(_DRAFTERS)}. Name another --drafter, or use --draft-length 0."
+            f"{directory}: its logits change when its layers {list(tap_ids)} are read, expected "
+            "the same bits. This mlx-lm does not fit; install the version that we pin."
         )
-    parsed = DrafterConfig.from_dict(config, str(directory / "config.json"))
-    _check_fit(parsed, target, directory)
-    drafter = _DRAFTERS[architecture](parsed)
-    load_strictly(drafter, read_weights(directory), directory)
-    return drafter
-
-
-def _check_fit(drafter: DrafterConfig, target: dict[str, Any], directory: Path) -> None:
-    pairs = {
-        "hidden_size": (drafter.hidden_size, target["hidden_size"]),
-        "vocab_size": (drafter.vocab_size, target["vocab_size"]),
-        "num_target_layers": (drafter.num_target_layers, target["num_hidden_layers"]),
-    }
-    for key, (mine, its) in pairs.items():
-        if mine != its:
-            raise ModelError(
-                f"{directory}: this drafter is for a target with {key} {mine}, and the target has "
-                f"{its}. Name the drafter that was trained for this target."
-            )
+    return target
 
 
 def _fastest_dtype(model: nn.Module) -> str:
@@ -173,7 +176,7 @@ def _read_tokenizer(directory: Path, config: dict[str, Any]) -> Tokenizer | None
 
 
 def _stop_ids(config: dict[str, Any]) -> frozenset[int]:
-    ids = config.get("eos_token_id")
+    ids = config.get("eos_token_id", text_config(config).get("eos_token_id"))
     return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from dspark_batch.models.drafter_config import EMBEDDING
+
 
 class Taps:
     """Records what the tapped layers returned in the last forward pass.
@@ -14,7 +16,8 @@ class Taps:
 
     Args:
         layers: the target's decoder layers, in order.
-        layer_ids: which outputs to read, 0-based; the features keep this order.
+        layer_ids: which outputs to read, 0-based; -1 is the embedding's output, as the first
+            layer gets it. The features keep this order.
 
     Source:
         DeepSpec's `target_layer_ids`: the residual stream after decoder layer l, before any norm.
@@ -24,7 +27,10 @@ class Taps:
         self._layer_ids = tuple(layer_ids)
         self._outputs: dict[int, mx.array] = {}
         for layer_id in self._layer_ids:
-            _record(layers[layer_id], layer_id, self._outputs)
+            if layer_id == EMBEDDING:
+                _record_input(layers[0], self._outputs)
+            else:
+                _record_output(layers[layer_id], layer_id, self._outputs)
 
     def take(self) -> mx.array | None:
         """Return the features [B, T, m*E] of the last pass and forget them; None without taps."""
@@ -33,7 +39,7 @@ class Taps:
         return mx.concatenate([self._outputs.pop(i) for i in self._layer_ids], axis=-1)
 
 
-def _record(layer: nn.Module, layer_id: int, outputs: dict[int, mx.array]) -> None:
+def _record_output(layer: nn.Module, layer_id: int, outputs: dict[int, mx.array]) -> None:
     plain = type(layer)
 
     class Recording(plain):
@@ -42,5 +48,20 @@ def _record(layer: nn.Module, layer_id: int, outputs: dict[int, mx.array]) -> No
             outputs[layer_id] = result[0] if isinstance(result, tuple) else result
             return result
 
-    Recording.__name__ = plain.__name__
-    layer.__class__ = Recording
+    _change_class(layer, Recording)
+
+
+def _record_input(layer: nn.Module, outputs: dict[int, mx.array]) -> None:
+    plain = type(layer)
+
+    class Recording(plain):
+        def __call__(self, hidden: mx.array, *args: object, **kwargs: object) -> object:
+            outputs[EMBEDDING] = hidden
+            return super().__call__(hidden, *args, **kwargs)
+
+    _change_class(layer, Recording)
+
+
+def _change_class(layer: nn.Module, recording: type) -> None:
+    recording.__name__ = type(layer).__name__
+    layer.__class__ = recording

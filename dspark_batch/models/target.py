@@ -1,11 +1,13 @@
 """A target: an mlx-lm model, unmodified, whose layers are tapped."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from dspark_batch.models.dspark import TargetEnds
 from dspark_batch.models.taps import Taps
 
 
@@ -21,6 +23,49 @@ class LayerCache(Protocol):
         self, width: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array:
         """Say which positions the step's tokens may look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What a drafter must fit."""
+
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    context_length: int  # most positions
+    embed_scale: float  # by which the model multiplies its embeddings
+    logit_softcap: float | None  # None: its logits are not capped
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "TargetFacts":
+        """Read the facts off a model as mlx-lm built it, multimodal wrappers included."""
+        text = _text_model(model)
+        args = text.args
+        return cls(
+            hidden_size=args.hidden_size,
+            vocab_size=args.vocab_size,
+            num_layers=len(model.layers),
+            context_length=args.max_position_embeddings,
+            embed_scale=getattr(text.model, "embed_scale", 1.0),
+            logit_softcap=getattr(text, "final_logit_softcapping", None),
+        )
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's part of a target's config.json."""
+    return config.get("text_config") or config
+
+
+def ends_of(model: nn.Module) -> TargetEnds:
+    """Return a model's own embedding and head, as they are stored: quantised or not."""
+    text = _text_model(model)
+    embedding = text.model.embed_tokens
+    return TargetEnds(embedding, text.lm_head if "lm_head" in text else embedding.as_linear)
+
+
+def _text_model(model: nn.Module) -> nn.Module:
+    """Return the part of the model that owns the embedding and the head."""
+    return model.language_model if "language_model" in model else model
 
 
 class Target:

@@ -38,3 +38,38 @@ def ragged_block(lengths: mx.array, width: int, capacity: int) -> mx.array:
         DSpark, eq. 3: attention in the block is bidirectional.
     """
     return mx.arange(capacity) < (lengths + width)[:, None, None, None]
+
+
+def windowed_block(
+    lengths: mx.array,
+    width: int,
+    capacity: int,
+    *,
+    window: int | None,
+    from_anchor: bool,
+    causal: bool,
+) -> mx.array:
+    """Mask a draft block that sees only the end of its context, or of itself the own past.
+
+    Args:
+        lengths: [B] int32, context positions of each slot; the block sits right behind them.
+        width: slots of the block.
+        capacity: positions in the KV buffer.
+        window: context positions back from a slot, itself included; None for all.
+        from_anchor: count the window back from the anchor, itself not included, for all slots.
+        causal: a slot sees the block only up to itself.
+
+    Returns:
+        [B, 1, width, capacity] bool.
+
+    Source:
+        z-lab's DFlash and, with `from_anchor`, vLLM's speculators.
+    """
+    anchor = lengths[:, None, None, None]
+    query = anchor + mx.arange(width)[:, None]
+    key = mx.arange(capacity)
+    block = (key >= anchor) & (key <= (query if causal else anchor + width - 1))
+    context = key < anchor
+    if window is not None:
+        context = context & (key >= (anchor - window if from_anchor else query - window + 1))
+    return context | block
