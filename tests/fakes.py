@@ -35,7 +35,8 @@ class FakeEngine:
             for request in reversed(admitted):
                 if yielded == self.dies_after:
                     raise KeyboardInterrupt
-                sleep(self.pause_s)
+                if self.pause_s:
+                    sleep(self.pause_s)
                 yield self._outcome(request)
                 yielded += 1
 

@@ -183,13 +183,22 @@ def test_a_parquet_input_can_be_written_as_jsonl(tmp_path):
 def test_files_with_different_columns_and_formats_make_one_output(tmp_path):
     write_lines(tmp_path / "a.jsonl", {"prompt": "a", "n": 1, "x": "text"})
     pq.write_table(pa.table({"prompt": ["b"], "n": [0.5], "x": [b"\xff"]}), tmp_path / "b.parquet")
-    pq.write_table(pa.table({"prompt": ["c"], "y": [7], "x": [1]}), tmp_path / "c.parquet")
+    pq.write_table(
+        pa.table({"prompt": ["c"], "n": [3], "y": [7], "x": [1]}), tmp_path / "c.parquet"
+    )
     start(tmp_path, inputs=(f"{tmp_path}/[abc].*",), out=f"{tmp_path}/out.parquet")
     rows = rows_in(tmp_path / "out.parquet")
     assert [(row["prompt"], row["n"], row["y"]) for row in rows] == [
-        *(("a", 1.0, None), ("b", 0.5, None), ("c", None, 7))
+        *(("a", 1.0, None), ("b", 0.5, None), ("c", 3.0, 7))
     ]
     assert [row["x"] for row in rows] == ['"text"', '"/w=="', "1"]
+
+
+def test_a_parquet_value_that_does_not_fit_the_other_files_type_makes_json_text(tmp_path):
+    for name, values in {"a": [0.5], "b": [2**53 + 1]}.items():
+        pq.write_table(pa.table({"prompt": ["p"], "x": values}), tmp_path / f"{name}.parquet")
+    start(tmp_path, inputs=(f"{tmp_path}/[ab].parquet",), out=f"{tmp_path}/out.parquet")
+    assert [row["x"] for row in rows_in(tmp_path / "out.parquet")] == ["0.5", "9007199254740993"]
 
 
 def test_large_outputs_are_written_in_row_groups(tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from dspark_batch.errors import JournalError
@@ -44,6 +46,19 @@ def test_what_is_appended_can_be_read_at_its_offset(tmp_path):
         assert [journal.read(offset) for offset in reversed(offsets)] == [
             entry(n, text="é\n" * n) for n in reversed(range(5))
         ]
+
+
+@pytest.mark.parametrize(("every", "lines_safe"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
+def test_rows_are_on_the_disk_after_every_so_many_and_at_the_end(
+    tmp_path, monkeypatch, every, lines_safe
+):
+    path = tmp_path / "rows.jsonl"
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append(path.read_bytes().count(b"\n")))
+    with Journal(path, "seed", fsync_every=every) as journal:
+        for n in range(5):
+            journal.append(entry(n))
+    assert seen == lines_safe
 
 
 def test_the_next_start_finds_every_row(journal_of):
