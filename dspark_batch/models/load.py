@@ -1,7 +1,6 @@
 """Loads a target and its drafter, and checks that they fit."""
 
 import textwrap
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +13,15 @@ from mlx_lm.utils import load_config, load_model
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.models.checkpoint import check_files, check_finite, digest, locate, read_config
 from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.models.number_type import DTYPES, fastest_dtype
 from dspark_batch.models.packaging import load_drafter
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target, TargetFacts, ends_of, text_config
 from dspark_batch.models.tokenizer import Tokenizer, read_tokenizer
 
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
-_PROBE_ROWS = 8  # a verify pass of one slot with block 7
+_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def load_pair(
     model, config = _load_target(target_dir)
     facts = TargetFacts.of(model)
     loaded = load_drafter(drafter_dir, facts, ends_of(model)) if drafter_dir else NoDrafter()
-    dtype = dtype or _fastest_dtype(model)
+    dtype = dtype or fastest_dtype(model)
     _settle(model, dtype, target_dir)
     if isinstance(loaded, DSparkDrafter):
         _settle(loaded, dtype, drafter_dir)
@@ -124,14 +123,14 @@ def _short(error: Exception) -> str:
 
 def _settle(module: nn.Module, dtype: str, directory: Path) -> None:
     """Bring weights into memory in the type of the computation; they must be numbers."""
-    module.set_dtype(_DTYPES[dtype])
+    module.set_dtype(DTYPES[dtype])
     mx.eval(module.parameters())
     check_finite(module, directory)
 
 
 def _tap(model: nn.Module, tap_ids: tuple[int, ...], directory: Path) -> Target:
     """Tap a target, and check that it still computes what it computed."""
-    tokens = mx.arange(_PROBE_ROWS)[None] + 1
+    tokens = mx.arange(_PROBE_TOKENS)[None] + 1
     plain = model(tokens, cache=make_prompt_cache(model))
     mx.eval(plain)
     target = Target(model, tap_ids)
@@ -142,31 +141,6 @@ def _tap(model: nn.Module, tap_ids: tuple[int, ...], directory: Path) -> Target:
             "the same bits. This mlx-lm does not fit; install the version that we pin."
         )
     return target
-
-
-def _fastest_dtype(model: nn.Module) -> str:
-    """Choose float32 or bfloat16 on a CPU by timing a matrix product; else keep the stored type.
-
-    Quantised weights keep their type too: their scales were rounded for it.
-    """
-    linear = next(m for m in model.modules() if hasattr(m, "weight") and m.weight.ndim == 2)
-    stored = str(linear.weight.dtype).removeprefix("mlx.core.")
-    if mx.default_device() != mx.Device(mx.cpu) or stored not in _DTYPES:
-        return stored if stored in _DTYPES else "bfloat16"
-    return min(("float32", "bfloat16"), key=lambda name: _product_s(model, _DTYPES[name]))
-
-
-def _product_s(model: nn.Module, dtype: mx.Dtype) -> float:
-    """Time the first layer's MLP-sized product at the width of a verify pass, in seconds."""
-    weight = model.layers[0].mlp.up_proj.weight.astype(dtype)
-    rows = mx.ones((_PROBE_ROWS, weight.shape[1]), dtype=dtype)
-    mx.eval(weight, rows @ weight.T)  # warm
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        mx.eval(rows @ weight.T)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _read_tokenizer(directory: Path, config: dict[str, Any]) -> Tokenizer | None:
