@@ -15,12 +15,16 @@ _MODULE_BY_NAME = {
     "Completion": "types",
     "DsparkBatchError": "errors",
     "Failure": "types",
+    "Generation": "generate",
     "Item": "types",
     "Report": "run",
     "Request": "types",
+    "Sampling": "types",
     "Spec": "job.spec",
     "Tick": "run",
+    "load_pair": "models.load",
     "run": "run",
+    "speculative_generate": "generate",
 }
 __all__ = list(_MODULE_BY_NAME)
 

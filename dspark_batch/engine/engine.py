@@ -7,14 +7,15 @@ import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.prefill import prefill
+from dspark_batch.engine.sampling import RULES, rule_of
 from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.errors import UsageError
 from dspark_batch.models.dspark import Draft
 from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
-from dspark_batch.numerics.rules import Greedy
-from dspark_batch.types import Completion, Failure, Outcome, Request
+from dspark_batch.types import Completion, Failure, Outcome, Request, SamplingRule
 
 
 class _Step(NamedTuple):
@@ -35,9 +36,11 @@ class Engine:
         slots: sequences that decode together.
         draft_length: drafts per round; None for the drafter's block, 0 for plain decoding.
         confidence_threshold: a block is verified up to its first draft below this; 0 for all.
+        sampling: how requests with a temperature are drawn; both ways are exact.
 
     Raises:
-        UsageError: draft_length is more than the drafter's block, or there is no confidence head.
+        UsageError: draft_length is more than the drafter's block, there is no confidence head, or
+            nobody knows this sampling.
     """
 
     def __init__(
@@ -47,13 +50,14 @@ class Engine:
         slots: int = 1,
         draft_length: int | None = None,
         confidence_threshold: float = 0.0,
+        sampling: SamplingRule = "coupled",
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length, confidence_threshold)
         if self._draft_length == 0:
             pair = pair._replace(drafter=NoDrafter())
         self._pair = pair
         self._threshold = confidence_threshold
-        self._rule = Greedy()
+        self._sampling = _known_rule(sampling)
         self._num_layers = (pair.target.num_caches, pair.drafter.num_layers)
         self._cache, self._context = (RaggedCache(n, slots) for n in self._num_layers)
         self._anchors = mx.zeros(slots, dtype=mx.int32)
@@ -81,19 +85,21 @@ class Engine:
 
     def _begin(self, request: Request) -> Iterator[Outcome]:
         """Prefill a request into a free slot, unless its first token already ends it."""
-        sequence = Sequence(request, self._pair.config.stop_ids)
+        stops = self._stop_strings(request)
+        sequence = Sequence(request, self._pair.config.stop_ids, stops)
         filled = prefill(self._pair, self._num_layers, request.prompt_ids)
-        if not filled.finite.item():
+        first = rule_of(self._sampling, [sequence]).first(filled.logits[None])[0]
+        if not mx.isfinite(filled.logits).all().item():
             yield _not_finite(sequence)
             return
-        sequence.begin(filled.first.item())
+        sequence.begin(first.item())
         if sequence.finish_reason is not None:
             yield self._finished(sequence)
             return
         slot = self._sequences.index(None)
         self._cache.insert(slot, filled.cache, sequence.cached_len)
         self._context.insert(slot, filled.context, sequence.cached_len)
-        self._anchors[slot] = filled.first
+        self._anchors[slot] = first
         self._sequences[slot] = sequence
 
     def _round(self) -> Iterator[Outcome]:
@@ -112,12 +118,12 @@ class Engine:
     def _step(self) -> "_Step":
         """Run drafter and target once over all slots and move the caches to the new anchors."""
         self._reserve()
-        drafter = self._pair.drafter
-        draft = drafter.propose(self._anchors, self._context, self._draft_length, self._rule.draft)
+        drafter, rule = self._pair.drafter, rule_of(self._sampling, self._sequences)
+        draft = drafter.propose(self._anchors, self._context, self._draft_length, rule.draft)
         drafts, verify_len = self._choose_verified(draft)
         tokens = mx.concatenate([self._anchors[:, None], drafts], axis=1)
         logits, features = self._pair.target(tokens, self._cache.layers)
-        accepted, bonus = self._rule.verify(drafts, verify_len, logits)
+        accepted, bonus = rule.verify(drafts, verify_len, logits)
         finite = mx.isfinite(logits).all(axis=-1)
 
         drafter.extend(self._context, features)
@@ -153,6 +159,18 @@ class Engine:
         tokenizer = self._pair.tokenizer
         return sequence.completion(tokenizer.decode(sequence.spoken_ids()) if tokenizer else "")
 
+    def _stop_strings(self, request: Request) -> StopStrings | None:
+        """Make what looks for the request's stop strings; None: it has none."""
+        stops, tokenizer = request.sampling.stop, self._pair.tokenizer
+        if not stops:
+            return None
+        if tokenizer is None:
+            raise UsageError(
+                f"{request.item.where}: stop strings {list(stops)} need a tokenizer, and the "
+                "target has none. Give token ids, or a target with a tokenizer."
+            )
+        return StopStrings(stops, tokenizer.decode)
+
 
 def _not_finite(sequence: Sequence) -> Failure:
     item, position = sequence.request.item, len(sequence.token_ids)
@@ -178,3 +196,9 @@ def _draft_length(pair: Pair, asked: int | None, threshold: float) -> int:
             "Leave the option out."
         )
     return length
+
+
+def _known_rule(sampling: SamplingRule) -> SamplingRule:
+    if sampling not in RULES:
+        raise UsageError(f"--sampling {sampling}: unknown. Use {' or '.join(RULES)}.")
+    return sampling
