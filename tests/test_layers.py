@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "train": {"engine", "models", "numerics", "types", "errors", "blas"},
     "job": {"types", "errors"},
     "run": {"engine", "models", "job", "types", "errors", "blas"},
+    "generate": {"engine", "models", "types", "errors"},
     "cli": {"run", "job", "types", "errors"},
     "__init__": set(),
     "__main__": {"cli"},
