@@ -5,7 +5,7 @@ from functools import cache
 
 import mlx.core as mx
 import pytest
-from golden_cases import load_case
+from golden_cases import CASES, load_case
 
 import dspark_batch.engine.sampling
 from dspark_batch.engine.engine import Engine
@@ -43,8 +43,9 @@ class Tape:
 
 
 @pytest.mark.parametrize("run", ["sampled_t1", "sampled_t07"])
-def test_the_references_sampled_runs_come_out_of_its_uniforms(run, monkeypatch):
-    case = load_case("qwen3_vanilla")
+@pytest.mark.parametrize("name", CASES)
+def test_the_references_sampled_runs_come_out_of_its_uniforms(name, run, monkeypatch):
+    case = load_case(name)
     tape, recorded = Tape(case, run), case.runs[run]
     monkeypatch.setattr(dspark_batch.engine.sampling, "Chance", lambda *_: tape)
     warm = Sampling(temperature=recorded["temperature"])
