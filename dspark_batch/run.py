@@ -77,6 +77,7 @@ def open_pair(spec: Spec, manifest: Manifest) -> Opened:
         draft_length=spec.draft_length,
         confidence_threshold=spec.confidence_threshold,
         sampling=spec.sampling,
+        log_confidence=spec.log_confidence,
     )
     return Opened(engine, pair.tokenizer.render, pair.config.context_length, pair.config.identity)
 

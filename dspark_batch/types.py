@@ -80,7 +80,7 @@ class Completion:
     """The answer to one item, and how the run went for it.
 
     The first token comes from prefill, every further one from a round, so
-    `1 + sum(accept_lengths) == len(token_ids)`. The three tuples have one number per round.
+    `1 + sum(accept_lengths) == len(token_ids)`. The tuples have one entry per round.
     """
 
     item: Item
@@ -91,6 +91,8 @@ class Completion:
     accept_lengths: tuple[int, ...] = ()  # tokens committed, bonus included
     num_accepted: tuple[int, ...] = ()  # drafts among the committed tokens
     num_drafted: tuple[int, ...] = ()  # drafts that the target verified
+    # By round, a logit for each verified draft; None: not logged.
+    confidence: tuple[tuple[float, ...], ...] | None = None
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "job": {"types", "errors"},
     "run": {"engine", "models", "job", "types", "errors", "blas"},
     "generate": {"engine", "models", "types", "errors"},
-    "cli": {"run", "job", "types", "errors"},
+    "calibrate": {"models", "numerics", "job", "types", "errors"},
+    "cli": {"run", "calibrate", "job", "types", "errors"},
     "__init__": set(),
     "__main__": {"cli"},
 }

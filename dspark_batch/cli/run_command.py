@@ -101,6 +101,11 @@ def _option(name: str, **settings: object) -> Callable:
     help="Verify a block up to its first draft with less confidence; 0: all of it.",
 )
 @_option(
+    "--log-confidence",
+    is_flag=True,
+    help="Write the confidence of every verified draft into metrics, for `calibrate`.",
+)
+@_option(
     "--resume",
     type=click.Choice(get_args(Resume)),
     help="Continue what OUT.run holds; always: refuse to begin; never: refuse to continue.",

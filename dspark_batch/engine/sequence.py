@@ -29,6 +29,7 @@ class Sequence:
         self._accept_lengths: list[int] = []
         self._num_accepted: list[int] = []
         self._num_drafted: list[int] = []
+        self._confidence: list[tuple[float, ...]] = []
         self._admitted_s = time.perf_counter()
         self._first_token_s = self._admitted_s
 
@@ -42,7 +43,13 @@ class Sequence:
         self._first_token_s = time.perf_counter()
         self._commit([token])
 
-    def advance(self, accepted: ListLike[int], bonus: int, num_drafted: int) -> int:
+    def advance(
+        self,
+        accepted: ListLike[int],
+        bonus: int,
+        num_drafted: int,
+        confidence: ListLike[float] | None = None,
+    ) -> int:
         """Commit a round: the accepted drafts, then the bonus; return how many tokens stayed.
 
         A stop token, or the token that completes a stop string, ends the answer where it stands,
@@ -53,6 +60,8 @@ class Sequence:
         self._accept_lengths.append(stayed)
         self._num_accepted.append(min(stayed, len(accepted)))
         self._num_drafted.append(num_drafted)
+        if confidence is not None:
+            self._confidence.append(tuple(confidence[:num_drafted]))
         return stayed
 
     def completion(self, text: str, num_cached: int = 0) -> Completion:
@@ -68,6 +77,7 @@ class Sequence:
             accept_lengths=tuple(self._accept_lengths),
             num_accepted=tuple(self._num_accepted),
             num_drafted=tuple(self._num_drafted),
+            confidence=tuple(self._confidence) or None,
             cached_tokens=num_cached,
             prefill_s=self._first_token_s - self._admitted_s,
             decode_s=time.perf_counter() - self._first_token_s,

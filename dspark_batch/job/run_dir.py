@@ -193,7 +193,7 @@ def check_resume(spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | Non
 
 def fingerprint(spec: Spec, identity: Mapping[str, Json], context_length: int) -> dict[str, Json]:
     """Collect everything that can change a row."""
-    names = (*MODEL_FIELDS, "drafter") if _depends_on_drafts(spec) else MODEL_FIELDS
+    names = MODEL_FIELDS + (("drafter", "calibration") if _depends_on_drafts(spec) else ())
     model = {name: identity.get(name) for name in names}
     return {**_spec_fields(spec), **model, "context_length": context_length}
 

@@ -42,6 +42,7 @@ class Spec:
         None  # drafts per round; None: the drafter's block; 0: plain decoding
     )
     confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
+    log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
     resume: Resume = "if-possible"
     overwrite: bool = False  # discard what the run directory holds
     retry_failed: bool = False  # run items again whose last row failed

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_config, load_model
 
 from dspark_batch.errors import ModelError, UsageError
+from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, check_finite, digest, locate, read_config
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.packaging import load_drafter
@@ -77,12 +78,15 @@ def load_pair(
         _settle(loaded, dtype, drafter_dir)
 
     tokenizer = _read_tokenizer(target_dir, config)
+    identity = _identity(target_dir, drafter_dir, tokenizer, dtype)
+    temperatures = kept_temperatures(identity)
     pair_config = PairConfig(
         family=family,
         dtype=dtype,
         context_length=facts.context_length,
         stop_ids=tokenizer.stop_ids if tokenizer else _stop_ids(config),
-        identity=_identity(target_dir, drafter_dir, tokenizer, dtype),
+        identity=identity | {"calibration": temperatures and str(temperatures)},
+        confidence_temperatures=temperatures,
     )
     tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
     tapped = _tap(model, tap_ids, pair_config, target_dir)
