@@ -12,15 +12,21 @@ from importlib import import_module
 from types import ModuleType
 
 _MODULE_BY_NAME = {
+    "Calibration": "calibrate",
     "Completion": "types",
     "DsparkBatchError": "errors",
     "Failure": "types",
+    "Generation": "generate",
     "Item": "types",
     "Report": "run",
     "Request": "types",
+    "Sampling": "types",
     "Spec": "job.spec",
     "Tick": "run",
+    "calibrate": "calibrate",
+    "load_pair": "models.load",
     "run": "run",
+    "speculative_generate": "generate",
 }
 __all__ = list(_MODULE_BY_NAME)
 
@@ -38,8 +44,8 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
         # Importing run.py binds the module `run` here; the function must keep the name.
-        if name == "run" and isinstance(value, ModuleType):
-            value = value.run
+        if name in _MODULE_BY_NAME and isinstance(value, ModuleType):
+            value = getattr(value, name)
         super().__setattr__(name, value)
 
 

@@ -71,7 +71,14 @@ def open_pair(spec: Spec, manifest: Manifest) -> Opened:
     pair = load_pair(spec.family, target=spec.target, drafter=spec.drafter, dtype=dtype)
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    engine = Engine(pair, slots=spec.slots, draft_length=spec.draft_length)
+    engine = Engine(
+        pair,
+        slots=spec.slots,
+        draft_length=spec.draft_length,
+        confidence_threshold=spec.confidence_threshold,
+        sampling=spec.sampling,
+        log_confidence=spec.log_confidence,
+    )
     return Opened(engine, pair.tokenizer.render, pair.config.context_length, pair.config.identity)
 
 

@@ -1,11 +1,15 @@
 """The values that cross a border between the halves; frozen, checked once, at birth."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 FinishReason: TypeAlias = Literal["stop", "length"]
+SamplingRule: TypeAlias = Literal["coupled", "rejection"]
+
+_GREEDY_BELOW = 1e-5  # temperatures that DeepSpec and vLLM take for 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,41 @@ class Item:
     sample_index: int = 0  # which of several answers to one record
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one answer is drawn from the target's distribution, and where it ends."""
+
+    temperature: float = 0.0  # 0: the most likely token
+    top_p: float = 1.0  # only the likeliest tokens that together have this probability; 1: all
+    top_k: int = 0  # only this many likeliest tokens; 0: all
+    min_p: float = 0.0  # only tokens this likely, as a share of the likeliest one's probability
+    seed: int = 0
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
+    stop_ids: frozenset[int] = frozenset()  # end the answer, besides the target's own
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1")
+        _check("top_k", self.top_k, self.top_k >= 0, "0 or more")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
+        _check("stop", list(self.stop), all(self.stop), "strings that are not empty")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken and chance has no part."""
+        return self.temperature < _GREEDY_BELOW
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether some tokens may not be drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+def _check(name: str, value: float | list[str], is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"{name} is {value}, expected {expected}")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An item rendered and tokenised, ready for the engine."""
@@ -27,6 +66,7 @@ class Request:
     item: Item
     prompt_ids: tuple[int, ...]  # at least one token
     max_tokens: int  # most tokens to generate, a stop token included; at least 1
+    sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -40,7 +80,7 @@ class Completion:
     """The answer to one item, and how the run went for it.
 
     The first token comes from prefill, every further one from a round, so
-    `1 + sum(accept_lengths) == len(token_ids)`. The three tuples have one number per round.
+    `1 + sum(accept_lengths) == len(token_ids)`. The tuples have one entry per round.
     """
 
     item: Item
@@ -51,6 +91,8 @@ class Completion:
     accept_lengths: tuple[int, ...] = ()  # tokens committed, bonus included
     num_accepted: tuple[int, ...] = ()  # drafts among the committed tokens
     num_drafted: tuple[int, ...] = ()  # drafts that the target verified
+    # By round, a logit for each verified draft; None: not logged.
+    confidence: tuple[tuple[float, ...], ...] | None = None
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included

@@ -1,4 +1,9 @@
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
+
+# What the user's own pairs were calibrated to must change no test; nothing is ever there.
+os.environ["DSPARK_BATCH_CACHE"] = str(Path(tempfile.gettempdir()) / "dspark-batch-no-cache")

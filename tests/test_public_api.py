@@ -32,9 +32,11 @@ def test_import_loads_nothing_heavy():
     assert not {"mlx", "mlx.core", "pyarrow", "click", "rich"} & set(loaded)
 
 
+@pytest.mark.parametrize("name", ["run", "calibrate"])
 @pytest.mark.parametrize(
-    "first", ["pass", "import dspark_batch.run", "from dspark_batch.run import Tick"]
+    "first", ["pass", "import dspark_batch.{0}", "from dspark_batch.{0} import dataclass"]
 )
-def test_run_is_the_function_although_a_module_has_its_name(first):
-    says = "import dspark_batch, types; print(type(dspark_batch.run) is types.FunctionType)"
-    assert run_python(f"{first}; from dspark_batch import run; {says}") == "True\n"
+def test_a_function_keeps_its_name_although_a_module_has_it_too(first, name):
+    first = first.format(name)
+    says = f"import dspark_batch, types; print(type(dspark_batch.{name}) is types.FunctionType)"
+    assert run_python(f"{first}; from dspark_batch import {name}; {says}") == "True\n"

@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 
+from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.errors import DsparkBatchError
@@ -30,6 +31,7 @@ def cli() -> None:
 
 
 cli.add_command(run_command)
+cli.add_command(calibrate_command)
 cli.add_command(show_command)
 
 

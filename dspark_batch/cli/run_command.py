@@ -8,13 +8,14 @@ from typing import get_args
 import click
 
 from dspark_batch.job.spec import Dtype, Resume, Spec
+from dspark_batch.types import SamplingRule
 
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
 
 def _option(name: str, **settings: object) -> Callable:
     default = _DEFAULT_BY_FIELD[name.removeprefix("--").replace("-", "_")]
-    shown = default not in (None, False, "")
+    shown = default is not False and default not in (None, "", ())
     return click.option(name, default=default, show_default=shown, **settings)
 
 
@@ -52,12 +53,57 @@ def _option(name: str, **settings: object) -> Callable:
     help="Put this before each of our column names.",
 )
 @_option("--max-tokens", metavar="N", type=click.IntRange(min=1), help="Most tokens of an answer.")
+@_option(
+    "--temperature",
+    metavar="T",
+    type=click.FloatRange(min=0),
+    help="Draw at this temperature; 0 takes the most likely token.",
+)
+@_option(
+    "--top-p",
+    metavar="P",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Draw only from the likeliest tokens that together have this probability.",
+)
+@_option(
+    "--top-k",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Draw only from this many likeliest tokens; 0: all.",
+)
+@_option(
+    "--min-p",
+    metavar="P",
+    type=click.FloatRange(min=0, max=1),
+    help="Draw only tokens this likely, as a share of the likeliest one's probability.",
+)
+@_option("--seed", metavar="N", type=int, help="Draw other answers with another number.")
+@_option(
+    "--stop", metavar="TEXT", multiple=True, help="End an answer before this text; repeatable."
+)
+@_option(
+    "--sampling",
+    type=click.Choice(get_args(SamplingRule)),
+    help="coupled: no setting of speed changes an answer; rejection: the paper's rule, a little "
+    "faster, its answers depend on the drafts. Both are exact samples of the target.",
+)
 @_option("--slots", metavar="N", type=click.IntRange(min=1), help="Sequences that decode together.")
 @_option(
     "--draft-length",
     metavar="K",
     type=click.IntRange(min=0),
     help="Drafts per round; 0 decodes plainly.  [default: the drafter's block]",
+)
+@_option(
+    "--confidence-threshold",
+    metavar="P",
+    type=click.FloatRange(min=0, max=1),
+    help="Verify a block up to its first draft with less confidence; 0: all of it.",
+)
+@_option(
+    "--log-confidence",
+    is_flag=True,
+    help="Write the confidence of every verified draft into metrics, for `calibrate`.",
 )
 @_option(
     "--resume",

@@ -15,8 +15,7 @@ class Prefilled(NamedTuple):
 
     cache: RaggedCache  # the target's
     context: RaggedCache  # the drafter's
-    first: mx.array  # [] int32, the first token of the answer
-    finite: mx.array  # [] bool, False if the logits behind it are not numbers
+    logits: mx.array  # [V], of the first token of the answer
 
 
 def prefill(pair: Pair, num_layers: tuple[int, int], prompt_ids: tuple[int, ...]) -> Prefilled:
@@ -38,5 +37,4 @@ def prefill(pair: Pair, num_layers: tuple[int, int], prompt_ids: tuple[int, ...]
         cache.keep(count)
         context.keep(count)
         mx.eval(cache.arrays(), context.arrays())  # intermediate chunks need no logits
-    last = logits[0, -1]
-    return Prefilled(cache, context, mx.argmax(last), mx.isfinite(last).all())
+    return Prefilled(cache, context, logits[0, -1])

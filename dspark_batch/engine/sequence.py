@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence as ListLike
 
+from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.types import Completion, FinishReason, Request
 
 
@@ -14,14 +15,21 @@ class Sequence:
         finish_reason: None while more may come.
     """
 
-    def __init__(self, request: Request, stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        stop_ids: frozenset[int],
+        stop_strings: StopStrings | None = None,
+    ) -> None:
         self.request = request
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self._stop_ids = stop_ids
+        self._stop_ids = stop_ids | request.sampling.stop_ids
+        self._stop_strings = stop_strings
         self._accept_lengths: list[int] = []
         self._num_accepted: list[int] = []
         self._num_drafted: list[int] = []
+        self._confidence: list[tuple[float, ...]] = []
         self._admitted_s = time.perf_counter()
         self._first_token_s = self._admitted_s
 
@@ -35,31 +43,41 @@ class Sequence:
         self._first_token_s = time.perf_counter()
         self._commit([token])
 
-    def advance(self, accepted: ListLike[int], bonus: int, num_drafted: int) -> int:
+    def advance(
+        self,
+        accepted: ListLike[int],
+        bonus: int,
+        num_drafted: int,
+        confidence: ListLike[float] | None = None,
+    ) -> int:
         """Commit a round: the accepted drafts, then the bonus; return how many tokens stayed.
 
-        A stop token ends the answer where it stands, and the limit cuts inside the block, so that
-        exactly the tokens and the finish reason of plain decoding come out.
+        A stop token, or the token that completes a stop string, ends the answer where it stands,
+        and the limit cuts inside the block, so that exactly the tokens and the finish reason of
+        plain decoding come out.
         """
         stayed = self._commit([*accepted, bonus])
         self._accept_lengths.append(stayed)
         self._num_accepted.append(min(stayed, len(accepted)))
         self._num_drafted.append(num_drafted)
+        if confidence is not None:
+            self._confidence.append(tuple(confidence[:num_drafted]))
         return stayed
 
     def completion(self, text: str, num_cached: int = 0) -> Completion:
-        """Describe the finished answer."""
+        """Describe the finished answer, whose spoken tokens decode to `text`."""
         if self.finish_reason is None:
             raise ValueError(f"{self.request.item.where}: the answer is not finished")
         return Completion(
             item=self.request.item,
-            text=text,
+            text=self._stop_strings.cut(text) if self._stop_strings else text,
             token_ids=tuple(self.token_ids),
             finish_reason=self.finish_reason,
             prompt_tokens=len(self.request.prompt_ids),
             accept_lengths=tuple(self._accept_lengths),
             num_accepted=tuple(self._num_accepted),
             num_drafted=tuple(self._num_drafted),
+            confidence=tuple(self._confidence) or None,
             cached_tokens=num_cached,
             prefill_s=self._first_token_s - self._admitted_s,
             decode_s=time.perf_counter() - self._first_token_s,
@@ -67,7 +85,8 @@ class Sequence:
 
     def spoken_ids(self) -> list[int]:
         """List the committed tokens without the stop token that ended the answer."""
-        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+        ended = self.token_ids and self.token_ids[-1] in self._stop_ids
+        return self.token_ids[:-1] if ended else self.token_ids
 
     def _commit(self, tokens: list[int]) -> int:
         room = self.request.max_tokens - len(self.token_ids)
@@ -75,9 +94,12 @@ class Sequence:
         for token in tokens[:room]:
             self.token_ids.append(token)
             stayed += 1
-            if token in self._stop_ids:
+            if token in self._stop_ids or self._completes_stop_string(token):
                 self.finish_reason = "stop"
                 return stayed
         if stayed == room:
             self.finish_reason = "length"
         return stayed
+
+    def _completes_stop_string(self, token: int) -> bool:
+        return self._stop_strings is not None and self._stop_strings.add(token)

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from jinja2 import TemplateError
 
+from dspark_batch.job.choices import choices_of
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Failure, Item, Json, Request
 
@@ -32,6 +33,10 @@ def to_request(item: Item, spec: Spec, render: Render, context_length: int) -> R
         )
     if not prompt_ids:
         return Failure(item, "bad_record", f"{item.where}: the prompt renders to no tokens.")
+    try:
+        sampling, max_tokens = choices_of(item.record, spec)
+    except ValueError as error:
+        return Failure(item, "bad_record", f"{item.where}: {error}.")
     room = context_length - len(prompt_ids)
     if room < 1:
         return Failure(
@@ -40,7 +45,7 @@ def to_request(item: Item, spec: Spec, render: Render, context_length: int) -> R
             f"{item.where}: {len(prompt_ids)} prompt tokens leave no room in a context of "
             f"{context_length}; shorten the prompt by {1 - room} tokens or more.",
         )
-    return Request(item, prompt_ids, min(spec.max_tokens, room))
+    return Request(item, prompt_ids, min(max_tokens, room), sampling)
 
 
 class _Unusable(Exception):

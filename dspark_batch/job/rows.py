@@ -37,6 +37,7 @@ ROW_SCHEMA = pa.schema(
                         "num_draft_tokens": pa.int64(),
                         "per_step_accepted": _COUNTS,
                         "per_step_drafted": _COUNTS,
+                        "per_step_confidence": pa.list_(pa.list_(pa.float64())),  # logits
                     }
                 ),
             }
@@ -115,7 +116,15 @@ def _speculative_decoding(completion: Completion) -> dict[str, Json]:
         "num_draft_tokens": drafted,
         "per_step_accepted": list(completion.num_accepted),
         "per_step_drafted": list(completion.num_drafted),
+        "per_step_confidence": _logits(completion.confidence),
     }
+
+
+def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float]] | None:
+    """Round to what a row has room for; None: not logged."""
+    if confidence is None:
+        return None
+    return [[round(logit, 4) for logit in drafts] for drafts in confidence]
 
 
 def ratio(part: float, whole: float) -> float | None:

@@ -28,9 +28,14 @@ from dspark_batch.types import Json
 MANIFEST_VERSION = 1
 
 # Every field that can change a row, and no other. Those of the model come from the engine half.
-SPEC_FIELDS = ("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens")
+SPEC_FIELDS = (
+    *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
+)
 MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype")
 MODEL_OPTIONS = ("family", "target", "dtype")  # of the spec: equal options, equal model
+# With the rejection rule an answer depends on what was drafted, and on what of it was verified.
+PLAN_FIELDS = ("draft_length", "confidence_threshold")
 
 _PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
 
@@ -188,7 +193,8 @@ def check_resume(spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | Non
 
 def fingerprint(spec: Spec, identity: Mapping[str, Json], context_length: int) -> dict[str, Json]:
     """Collect everything that can change a row."""
-    model = {name: identity.get(name) for name in MODEL_FIELDS}
+    names = MODEL_FIELDS + (("drafter", "calibration") if _depends_on_drafts(spec) else ())
+    model = {name: identity.get(name) for name in names}
     return {**_spec_fields(spec), **model, "context_length": context_length}
 
 
@@ -243,7 +249,8 @@ def refuse_another_job(
 
 def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
     """Whether the model options are those of the manifest, so that no model has to be loaded."""
-    return all(getattr(spec, name) == manifest["spec"][name] for name in MODEL_OPTIONS)
+    names = (*MODEL_OPTIONS, "drafter") if _depends_on_drafts(spec) else MODEL_OPTIONS
+    return all(getattr(spec, name) == manifest["spec"][name] for name in names)
 
 
 @contextmanager
@@ -265,7 +272,12 @@ def sync_file(path: Path) -> None:
 
 
 def _spec_fields(spec: Spec) -> dict[str, Json]:
-    return {name: getattr(spec, name) for name in SPEC_FIELDS}
+    names = SPEC_FIELDS + PLAN_FIELDS if _depends_on_drafts(spec) else SPEC_FIELDS
+    return {name: getattr(spec, name) for name in names}
+
+
+def _depends_on_drafts(spec: Spec) -> bool:
+    return spec.sampling == "rejection"
 
 
 def _write_whole(path: Path, value: Mapping[str, Json]) -> None:

@@ -5,6 +5,7 @@ from pathlib import PurePath
 from typing import Literal, get_args
 
 from dspark_batch.errors import UsageError
+from dspark_batch.types import Sampling, SamplingRule
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Resume = Literal["if-possible", "always", "never"]
@@ -29,10 +30,19 @@ class Spec:
     messages_column: str = "messages"
     output_prefix: str = ""  # before each of our column names
     max_tokens: int = 512  # most tokens of an answer, a stop token included
+    temperature: float = 0.0  # this and the next five: what `types.Sampling` says
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int = 1  # sequences that decode together
     draft_length: int | None = (
         None  # drafts per round; None: the drafter's block; 0: plain decoding
     )
+    confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
+    log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
     resume: Resume = "if-possible"
     overwrite: bool = False  # discard what the run directory holds
     retry_failed: bool = False  # run items again whose last row failed
@@ -53,6 +63,27 @@ class Spec:
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
         _at_least(1, limit=self.limit)
         _at_least(0, draft_length=self.draft_length)
+        if not 0 <= self.confidence_threshold <= 1:
+            raise UsageError(
+                f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
+            )
+        if self.sampling not in get_args(SamplingRule):
+            raise UsageError(f"sampling is {self.sampling}, expected {get_args(SamplingRule)}.")
+        try:
+            self.sampling_of_all()
+        except ValueError as error:
+            raise UsageError(f"{error}.") from error
+
+    def sampling_of_all(self) -> Sampling:
+        """Say how an item is drawn that chooses nothing for itself."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=self.seed,
+            stop=self.stop,
+        )
 
 
 def _at_least(least: int, **numbers: int | None) -> None:

@@ -1,7 +1,6 @@
 """Loads a target and its drafter, and checks that they fit."""
 
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,28 +10,24 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_config, load_model
 
 from dspark_batch.errors import ModelError, UsageError
+from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, check_finite, digest, locate, read_config
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.number_type import DTYPES, fastest_dtype
 from dspark_batch.models.packaging import load_drafter
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.plain import NoDrafter
-from dspark_batch.models.target import Target, TargetFacts, ends_of, text_config
+from dspark_batch.models.target import (
+    PairConfig,
+    Target,
+    TargetFacts,
+    ends_of,
+    text_config,
+)
 from dspark_batch.models.tokenizer import Tokenizer, read_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
 _PROBE_TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class PairConfig:
-    """What the rest of the program needs to know of a loaded pair."""
-
-    family: str | None  # None: target and drafter were named one by one
-    dtype: str  # of the computation
-    context_length: int  # most positions of prompt and answer together
-    stop_ids: frozenset[int]
-    identity: dict[str, str | None]  # digests; all but "drafter" can change a greedy row
 
 
 class Pair(NamedTuple):
@@ -82,15 +77,19 @@ def load_pair(
         _settle(loaded, dtype, drafter_dir)
 
     tokenizer = _read_tokenizer(target_dir, config)
+    identity = _identity(target_dir, drafter_dir, tokenizer, dtype)
+    temperatures = kept_temperatures(identity)
     pair_config = PairConfig(
         family=family,
         dtype=dtype,
         context_length=facts.context_length,
         stop_ids=tokenizer.stop_ids if tokenizer else _stop_ids(config),
-        identity=_identity(target_dir, drafter_dir, tokenizer, dtype),
+        identity=identity | {"calibration": temperatures and str(temperatures)},
+        confidence_temperatures=temperatures,
     )
     tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
-    return Pair(_tap(model, tap_ids, target_dir), tokenizer, loaded, pair_config)
+    tapped = _tap(model, tap_ids, pair_config, target_dir)
+    return Pair(tapped, tokenizer, loaded, pair_config)
 
 
 def _load_target(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -128,12 +127,12 @@ def _settle(module: nn.Module, dtype: str, directory: Path) -> None:
     check_finite(module, directory)
 
 
-def _tap(model: nn.Module, tap_ids: tuple[int, ...], directory: Path) -> Target:
+def _tap(model: nn.Module, tap_ids: tuple[int, ...], config: PairConfig, directory: Path) -> Target:
     """Tap a target, and check that it still computes what it computed."""
     tokens = mx.arange(_PROBE_TOKENS)[None] + 1
     plain = model(tokens, cache=make_prompt_cache(model))
     mx.eval(plain)
-    target = Target(model, tap_ids)
+    target = Target(model, tap_ids, config)
     tapped, _ = target(tokens, make_prompt_cache(model))
     if not mx.array_equal(plain, tapped):
         raise ModelError(

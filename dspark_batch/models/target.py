@@ -11,6 +11,21 @@ from dspark_batch.models.dspark import TargetEnds
 from dspark_batch.models.taps import Taps
 
 
+@dataclass(frozen=True, slots=True)
+class PairConfig:
+    """What the rest of the program needs to know of a loaded pair."""
+
+    family: str | None  # None: target and drafter were named one by one
+    dtype: str  # of the computation
+    context_length: int  # most positions of prompt and answer together
+    stop_ids: frozenset[int]
+    # Digests and what else tells one pair from another; "drafter" and "calibration" can change
+    # only rows that were drawn by the rejection rule.
+    identity: dict[str, str | None]
+    # By block position, what confidence logits are divided by; None: not calibrated.
+    confidence_temperatures: tuple[float, ...] | None = None
+
+
 class LayerCache(Protocol):
     """What mlx-lm's models use of a cache."""
 
@@ -74,10 +89,14 @@ class Target:
     Args:
         model: from mlx-lm.
         tap_ids: layers whose outputs the drafter reads; empty for none.
+        config: of the pair that it was loaded with; None if it was not loaded.
     """
 
-    def __init__(self, model: nn.Module, tap_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, tap_ids: Sequence[int] = (), config: PairConfig | None = None
+    ) -> None:
         self.model = model
+        self.config = config
         self._taps = Taps(model.layers, tap_ids)
 
     @property

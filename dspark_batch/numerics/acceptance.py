@@ -17,6 +17,18 @@ def accept_greedy(draft: mx.array, choice: mx.array, verify_len: mx.array) -> mx
     Source:
         Leviathan et al. 2023 (arXiv:2211.17192), Algorithm 1 at temperature 0.
     """
-    position = mx.arange(draft.shape[1])
-    agrees = (draft == choice[:, :-1]) & (position < verify_len[:, None])
-    return mx.cumprod(agrees.astype(mx.int32), axis=1).sum(axis=1)
+    return count_leading(draft == choice[:, :-1], verify_len)
+
+
+def count_leading(accepts: mx.array, verify_len: mx.array) -> mx.array:
+    """Count the accepted drafts before the first that is not, or was not verified.
+
+    Args:
+        accepts: [B, K] bool.
+        verify_len: [B] int32 in 0..K.
+
+    Returns:
+        [B] int32 in 0..K.
+    """
+    accepts = accepts & (mx.arange(accepts.shape[1]) < verify_len[:, None])
+    return mx.cumprod(accepts.astype(mx.int32), axis=1).sum(axis=1)

@@ -61,6 +61,13 @@ def test_every_option_reaches_its_field(specs):
         "messages_column": "chat",
         "output_prefix": "answer_",
         "max_tokens": 7,
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 20,
+        "min_p": 0.05,
+        "seed": 3,
+        "sampling": "rejection",
+        "confidence_threshold": 0.5,
         "slots": 3,
         "draft_length": 0,
         "resume": "never",
@@ -68,14 +75,19 @@ def test_every_option_reaches_its_field(specs):
         "fsync_every": 9,
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
+        "--stop=END",
+        "--stop=\n\n",
         "--overwrite",
         "--retry-failed",
+        "--log-confidence",
     ]
     main(["run", "-", "-o", "out.jsonl", *options])
     [spec] = specs
-    assert spec == Spec(inputs=("-",), out="out.jsonl", overwrite=True, retry_failed=True, **words)
+    words["stop"] = ("END", "\n\n")
+    words |= {"overwrite": True, "retry_failed": True, "log_confidence": True}
+    assert spec == Spec(inputs=("-",), out="out.jsonl", **words)
     unchanged = {f.name for f in fields(Spec) if f.default not in (MISSING, getattr(spec, f.name))}
-    assert len(unchanged) == len(words) + 2  # no word was the default by chance
+    assert len(unchanged) == len(words)  # no word was the default by chance
 
 
 @pytest.fixture

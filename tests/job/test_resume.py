@@ -75,6 +75,22 @@ def test_progress_counts_every_row_once(folder):
         ({}, {"prompt_column": "id"}, 'prompt_column is "prompt" there and "id" here'),
         ({}, {"messages_column": "m"}, 'messages_column is "messages" there and "m" here'),
         ({}, {"output_prefix": "o_"}, 'output_prefix is "" there and "o_" here'),
+        ({"temperature": 0.5}, {"temperature": 1}, "temperature is 0.5 there and 1 here"),
+        ({}, {"top_p": 0.9}, "top_p is 1.0 there and 0.9 here"),
+        ({}, {"top_k": 5}, "top_k is 0 there and 5 here"),
+        ({}, {"min_p": 0.1}, "min_p is 0.0 there and 0.1 here"),
+        ({}, {"seed": 1}, "seed is 0 there and 1 here"),
+        ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
+        (
+            {"sampling": "rejection"},
+            {"sampling": "rejection", "draft_length": 2},
+            "draft_length is null there and 2 here",
+        ),
+        (
+            {"sampling": "rejection"},
+            {"sampling": "rejection", "confidence_threshold": 0.5},
+            "confidence_threshold is 0.0 there and 0.5 here",
+        ),
         (
             {"max_tokens": 5},
             {"system_prompt": "Hi.", "max_tokens": 6},
@@ -118,8 +134,29 @@ def test_a_complete_output_is_no_excuse_for_another_model(folder):
         start(folder, opener=fake_opener(target="t1"), family="another")
 
 
+def test_another_rule_is_refused(folder):
+    stop_after(folder, 1)
+    with pytest.raises(ResumeMismatch, match='sampling is "coupled" there and "rejection" here'):
+        start(folder, sampling="rejection")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_another_drafter_is_refused_where_answers_depend_on_drafts(folder, complete):
+    rejection = {"sampling": "rejection"}
+    start(folder, **rejection) if complete else stop_after(folder, 1, **rejection)
+    with pytest.raises(ResumeMismatch, match='drafter is "d0" there and "d9" here'):
+        start(folder, opener=fake_opener(drafter="d9"), drafter="another", **rejection)
+
+
 @pytest.mark.parametrize(
-    "change", [{"slots": 2}, {"draft_length": 0}, {"drafter": "d"}, {"fsync_every": 2}]
+    "change",
+    [
+        {"slots": 2},
+        {"draft_length": 0},
+        {"drafter": "d"},
+        {"fsync_every": 2},
+        {"confidence_threshold": 0.5},
+    ],
 )
 def test_what_changes_no_row_may_change(folder, change):
     stop_after(folder, 2)
@@ -334,6 +371,7 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["fingerprint"]["fields"].keys() == {
         *("target", "tokenizer", "chat_template", "dtype", "context_length"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
+        *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     }
     assert {"python", "mlx", "mlx-lm", "dspark-batch"} <= manifest["versions"].keys()
 

@@ -57,6 +57,7 @@ def test_acceptance_is_counted_as_vllm_counts_it():
         "num_draft_tokens": 10,
         "per_step_accepted": [2, 0, 0],
         "per_step_drafted": [4, 4, 2],
+        "per_step_confidence": None,
     }
 
 
@@ -70,7 +71,12 @@ def test_nothing_is_divided_by_nothing():
 
 @pytest.mark.parametrize(
     "outcome",
-    [fake_answer(Request(ITEM, (1, 2), 12)), completion(), Failure(ITEM, "engine", "why")],
+    [
+        fake_answer(Request(ITEM, (1, 2), 12)),
+        completion(),
+        completion(confidence=((1.25, -0.5), ())),
+        Failure(ITEM, "engine", "why"),
+    ],
 )
 def test_every_row_fits_the_schema_and_comes_in_its_order(outcome):
     row = row_of(outcome)

@@ -1,0 +1,52 @@
+"""Which rule a round follows, from what its slots hold."""
+
+import hashlib
+import json
+from collections.abc import Sequence as ListLike
+
+import mlx.core as mx
+
+from dspark_batch.engine.sequence import Sequence
+from dspark_batch.numerics.chance import Chance
+from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule
+from dspark_batch.numerics.sampling import Filters, Settings
+from dspark_batch.types import Request, Sampling, SamplingRule
+
+RULES = {"coupled": Coupled, "rejection": Rejection}
+
+_GREEDY = Sampling()
+
+
+def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None]) -> Rule:
+    """Make the rule for one round.
+
+    Args:
+        name: what draws if a slot has a temperature; without one, nothing pays for noise.
+        sequences: by slot; None: free.
+    """
+    samplings = [s.request.sampling if s else _GREEDY for s in sequences]
+    if all(sampling.is_greedy for sampling in samplings):
+        return Greedy()
+    keys = mx.array([noise_key(s.request) if s else (0, 0) for s in sequences], dtype=mx.uint32)
+    positions = mx.array([len(s.token_ids) if s else 0 for s in sequences])
+    return RULES[name](_settings(samplings), Chance(keys, positions))
+
+
+def noise_key(request: Request) -> tuple[int, int]:
+    """Name the noise of an item: two 32-bit words out of its seed and its identity."""
+    item = request.item
+    identity = [request.sampling.seed, item.custom_id, item.digest, item.sample_index]
+    digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def _settings(samplings: ListLike[Sampling]) -> Settings:
+    temperature = mx.array([0.0 if s.is_greedy else s.temperature for s in samplings])
+    if not any(s.has_filters for s in samplings):
+        return Settings(temperature)
+    filters = Filters(
+        mx.array([s.top_k for s in samplings]),
+        mx.array([s.top_p for s in samplings]),
+        mx.array([s.min_p for s in samplings]),
+    )
+    return Settings(temperature, filters)
