@@ -1,0 +1,83 @@
+"""One training step for any model: float32 masters, bf16 compute, AdamW, clipped gradients."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx import optimizers
+from mlx.utils import tree_map
+
+Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
+Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long and how fast to train, and with which chance."""
+
+    steps: int
+    peak_lr: float
+    warmup: int  # steps from 0 to the peak; a cosine to 0 follows
+    beta2: float = 0.999
+    clip: float = 1.0  # largest global norm of the gradients
+    seed: int = 0
+
+    def optimizer(self) -> optimizers.Optimizer:
+        """Make the optimiser, with its learning rate over time."""
+        rise = optimizers.linear_schedule(self.peak_lr / self.warmup, self.peak_lr, self.warmup)
+        fall = optimizers.cosine_decay(self.peak_lr, self.steps - self.warmup)
+        return optimizers.AdamW(
+            optimizers.join_schedules([rise, fall], [self.warmup]),
+            betas=(0.9, self.beta2),
+            weight_decay=0.0,
+            bias_correction=True,
+        )
+
+
+def compute_dtype() -> mx.Dtype:
+    """Choose what models compute in: bf16 on a GPU, float32 on a CPU, where bf16 is slow."""
+    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.bfloat16
+
+
+class Trainer:
+    """Owns a model's float32 masters while it trains.
+
+    The model itself computes in `compute_dtype`; `finish` writes the masters back into it.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, schedule: Schedule) -> None:
+        self._model, self._dtype = model, compute_dtype()
+        self._masters: dict[str, Params] = {
+            "params": tree_map(lambda p: p.astype(mx.float32), model.trainable_parameters())
+        }
+        model.freeze()  # what is left is constant, and may compute in `dtype` throughout
+        model.update(tree_map(lambda p: p.astype(self._dtype), model.parameters()))
+        self._optimizer = schedule.optimizer()
+        self._optimizer.init(self._masters["params"])
+        self._loss, self._clip = loss, schedule.clip
+        self._state = [self._masters, self._optimizer.state]
+        self._step = partial(mx.compile, inputs=self._state, outputs=self._state)(self._update)
+
+    def step(self, *batch: mx.array) -> tuple[mx.array, ...]:
+        """Update once, and return the loss with its terms."""
+        values = self._step(*batch)
+        mx.async_eval(values, self._state)
+        return values
+
+    def finish(self) -> None:
+        """Write the masters back into the model, in float32."""
+        self._model.update(self._masters["params"])
+        mx.eval(self._model.parameters())
+
+    def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
+        values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
+        grads, _ = optimizers.clip_grad_norm(grads, self._clip)
+        self._masters["params"] = self._optimizer.apply_gradients(grads, self._masters["params"])
+        return values
+
+    def _evaluate(self, params: Params, *batch: mx.array) -> tuple[mx.array, ...]:
+        self._model.update(tree_map(lambda p: p.astype(self._dtype), params))
+        return self._loss(*batch)
