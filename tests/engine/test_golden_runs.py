@@ -52,11 +52,16 @@ def test_ids_and_accept_lengths_are_the_references(case, run):
     assert list(completion.accept_lengths) == committed(recorded, len(completion.token_ids))
 
 
-@pytest.mark.parametrize("run", GREEDY_RUNS)
 @pytest.mark.parametrize("case", CASES)
-def test_plain_decoding_gives_the_references_plain_ids(case, run):
-    plain = decode(case, run, draft_length=0)
-    assert list(plain.token_ids) == load_case(case)[f"{run}.plain_greedy_ids"].tolist()
+def test_plain_decoding_in_three_slots_gives_the_references_plain_ids(case):
+    case = load_case(case)
+    requests = [
+        Request(Item(index, run, "digest", f"test:{run}"), case.prompt(run), 40)
+        for index, run in enumerate(GREEDY_RUNS)
+    ]
+    for plain in Engine(case.pair, slots=3, draft_length=0).generate(requests):
+        recorded = case[f"{plain.item.custom_id}.plain_greedy_ids"].tolist()
+        assert list(plain.token_ids) == recorded
 
 
 @pytest.mark.parametrize("case", THRESHOLDS)
