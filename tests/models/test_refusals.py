@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 
 from dspark_batch.errors import ModelError
+from dspark_batch.models import taps
 from dspark_batch.models.load import load_pair
 
 QWEN = make.qwen3()
@@ -276,3 +277,15 @@ def test_a_directory_without_weights_or_config_is_refused(tmp_path, target, weig
     assert "config.json: missing" in refusal(target, drafter)
     shutil.rmtree(drafter)
     assert "no such directory" in refusal(target, drafter)
+
+
+def test_a_tap_that_changes_the_targets_logits_is_refused(tmp_path, target, weights, monkeypatch):
+    record = taps._record_output
+
+    def spoil(layer, *rest):
+        record(layer, *rest)
+        layer.input_layernorm.weight = layer.input_layernorm.weight * 2
+
+    monkeypatch.setattr(taps, "_record_output", spoil)
+    drafter = make.write(tmp_path / "drafter", GOOD, weights)
+    assert "its logits change when its layers [0, 2] are read" in refusal(target, drafter)
