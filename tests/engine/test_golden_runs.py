@@ -77,6 +77,21 @@ def test_the_confidence_threshold_cuts_the_blocks_that_the_reference_cuts(case):
     assert list(completion.num_accepted[:-1]) == accepted[: rounds - 1]
 
 
+def test_a_neighbour_with_a_longer_block_lengthens_no_other():
+    case = load_case("gemma4_vanilla")
+    threshold = case.runs["threshold"]["confidence_threshold"]
+    requests = [
+        Request(Item(i, run, "digest", f"test:{run}"), case.prompt(run), 20)
+        for i, run in enumerate(GREEDY_RUNS)
+    ]
+
+    def counts(slots):
+        engine = Engine(case.pair, slots=slots, confidence_threshold=threshold)
+        return {c.item.index: (c.num_drafted, c.num_accepted) for c in engine.generate(requests)}
+
+    assert counts(slots=3) == counts(slots=1)
+
+
 def test_some_blocks_are_cut_to_nothing():
     assert any(0 in load_case(case)["threshold.proposal_lengths"].tolist() for case in THRESHOLDS)
 
