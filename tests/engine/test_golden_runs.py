@@ -97,6 +97,6 @@ def test_some_blocks_are_cut_to_nothing():
 
 
 def test_every_recorded_run_is_compared():
-    sampled = {"sampled_t1", "sampled_t07"}  # compared in tests/numerics
+    sampled = {"sampled_t1", "sampled_t07"}  # compared in test_sampled_answers
     known = {*GREEDY_RUNS, *STOP_RUNS, *LIMIT_RUNS, "threshold"}
     assert all(set(load_case(case).runs) - sampled <= known for case in CASES)

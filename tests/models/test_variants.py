@@ -255,6 +255,21 @@ def test_speculation_changes_no_token(loaded, name):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(
+    "name", ["gemma shared KV, per-layer inputs", "gemma nested", "untied target"]
+)
+def test_the_ragged_cache_gives_the_targets_own_logits(loaded, name):
+    pair, prompt = loaded(name)[0], PROMPTS[1]
+    cached = RaggedCache(pair.target.num_caches, 1)
+    cached.reserve(64)
+    parts = []
+    for step in (prompt[:10], prompt[10:11], prompt[11:]):  # the window is 8
+        parts.append(pair.target(mx.array([step]), cached.layers)[0])
+        cached.keep(mx.array([len(step)]))
+    own = pair.target.model(mx.array([prompt]))
+    assert mx.abs(mx.concatenate(parts, axis=1) - own).max().item() < TOLERANCE
+
+
 def test_the_tap_of_the_embedding_is_what_the_first_layer_gets(loaded):
     for name, scale in (("tap of the embedding", 1), ("gemma tap of the embedding", 32**0.5)):
         pair, target, _ = loaded(name)
