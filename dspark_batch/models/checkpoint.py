@@ -144,7 +144,7 @@ def check_finite(module: nn.Module, directory: Path) -> None:
         if not whole:
             raise ModelError(
                 f"{directory}: tensor {name} holds NaN or infinity, expected numbers. "
-                "Download the checkpoint again."
+                "Download the checkpoint again, or compute in another --dtype."
             )
 
 

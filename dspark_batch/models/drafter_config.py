@@ -65,7 +65,9 @@ class DrafterConfig:
             DeepSpec's checkpoints; a default only where the reference code has one.
         """
         read = ConfigReader(config, where)
-        family = FAMILIES[read.required("architectures")[0]]
+        family = FAMILIES.get(read.required("architectures")[0])
+        if family is None:
+            read.refuse(f"architectures is {read.get('architectures')}, expected {[*FAMILIES]}.")
         if set(read.get("layer_types", ())) - {"full_attention"}:
             read.refuse(f"layer_types is {read.get('layer_types')}, expected full_attention only.")
         num_layers, tied = read.count("num_target_layers"), read.get("tie_word_embeddings", False)

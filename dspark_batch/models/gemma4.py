@@ -53,11 +53,12 @@ class _Attention(BlockAttention):
 
 
 def _read(read: ConfigReader) -> FamilySettings:
-    """Read the keys of the target's full-attention layers, which the draft layers copy."""
+    """Read the keys of the target's full-attention layers, which the draft layers copy.
+
+    Experts, per-layer inputs and shared keys and values are the target's alone, so their keys are
+    not read; a drafter that had them would have tensors for them, and is refused for those.
+    """
     read.one_of("hidden_activation", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
-    for key in ("enable_moe_block", "hidden_size_per_layer_input"):
-        if read.get(key):
-            read.refuse(f"{key} is {read.get(key)!r}, and draft layers have none of that.")
     # Siblings of full_attention are left-overs of copying the target's config.
     rope = read.part("rope_parameters").part("full_attention")
     shared = read.flag("attention_k_eq_v")

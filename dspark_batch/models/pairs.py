@@ -25,6 +25,7 @@ KNOWN_PAIRS = {
     "qwen3": KnownPair("Qwen/Qwen3-4B", "deepseek-ai/dspark_qwen3_4b_block7"),
     "qwen3-8b": KnownPair("Qwen/Qwen3-8B", "deepseek-ai/dspark_qwen3_8b_block7"),
     "qwen3-14b": KnownPair("Qwen/Qwen3-14B", "deepseek-ai/dspark_qwen3_14b_block7"),
+    "gemma4": KnownPair("google/gemma-4-12B-it", "deepseek-ai/dspark_gemma4_12b_block7"),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from dspark_batch.errors import ModelError
 from dspark_batch.models.dspark import TargetEnds
 from dspark_batch.models.taps import Taps
 
@@ -53,17 +54,26 @@ class TargetFacts:
 
     @classmethod
     def of(cls, model: nn.Module) -> "TargetFacts":
-        """Read the facts off a model as mlx-lm built it, multimodal wrappers included."""
+        """Read the facts off a model as mlx-lm built it, multimodal wrappers included.
+
+        Raises:
+            ModelError: mlx-lm describes this model otherwise than the ones we know.
+        """
         text = _text_model(model)
-        args = text.args
-        return cls(
-            hidden_size=args.hidden_size,
-            vocab_size=args.vocab_size,
-            num_layers=len(model.layers),
-            context_length=args.max_position_embeddings,
-            embed_scale=getattr(text.model, "embed_scale", 1.0),
-            logit_softcap=getattr(text, "final_logit_softcapping", None),
-        )
+        try:
+            return cls(
+                hidden_size=text.args.hidden_size,
+                vocab_size=text.args.vocab_size,
+                num_layers=len(model.layers),
+                context_length=text.args.max_position_embeddings,
+                embed_scale=getattr(text.model, "embed_scale", 1.0),
+                logit_softcap=getattr(text, "final_logit_softcapping", None),
+            )
+        except AttributeError as error:
+            raise ModelError(
+                f"mlx-lm's models of type {getattr(model, 'model_type', 'unknown')} are not known "
+                f"as targets here ({error}). Name another --target."
+            ) from error
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -60,7 +60,7 @@ def windowed_block(
         causal: a slot sees the block only up to itself.
 
     Returns:
-        [B, 1, width, capacity] bool.
+        [B, 1, width, capacity] bool, or [B, 1, 1, capacity] where all slots see alike.
 
     Source:
         z-lab's DFlash and, with `from_anchor`, vLLM's speculators.

@@ -52,11 +52,16 @@ def test_ids_and_accept_lengths_are_the_references(case, run):
     assert list(completion.accept_lengths) == committed(recorded, len(completion.token_ids))
 
 
-@pytest.mark.parametrize("run", GREEDY_RUNS)
 @pytest.mark.parametrize("case", CASES)
-def test_plain_decoding_gives_the_references_plain_ids(case, run):
-    plain = decode(case, run, draft_length=0)
-    assert list(plain.token_ids) == load_case(case)[f"{run}.plain_greedy_ids"].tolist()
+def test_plain_decoding_in_three_slots_gives_the_references_plain_ids(case):
+    case = load_case(case)
+    requests = [
+        Request(Item(index, run, "digest", f"test:{run}"), case.prompt(run), 40)
+        for index, run in enumerate(GREEDY_RUNS)
+    ]
+    for plain in Engine(case.pair, slots=3, draft_length=0).generate(requests):
+        recorded = case[f"{plain.item.custom_id}.plain_greedy_ids"].tolist()
+        assert list(plain.token_ids) == recorded
 
 
 @pytest.mark.parametrize("case", THRESHOLDS)
@@ -72,11 +77,26 @@ def test_the_confidence_threshold_cuts_the_blocks_that_the_reference_cuts(case):
     assert list(completion.num_accepted[:-1]) == accepted[: rounds - 1]
 
 
+def test_a_neighbour_with_a_longer_block_lengthens_no_other():
+    case = load_case("gemma4_vanilla")
+    threshold = case.runs["threshold"]["confidence_threshold"]
+    requests = [
+        Request(Item(i, run, "digest", f"test:{run}"), case.prompt(run), 20)
+        for i, run in enumerate(GREEDY_RUNS)
+    ]
+
+    def counts(slots):
+        engine = Engine(case.pair, slots=slots, confidence_threshold=threshold)
+        return {c.item.index: (c.num_drafted, c.num_accepted) for c in engine.generate(requests)}
+
+    assert counts(slots=3) == counts(slots=1)
+
+
 def test_some_blocks_are_cut_to_nothing():
     assert any(0 in load_case(case)["threshold.proposal_lengths"].tolist() for case in THRESHOLDS)
 
 
 def test_every_recorded_run_is_compared():
-    sampled = {"sampled_t1", "sampled_t07"}  # compared in tests/numerics
+    sampled = {"sampled_t1", "sampled_t07"}  # compared in test_sampled_answers
     known = {*GREEDY_RUNS, *STOP_RUNS, *LIMIT_RUNS, "threshold"}
     assert all(set(load_case(case).runs) - sampled <= known for case in CASES)
