@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, ModelError
+from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, to_request
@@ -114,7 +115,9 @@ def run(spec: Spec, *, observe: Observe = _ignore, open_engine: OpenEngine = ope
             opened = Journal(run_dir.rows, run_id, fsync_every=spec.fsync_every)
         with opened as journal:
             found = survey(sources, spec, journal)
-            job = _Job(spec, run_dir, run_id, manifest, sources, journal, found, observe)
+            learnt = lesson(run_dir.attempts, journal.size, found.is_to_do)
+            spec = _with_slots_that_fit(spec, learnt)
+            job = _Job(spec, run_dir, run_id, manifest, sources, journal, found, learnt, observe)
             return _continued(job, open_engine)
 
 
@@ -129,6 +132,7 @@ class _Job:
     sources: Sequence[Source]
     journal: Journal
     found: Survey
+    learnt: Lesson
     observe: Observe
 
 
@@ -147,6 +151,17 @@ def _continued(job: _Job, open_engine: OpenEngine) -> Report:
     loaded = time.monotonic()
     tick = _decoded(job, opened, tick)
     return _finished(job, tick, loaded - began, time.monotonic() - loaded)
+
+
+def _with_slots_that_fit(spec: Spec, learnt: Lesson) -> Spec:
+    """Take fewer slots than asked for after a start that ran out of memory."""
+    if learnt.slots is None or learnt.slots >= spec.slots:
+        return spec
+    log.warning(
+        "an earlier start ran out of memory: taking slots %d instead of %d",
+        *(learnt.slots, spec.slots),
+    )
+    return replace(spec, slots=learnt.slots)
 
 
 def _has_all_rows(job: _Job) -> bool:
@@ -186,19 +201,43 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     job.run_dir.withdraw_output()
     tick = replace(tick, stage="decode")
     job.observe(tick)
-    for outcome in opened.engine.generate(_requests(job, opened)):
-        _append(job, outcome)
-        tick = tick.after(outcome)
-        job.observe(tick)
+    with _attempts(job) as attempts:
+        for outcome in _outcomes(job, opened, attempts):
+            _append(job, outcome)
+            tick = tick.after(outcome)
+            job.observe(tick)
     if TO_DO in job.found.offsets:
         _explain_missing_rows(job)
     return replace(tick, outcome=None)
 
 
+def _attempts(job: _Job) -> Attempts:
+    slots, fsync_every = job.spec.slots, job.spec.fsync_every
+    learnt, path = job.learnt, job.run_dir.attempts
+    return Attempts(path, job.journal.size, learnt, slots=slots, fsync_every=fsync_every)
+
+
+def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome]:
+    """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
+    for request in _suspected(job, opened):
+        yield from opened.engine.generate(_admitted([request], attempts))
+    yield from opened.engine.generate(_admitted(_requests(job, opened), attempts))
+
+
+def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
+    """Pick out the items that may have crashed the last start."""
+    if not job.learnt.suspects:
+        return
+    for request in _requests(job, opened):
+        suspect = job.learnt.suspect_of(request.item)
+        if suspect is not None:
+            yield poison(request.item) if suspect.crashes >= MOST_CRASHES else request
+
+
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
     for record in read(job.sources, job.found.total):
-        if job.found.offsets[item_of(record).index] != TO_DO:
+        if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
             yield record
@@ -206,9 +245,19 @@ def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
             yield to_request(record, job.spec, opened.render, opened.context_length)
 
 
+def _admitted(
+    stream: Iterable[Request | Failure], attempts: Attempts
+) -> Iterator[Request | Failure]:
+    """Write down each request before the engine has it."""
+    for request in stream:
+        if isinstance(request, Request):
+            attempts.admit(request.item)
+        yield request
+
+
 def _append(job: _Job, outcome: Outcome) -> None:
     item = outcome.item
-    if job.found.offsets[item.index] != TO_DO:
+    if not job.found.is_to_do(item.index):
         raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
     entry = Entry(item.index, item.where, item.digest, row_of(outcome))
     job.found.offsets[item.index] = job.journal.append(entry)

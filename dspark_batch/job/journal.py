@@ -86,6 +86,11 @@ class Journal:
     ) -> None:
         self.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the verified and appended rows."""
+        return self._end
+
     def close(self) -> None:
         """Flush what fsync_every held back, and let go of the file."""
         self._stream.close()

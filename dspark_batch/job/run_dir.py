@@ -47,6 +47,7 @@ class RunDir:
         self.out = Path(out)
         self.path = Path(f"{out}.run")
         self.rows = self.path / "rows.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
         self.stdin = self.path / "stdin.jsonl"
         self._lock = self.path / "lock"
         self._manifest = self.path / "manifest.json"
@@ -70,6 +71,7 @@ class RunDir:
     def discard(self) -> None:
         """Forget the job and its output, in an order that is a valid state at every step."""
         self.withdraw_output()
+        self.attempts.unlink(missing_ok=True)
         self.rows.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
 
