@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
-from dspark_batch.errors import DsparkBatchError, ModelError
+from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
@@ -61,6 +61,7 @@ class Opened(NamedTuple):
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
 OpenEngine: TypeAlias = Callable[[Spec, Manifest], Opened]
 Observe: TypeAlias = Callable[[Tick], None]
+Stop: TypeAlias = Callable[[], bool]
 
 
 def open_pair(spec: Spec, manifest: Manifest) -> Opened:
@@ -87,13 +88,26 @@ def _ignore(tick: Tick) -> None:
     """Watch nothing."""
 
 
-def run(spec: Spec, *, observe: Observe = _ignore, open_engine: OpenEngine = open_pair) -> Report:
+def _never() -> bool:
+    """Go on to the end."""
+    return False
+
+
+def run(
+    spec: Spec,
+    *,
+    observe: Observe = _ignore,
+    open_engine: OpenEngine = open_pair,
+    stop: Stop = _never,
+) -> Report:
     """Run a job to its end, from wherever an earlier start left it.
 
     Args:
         spec: the job. The same spec continues it.
         observe: called with a `Tick` when a stage begins and after every row.
         open_engine: loads what generates; called only if something is left to generate.
+        stop: asked before each item is admitted; once it says yes, what is in flight is finished
+            and the run ends with `Resumable`.
 
     Raises:
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
@@ -117,7 +131,9 @@ def run(spec: Spec, *, observe: Observe = _ignore, open_engine: OpenEngine = ope
             found = survey(sources, spec, journal)
             learnt = lesson(run_dir.attempts, journal.size, found.is_to_do)
             spec = _with_slots_that_fit(spec, learnt)
-            job = _Job(spec, run_dir, run_id, manifest, sources, journal, found, learnt, observe)
+            job = _Job(
+                spec, run_dir, run_id, manifest, sources, journal, found, learnt, observe, stop
+            )
             return _continued(job, open_engine)
 
 
@@ -134,6 +150,7 @@ class _Job:
     found: Survey
     learnt: Lesson
     observe: Observe
+    stop: Stop
 
 
 def _continued(job: _Job, open_engine: OpenEngine) -> Report:
@@ -220,8 +237,8 @@ def _attempts(job: _Job) -> Attempts:
 def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome]:
     """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
     for request in _suspected(job, opened):
-        yield from opened.engine.generate(_admitted([request], attempts))
-    yield from opened.engine.generate(_admitted(_requests(job, opened), attempts))
+        yield from opened.engine.generate(_admitted(job, attempts, [request]))
+    yield from opened.engine.generate(_admitted(job, attempts, _requests(job, opened)))
 
 
 def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
@@ -246,10 +263,12 @@ def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
 
 
 def _admitted(
-    stream: Iterable[Request | Failure], attempts: Attempts
+    job: _Job, attempts: Attempts, stream: Iterable[Request | Failure]
 ) -> Iterator[Request | Failure]:
-    """Write down each request before the engine has it."""
+    """Write down each request before the engine has it; end when the run is asked to stop."""
     for request in stream:
+        if job.stop():
+            return
         if isinstance(request, Request):
             attempts.admit(request.item)
         yield request
@@ -264,7 +283,12 @@ def _append(job: _Job, outcome: Outcome) -> None:
 
 
 def _explain_missing_rows(job: _Job) -> None:
-    """Tell an input that shrank while it was read from an engine that lost an item."""
+    """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
+    if job.stop():
+        raise Resumable(
+            f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
+            "the same command continues."
+        )
     if sum(count_records(source) for source in job.sources) < job.found.total:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
