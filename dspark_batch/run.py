@@ -18,7 +18,7 @@ from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, po
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.reader import STDIN, Source, count_records, item_of, locate, read, spool
+from dspark_batch.job.reader import STDIN, Source, count_records, item_of, locate, printable, read
 from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
@@ -117,13 +117,12 @@ def run(
     sources = locate(spec.inputs, run_dir.stdin)
     check_out(run_dir.out, sources)
     with run_dir.lock():
-        if STDIN in spec.inputs:
-            with full_disk_is_resumable(run_dir.stdin):
-                spool(sys.stdin.buffer, run_dir.stdin)
         if spec.overwrite:
             run_dir.discard()
         manifest = run_dir.manifest()
         check_resume(spec, run_dir, manifest)
+        if STDIN in spec.inputs:
+            run_dir.take_stdin(sys.stdin.buffer, manifest)
         run_id = new_run_id() if manifest is None else manifest["run_id"]
         with full_disk_is_resumable(run_dir.rows):
             opened = Journal(run_dir.rows, run_id, fsync_every=spec.fsync_every)
@@ -196,6 +195,15 @@ def _warn_of_changed_inputs(job: _Job) -> None:
             job.found.resumed,
             job.found.total,
         )
+
+
+def _warn_of_growth(job: _Job) -> None:
+    """Say that a file has more than what was counted at the start; the output has none of it."""
+    for source, described in zip(job.sources, job.found.inputs, strict=True):
+        if source.path.stat().st_size > described["bytes"]:
+            log.warning(
+                "%s grew while the job ran; run the same command again for the rest", source.name
+            )
 
 
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
@@ -306,7 +314,7 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
     draft = write_output(job.run_dir.out, rows, job.spec.output_prefix)
     report = Report.of_rows(
         rows,
-        out=job.spec.out,
+        out=printable(job.spec.out),
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         load_s=load_s,
@@ -314,4 +322,5 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
         finish_s=time.monotonic() - began,
     )
     job.run_dir.publish(draft, report.to_json(), job.found.inputs)
+    _warn_of_growth(job)
     return report

@@ -57,6 +57,8 @@ class Spec:
             raise UsageError(
                 f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
             )
+        _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
+        _must_be_text(self.output_prefix)
         if self.resume not in get_args(Resume):
             raise UsageError(f"resume is {self.resume}, expected one of {get_args(Resume)}.")
         if self.overwrite and self.resume == "always":
@@ -85,6 +87,15 @@ class Spec:
             seed=self.seed,
             stop=self.stop,
         )
+
+
+def _must_be_text(*texts: str | None) -> None:
+    """Refuse what a shell passed on although it is no UTF-8."""
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{text!r} is not UTF-8; give it as text.") from error
 
 
 def _at_least(least: int, **numbers: float | None) -> None:

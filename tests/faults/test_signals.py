@@ -102,5 +102,5 @@ def test_a_run_can_be_asked_to_stop_from_python(tmp_path):
     write_lines(tmp_path / "in.jsonl", *prompts(*"abcdef"))
     seen = []
     with pytest.raises(Resumable, match="stopped as asked, 4 items are left"):
-        start(tmp_path, observe=seen.append, stop=lambda: len(seen) > 3, slots=1)
+        start(tmp_path, observe=seen.append, is_asked=lambda: len(seen) > 3, slots=1)
     goes_on(tmp_path, 2)
