@@ -93,6 +93,7 @@ class Completion:
     num_drafted: tuple[int, ...] = ()  # drafts that the target verified
     # By round, a logit for each verified draft; None: not logged.
     confidence: tuple[tuple[float, ...], ...] | None = None
+    fallback: str | None = None  # why it was decoded plainly from there on; None: it was not
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included

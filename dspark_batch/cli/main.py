@@ -21,7 +21,7 @@ TERMINATED = 143  # 128 + SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: closes generators and files on its way up, as Ctrl-C does."""
+    """SIGTERM or SIGHUP: closes generators and files on its way up, as Ctrl-C does."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,15 +86,15 @@ def _warnings_said() -> Iterator[None]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into exceptions; a second one ends the process at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Turn SIGINT, SIGTERM and SIGHUP into exceptions; a second one ends the process at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # A parent may have asked for deafness (nohup, `&` in a script): leave it so.
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     for number in before:
         signal.signal(number, stop)

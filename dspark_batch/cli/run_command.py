@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from dspark_batch.job.spec import Dtype, Resume, Spec
 from dspark_batch.types import SamplingRule
+
+if TYPE_CHECKING:
+    from dspark_batch.job.report import Tick
 
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
@@ -116,6 +119,12 @@ def _option(name: str, **settings: object) -> Callable:
 @_option(
     "--fsync-every", metavar="N", type=click.IntRange(min=1), help="Rows per fsync of the journal."
 )
+@_option(
+    "--grace",
+    metavar="S",
+    type=click.FloatRange(min=0),
+    help="After a first Ctrl-C, the seconds to finish what is in flight.",
+)
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; warnings and errors still show."
 )
@@ -127,12 +136,18 @@ def run_command(*, quiet: bool, **choices: object) -> int:
     """
     spec = Spec(**choices)
     # Heavy imports wait until there is work, so that --help answers at once.
+    from dspark_batch.cli.draining import Draining
     from dspark_batch.cli.progress import watch
     from dspark_batch.cli.summary import summary
     from dspark_batch.run import run
 
-    with watch(quiet=quiet) as observe:
-        report = run(spec, observe=observe)
+    with watch(quiet=quiet) as show, Draining(spec.grace) as draining:
+
+        def observe(tick: "Tick") -> None:
+            draining(tick)
+            show(tick)
+
+        report = run(spec, observe=observe, stop=draining.is_asked)
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
             click.echo(summary(report))

@@ -47,7 +47,7 @@ class Rows:
         entry = self._journal.read(self._offsets[item.index])
         if entry.digest != item.digest:
             raise changed_input(item.where)
-        return entry.row | {"custom_id": item.custom_id}
+        return entry.row
 
 
 def changed_input(where: str) -> Resumable:

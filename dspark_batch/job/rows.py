@@ -27,6 +27,7 @@ ROW_SCHEMA = pa.schema(
                 "prefill_s": pa.float64(),
                 "decode_s": pa.float64(),
                 "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
+                "fallback": pa.string(),  # why the drafter was given up; null: it was not
                 "speculative_decoding": pa.struct(
                     {  # vLLM's names and meanings
                         "mean_acceptance_length": pa.float64(),  # bonus included
@@ -99,6 +100,7 @@ def _metrics(completion: Completion) -> dict[str, Json]:
         "prefill_s": completion.prefill_s,
         "decode_s": completion.decode_s,
         "tokens_per_s": ratio(decoded, completion.decode_s),
+        "fallback": completion.fallback,
         "speculative_decoding": _speculative_decoding(completion),
     }
 

@@ -48,6 +48,7 @@ class Spec:
     retry_failed: bool = False  # run items again whose last row failed
     limit: int | None = None  # only the first N records
     fsync_every: int = 1  # rows per fsync of the journal
+    grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -56,13 +57,15 @@ class Spec:
             raise UsageError(
                 f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
             )
+        _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
+        _must_be_text(self.output_prefix)
         if self.resume not in get_args(Resume):
             raise UsageError(f"resume is {self.resume}, expected one of {get_args(Resume)}.")
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
         _at_least(1, limit=self.limit)
-        _at_least(0, draft_length=self.draft_length)
+        _at_least(0, draft_length=self.draft_length, grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
             raise UsageError(
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
@@ -86,7 +89,16 @@ class Spec:
         )
 
 
-def _at_least(least: int, **numbers: int | None) -> None:
+def _must_be_text(*texts: str | None) -> None:
+    """Refuse what a shell passed on although it is no UTF-8."""
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{text!r} is not UTF-8; give it as text.") from error
+
+
+def _at_least(least: int, **numbers: float | None) -> None:
     """Refuse a number that is below `least`; None stands for a default and passes."""
     for name, number in numbers.items():
         if number is not None and number < least:

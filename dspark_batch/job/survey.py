@@ -29,6 +29,10 @@ class Survey:
         """Records of the job."""
         return len(self.offsets)
 
+    def is_to_do(self, index: int) -> bool:
+        """Whether the record at an index has no row; an index beyond the last names no record."""
+        return index < self.total and self.offsets[index] == TO_DO
+
 
 def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:
     """Count and digest the inputs, and claim the finished row of every record that has one.

@@ -32,7 +32,7 @@ def specs(monkeypatch):
     """Collect what would have run."""
     seen = []
 
-    def run(spec, *, observe):
+    def run(spec, *, observe, stop):
         seen.append(spec)
         raise KeyboardInterrupt
 
@@ -73,6 +73,7 @@ def test_every_option_reaches_its_field(specs):
         "resume": "never",
         "limit": 5,
         "fsync_every": 9,
+        "grace": 2.5,
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
         "--stop=END",

@@ -258,12 +258,11 @@ def test_an_edited_input_keeps_the_rows_of_unchanged_records(folder, edited, to_
     assert (folder / "out.jsonl").read_bytes() == fresh_output(folder)
 
 
-def test_records_without_an_id_take_the_index_they_have_now(folder):
+def test_records_without_an_id_are_named_by_their_index_and_run_again_when_it_changes(folder):
     write_lines(folder / "in.jsonl", {"prompt": "a"}, b"nope", {"prompt": "b"})
     start(folder)
-    write_lines(folder / "in.jsonl", {"prompt": "x"}, {"prompt": "a"}, b"nope", {"prompt": "b"})
-    report = start(folder)
-    assert report.resumed == 2  # the failure names a line, so it is said anew
+    write_lines(folder / "in.jsonl", {"prompt": "a"}, {"prompt": "x"}, b"nope", {"prompt": "b"})
+    assert ids_run(folder) == ["1", "2", "3"]
     assert [row["custom_id"] for row in rows_in(folder / "out.jsonl")] == ["0", "1", "2", "3"]
     assert (folder / "out.jsonl").read_bytes() == fresh_output(folder)
 
