@@ -75,24 +75,34 @@ def locate(
 
 
 def cached(name: str) -> Checkpoint | None:
-    """Find a checkpoint without a network; None: nothing of it is here.
+    """Find a checkpoint without a network; None: it is not here.
 
     Raises:
-        ModelError: it is here, but not whole; the message names the file.
+        ModelError: it is here, but not whole; the message names what is missing.
     """
-    repo, _, revision = name.partition("@")
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        found = Checkpoint(directory, name)
-    else:
+    directory, found = Path(name).expanduser(), Checkpoint(Path(name).expanduser(), name)
+    if not directory.is_dir():
+        repo, _, revision = name.partition("@")
         try:
-            path = snapshot_download(repo, revision=revision or None, local_files_only=True)
-        except (HFValidationError, LocalEntryNotFoundError):
+            path = snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=list(_FILES),
+                local_files_only=True,
+            )
+        except (HFValidationError, LocalEntryNotFoundError) as error:
+            if _is_partial(error):
+                raise ModelError(f"{name}: {first_line(error)}") from error
             return None
         found = Checkpoint(Path(path), f"{repo}@{Path(path).name}")
     read_config(found.directory)
     check_files(found.directory)
     return found
+
+
+def _is_partial(error: Exception) -> bool:
+    """Whether the Hub's client knows that a checkpoint in its cache lacks files."""
+    return getattr(error, "snapshot_path", None) is not None
 
 
 def _why_not(name: str, error: Exception) -> str:
@@ -118,7 +128,7 @@ def _why_not(name: str, error: Exception) -> str:
         )
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
         return f"{name}: the Hub does not know your token. Run `hf auth login`."
-    part = "only in part" if getattr(error, "snapshot_path", None) else "not"
+    part = "only in part" if _is_partial(error) else "not"
     offline = "HF_HUB_OFFLINE forbids to ask the Hub"
     unreachable = f"the Hub did not give it ({first_line(error).rstrip('.')})"
     return (

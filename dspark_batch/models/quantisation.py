@@ -61,7 +61,7 @@ def quantise_drafter(drafter: DSparkDrafter, bits: int | None, directory: Path) 
     """
     if bits is None or _is_quantised(drafter, bits, "--drafter-bits", directory):
         return
-    nn.quantize(drafter, GROUP_SIZE, bits, class_predicate=_is_large_matrix)
+    nn.quantize(drafter, GROUP_SIZE, bits, class_predicate=is_large_matrix)
 
 
 def prepare_as_stored(drafter: DSparkDrafter, read: ConfigReader, names: Mapping[str, Any]) -> None:
@@ -94,7 +94,8 @@ def described(module: nn.Module) -> str | None:
     return ", ".join(sorted(kinds)) or None
 
 
-def _is_large_matrix(path: str, module: nn.Module) -> bool:
+def is_large_matrix(path: str, module: nn.Module) -> bool:
+    """Whether a layer of a drafter is quantised: its rows are whole groups, and it is no head."""
     fits = hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP_SIZE == 0
     return fits and not path.startswith("confidence_head")
 
