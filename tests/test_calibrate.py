@@ -41,6 +41,10 @@ def logged(tmp_path_factory):
     return folder / "out.jsonl"
 
 
+def answers(logged):
+    return rows_in(logged)[:-1]
+
+
 def same_weights(**options):
     return load_pair(
         target=str(GOLDEN / "targets" / "qwen3_tiny"),
@@ -51,9 +55,8 @@ def same_weights(**options):
 
 
 def test_rows_tell_the_confidence_of_every_verified_draft(logged):
-    *answers, failure = rows_in(logged)
-    assert failure["metrics"] is None
-    for row in answers:
+    assert rows_in(logged)[-1]["metrics"] is None  # a failure
+    for row in answers(logged):
         log = row["metrics"]["speculative_decoding"]
         assert [len(drafts) for drafts in log["per_step_confidence"]] == log["per_step_drafted"]
     recorded = load_case("qwen3_vanilla")["greedy0.rounds.confidence_logits"].tolist()
@@ -77,6 +80,8 @@ def test_a_calibration_is_found_wherever_the_same_weights_are_loaded(logged, cac
     assert same_weights().config.confidence_temperatures is None
     fitted = calibrate(str(logged))
     assert len(fitted.temperatures) == 7
+    rounds = [row["metrics"]["speculative_decoding"]["num_spec_steps"] for row in answers(logged)]
+    assert fitted.num_rounds == sum(rounds) - len(rounds)  # a limit may have cut the last one
     assert fitted.path.is_relative_to(cache)
     pair = same_weights()
     assert pair.config.confidence_temperatures == fitted.temperatures

@@ -65,6 +65,7 @@ def draw(weights: mx.array, uniform: mx.array) -> mx.array:
     Returns:
         [...] int32, never a token of weight 0 while another has more.
     """
+    # A parallel scan may dip in its last bits, which must let no token of weight 0 in.
     cumulative = mx.where(weights > 0, mx.cumsum(weights, axis=-1), 0.0)
     # Rounded up to the whole, the share would be exceeded nowhere.
     share = mx.minimum(uniform, 1 - 2**-23) * cumulative.max(axis=-1)

@@ -78,7 +78,7 @@ class Sizes:
 FULL = Sizes()
 TOY = Sizes(
     vocab=640, hidden=64, layers=4, target_mlp=128, drafter_mlp=96, markov_rank=8, texts=300,
-    target_steps=60, rows=4, row_len=257, regenerated=160, drafter_steps=30, drafter_tokens=2_048,
+    target_steps=30, rows=4, row_len=257, regenerated=64, drafter_steps=25, drafter_tokens=1_024,
     generate_batch=32, held_out_per_kind=1,
 )  # fmt: skip
 

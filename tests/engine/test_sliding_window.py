@@ -80,13 +80,14 @@ def test_what_did_not_stay_changes_no_bit_behind_a_wrapped_window(name):
     assert mx.array_equal(logits[0], logits[2])
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "threshold"), [("gemma4_vanilla", 0.0), ("gemma4_gated", 0.6), ("gemma4_vanilla", 1.0)]
+)
 def test_the_engine_gives_the_ids_of_fresh_forwards(name, threshold):
-    case, expected = load_case(name), continued(name, 24)
+    case, expected = load_case(name), continued(name, 16)
     prompt = tuple(long_prompt(case))
     engine = Engine(case.pair, confidence_threshold=threshold)
-    (completion,) = engine.generate([Request(Item(0, "0", "d", "t:1"), prompt, 24)])
+    (completion,) = engine.generate([Request(Item(0, "0", "d", "t:1"), prompt, 16)])
     assert list(completion.token_ids) == expected[len(prompt) :]
     if threshold == 1.0:
         assert set(completion.num_drafted) == {0}
