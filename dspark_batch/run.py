@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
@@ -35,6 +36,9 @@ from dspark_batch.job.run_dir import (
 from dspark_batch.job.spec import Spec
 from dspark_batch.job.survey import TO_DO, Survey, survey
 from dspark_batch.types import Failure, Json, Outcome, Request
+
+if TYPE_CHECKING:
+    from dspark_batch.models.hub import Download
 
 __all__ = ["Opened", "Report", "Tick", "run"]
 
@@ -64,13 +68,24 @@ Observe: TypeAlias = Callable[[Tick], None]
 Stop: TypeAlias = Callable[[], bool]
 
 
-def open_pair(spec: Spec, manifest: Manifest) -> Opened:
+def open_pair(
+    spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
+) -> Opened:
     """Load target and drafter; a number type that an earlier start measured is kept."""
     from dspark_batch.engine.engine import Engine
     from dspark_batch.models.load import load_pair
 
     dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else None)
-    pair = load_pair(spec.family, target=spec.target, drafter=spec.drafter, dtype=dtype)
+    pair = load_pair(
+        spec.family,
+        target=spec.target,
+        drafter=spec.drafter,
+        dtype=dtype,
+        drafter_bits=None if spec.drafter_bits == "stored" else spec.drafter_bits,
+        target_bits=spec.target_bits,
+        trust_remote_code=spec.trust_remote_code,
+        on_download=on_download,
+    )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
     engine = Engine(
@@ -97,15 +112,17 @@ def run(
     spec: Spec,
     *,
     observe: Observe = _ignore,
-    open_engine: OpenEngine = open_pair,
+    open_engine: OpenEngine | None = None,
     stop: Stop = _never,
 ) -> Report:
     """Run a job to its end, from wherever an earlier start left it.
 
     Args:
         spec: the job. The same spec continues it.
-        observe: called with a `Tick` when a stage begins and after every row.
-        open_engine: loads what generates; called only if something is left to generate.
+        observe: called with a `Tick` when a stage begins, while models are downloaded, and after
+            every row.
+        open_engine: loads what generates, `open_pair` by default; called only if something is left
+            to generate.
         stop: asked before each item is admitted; once it says yes, what is in flight is finished
             and the run ends with `Resumable`.
 
@@ -152,7 +169,7 @@ class _Job:
     stop: Stop
 
 
-def _continued(job: _Job, open_engine: OpenEngine) -> Report:
+def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     """Do what is left: everything, the output only, or nothing."""
     found = job.found
     tick = Tick("load", found.total, found.resumed, found.failed, found.resumed)
@@ -162,6 +179,7 @@ def _continued(job: _Job, open_engine: OpenEngine) -> Report:
         return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
     began = time.monotonic()
     job.observe(tick)
+    open_engine = open_engine or partial(open_pair, on_download=_told(job, tick))
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()
@@ -178,6 +196,17 @@ def _with_slots_that_fit(spec: Spec, learnt: Lesson) -> Spec:
         *(learnt.slots, spec.slots),
     )
     return replace(spec, slots=learnt.slots)
+
+
+def _told(job: _Job, tick: Tick) -> Callable[["Download"], None]:
+    """Turn news of a download into ticks of the load stage."""
+
+    def tell(download: "Download") -> None:
+        done, total = download.done_bytes / 1e9, download.total_bytes / 1e9
+        doing = f"downloading {download.name}, {done:.2f} of {total:.2f} GB"
+        job.observe(replace(tick, doing=doing))
+
+    return tell
 
 
 def _has_all_rows(job: _Job) -> bool:

@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "run": {"engine", "models", "job", "types", "errors", "blas"},
     "generate": {"engine", "models", "types", "errors"},
     "calibrate": {"models", "numerics", "job", "types", "errors"},
-    "cli": {"run", "calibrate", "job", "types", "errors"},
+    "registry": {"models", "errors"},
+    "doctor": {"registry", "models", "errors", "blas"},
+    "cli": {"run", "calibrate", "registry", "doctor", "job", "types", "errors"},
     "__init__": set(),
     "__main__": {"cli"},
 }

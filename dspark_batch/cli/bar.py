@@ -50,7 +50,8 @@ class Bar:
     def _frame(self) -> RenderableType:
         tick = self._meter.tick
         if tick is None or tick.stage != "decode":
-            self._spinner.update(text=STAGE_TEXT["load" if tick is None else tick.stage])
+            text = STAGE_TEXT["load"] if tick is None else tick.doing or STAGE_TEXT[tick.stage]
+            self._spinner.update(text=text)
             return self._spinner
         grid = Table.grid(padding=(0, 1))
         width = max(10, min(_BAR_WIDTH, self._live.console.width - _BAR_WIDTH))

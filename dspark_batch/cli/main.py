@@ -12,6 +12,8 @@ from types import FrameType
 import click
 
 from dspark_batch.cli.calibrate_command import calibrate_command
+from dspark_batch.cli.doctor_command import doctor_command
+from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.errors import DsparkBatchError
@@ -33,6 +35,8 @@ def cli() -> None:
 cli.add_command(run_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
+cli.add_command(pairs_command)
+cli.add_command(doctor_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

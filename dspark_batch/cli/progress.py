@@ -45,7 +45,8 @@ class Lines:
             self._stage = tick.stage
             self._write(STAGE_TEXT[tick.stage])
         elif self._clock() - self._written_at >= _EVERY_S:
-            self._write(items_text(self._meter), *speed_texts(self._meter))
+            doing = [tick.doing] if tick.doing else []
+            self._write(*doing or [items_text(self._meter), *speed_texts(self._meter)])
 
     def __enter__(self) -> Self:
         return self

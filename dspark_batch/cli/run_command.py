@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from dspark_batch.job.spec import Dtype, Resume, Spec
+from dspark_batch.job.spec import Bits, Dtype, Resume, Spec
 from dspark_batch.types import SamplingRule
 
 if TYPE_CHECKING:
@@ -20,6 +20,19 @@ def _option(name: str, **settings: object) -> Callable:
     default = _DEFAULT_BY_FIELD[name.removeprefix("--").replace("-", "_")]
     shown = default is not False and default not in (None, "", ())
     return click.option(name, default=default, show_default=shown, **settings)
+
+
+class _BitsChoice(click.Choice):
+    """Numbers of bits, and words besides them."""
+
+    def __init__(self, *words: str) -> None:
+        super().__init__([*words, *map(str, get_args(Bits))])
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        word = super().convert(str(value), param, ctx)
+        return int(word) if word.isdigit() else word
 
 
 @click.command("run")
@@ -37,10 +50,27 @@ def _option(name: str, **settings: object) -> Callable:
     help="Use this registered pair of target and drafter.  [default: tiny]",
 )
 @_option(
-    "--target", metavar="MODEL", help="Target: a directory or Hub id, instead of the family's."
+    "--target",
+    metavar="MODEL",
+    help="Target, instead of the family's: a directory, or ORG/NAME or ORG/NAME@REVISION on the "
+    "Hugging Face Hub.",
+)
+@_option("--drafter", metavar="MODEL", help="Drafter, instead of the family's: as --target.")
+@_option(
+    "--target-bits",
+    type=_BitsChoice(),
+    help="Quantise the target while it loads.  [default: as it is stored]",
 )
 @_option(
-    "--drafter", metavar="MODEL", help="Drafter: a directory or Hub id, instead of the family's."
+    "--drafter-bits",
+    type=_BitsChoice("auto", "stored"),
+    help="Quantise the drafter while it loads; auto: 4 on an Apple GPU unless it is small, else as "
+    "stored.",
+)
+@_option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let a target run Python code of its own; without this such a target is refused.",
 )
 @_option(
     "--dtype",

@@ -1,5 +1,7 @@
 """How numbers and texts read: one form of each kind, wherever the command line shows one."""
 
+from collections.abc import Sequence
+
 
 def count(number: int) -> str:
     """Write 12345 as 12,345."""
@@ -27,3 +29,28 @@ def duration(seconds: float) -> str:
 def one_line(text: str) -> str:
     """Make text safe for one line of a terminal: no line breaks, no control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def size(num_bytes: int) -> str:
+    """Write bytes in steps of 1000: 17 MB, 9.3 GB."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= one:
+            number = num_bytes / one
+            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
+
+
+def parameters(number: int) -> str:
+    """Write how many parameters a model has: 6.4 M, 4.0 B."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Line up short cells in columns, two spaces between them."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)

@@ -30,6 +30,7 @@ class Tick:
     resumed: int  # rows that earlier starts left
     new_tokens: int = 0  # completion tokens that this start generated
     outcome: Outcome | None = None  # what was just appended; None: a stage begins
+    doing: str = ""  # what a long stage is at, for people; "": nothing to tell
 
     def after(self, outcome: Outcome) -> "Tick":
         """Count one more row."""

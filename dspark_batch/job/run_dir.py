@@ -33,9 +33,12 @@ SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
-MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype")
-MODEL_OPTIONS = ("family", "target", "dtype")  # of the spec: equal options, equal model
+MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype", "target_bits")
+# Of the spec: equal options, equal model.
+MODEL_OPTIONS = ("family", "target", "dtype", "target_bits", "trust_remote_code")
 # With the rejection rule an answer depends on what was drafted, and on what of it was verified.
+DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
+DRAFTER_OPTIONS = ("drafter", "drafter_bits")
 PLAN_FIELDS = ("draft_length", "confidence_threshold")
 
 _PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
@@ -218,7 +221,7 @@ def check_resume(spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | Non
 
 def fingerprint(spec: Spec, identity: Mapping[str, Json], context_length: int) -> dict[str, Json]:
     """Collect everything that can change a row."""
-    names = MODEL_FIELDS + (("drafter", "calibration") if _depends_on_drafts(spec) else ())
+    names = MODEL_FIELDS + DRAFTER_FIELDS if _depends_on_drafts(spec) else MODEL_FIELDS
     model = {name: identity.get(name) for name in names}
     return {**_spec_fields(spec), **model, "context_length": context_length}
 
@@ -281,7 +284,7 @@ def refuse_another_job(
 
 def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
     """Whether the model options are those of the manifest, so that no model has to be loaded."""
-    names = (*MODEL_OPTIONS, "drafter") if _depends_on_drafts(spec) else MODEL_OPTIONS
+    names = MODEL_OPTIONS + DRAFTER_OPTIONS if _depends_on_drafts(spec) else MODEL_OPTIONS
     return all(getattr(spec, name) == manifest["spec"][name] for name in names)
 
 

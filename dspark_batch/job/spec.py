@@ -8,6 +8,7 @@ from dspark_batch.errors import UsageError
 from dspark_batch.types import Sampling, SamplingRule
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Bits = Literal[2, 3, 4, 5, 6, 8]  # of a quantised weight
 Resume = Literal["if-possible", "always", "never"]
 
 OUTPUTS = (".jsonl", ".parquet")
@@ -22,8 +23,12 @@ class Spec:
     family: str | None = (
         None  # a name in the registry of pairs; None: "tiny" unless target is given
     )
-    target: str | None = None  # directory or Hub id; None: the family's
-    drafter: str | None = None  # directory or Hub id; None: the family's
+    # Both: a directory, ORG/NAME or ORG/NAME@REVISION on the Hub; None: the family's.
+    target: str | None = None
+    drafter: str | None = None
+    drafter_bits: Bits | Literal["auto", "stored"] = "auto"  # auto: 4 where that is faster
+    target_bits: Bits | None = None  # None: as it is stored
+    trust_remote_code: bool = False  # let a target run Python code of its own
     dtype: Dtype | None = None  # None: chosen by measurement at the first start
     system_prompt: str | None = None  # for every item that brings none of its own
     prompt_column: str = "prompt"
@@ -63,6 +68,8 @@ class Spec:
             raise UsageError(f"resume is {self.resume}, expected one of {get_args(Resume)}.")
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
+        _one_of("drafter_bits", self.drafter_bits, (*get_args(Bits), "auto", "stored"))
+        _one_of("target_bits", self.target_bits, (*get_args(Bits), None))
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
         _at_least(1, limit=self.limit)
         _at_least(0, draft_length=self.draft_length, grace=self.grace)
@@ -96,6 +103,12 @@ def _must_be_text(*texts: str | None) -> None:
             (text or "").encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"{text!r} is not UTF-8; give it as text.") from error
+
+
+def _one_of(name: str, value: int | str | None, known: tuple[int | str | None, ...]) -> None:
+    if value not in known or isinstance(value, bool):
+        words = ", ".join(str(each) for each in known if each is not None)
+        raise UsageError(f"{name} is {value}, expected one of {words}.")
 
 
 def _at_least(least: int, **numbers: float | None) -> None:

@@ -51,9 +51,10 @@ def keep_temperatures(identity: Identity, temperatures: Sequence[float], **about
 def calibration_path(identity: Identity) -> Path:
     """Name the file of a pair: target and drafter by their digests, wherever they lie."""
     pair = hashlib.sha256(f"{identity['target']} {identity['drafter']}".encode()).hexdigest()
-    return _folder() / "calibration" / f"{pair[:32]}.json"
+    return cache_folder() / "calibration" / f"{pair[:32]}.json"
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Name the folder where this program keeps what it learned about pairs."""
     named = os.environ.get("DSPARK_BATCH_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "dspark-batch"

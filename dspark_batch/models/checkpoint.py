@@ -1,4 +1,4 @@
-"""Checkpoint directories: where they are, what is in them, what identifies them."""
+"""Checkpoint directories: what is in them, and what identifies them."""
 
 import hashlib
 import re
@@ -9,35 +9,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import orjson
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from mlx.utils import tree_flatten
 
 from dspark_batch.errors import ModelError
 
-_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def locate(name: str) -> Path:
-    """Return the directory of a checkpoint, downloading it from the Hub if it is an id.
-
-    Raises:
-        ModelError: neither a directory nor something the Hub or its cache can give.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_absolute() or name.startswith((".", "~")):
-        raise ModelError(f"{name}: no such directory. Name a checkpoint directory or a Hub id.")
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except HFValidationError as error:
-        raise ModelError(f"{name}: neither a directory nor a Hub id ({error}).") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{name}: not in the local cache, and the Hub did not give it ({_first_line(error)}). "
-            "Check the name, the network and your access, or name a local directory."
-        ) from error
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -86,7 +62,7 @@ def _shards(index: Path) -> list[str]:
         return sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{index}: expected a weight_map of tensors to files ({_first_line(error)}). "
+            f"{index}: expected a weight_map of tensors to files ({first_line(error)}). "
             "Download the checkpoint again."
         ) from error
 
@@ -123,29 +99,43 @@ def read_weights(directory: Path) -> dict[str, mx.array]:
             weights.update(mx.load(str(path)))
         except (RuntimeError, ValueError) as error:
             raise ModelError(
-                f"{path}: MLX cannot read it ({_first_line(error)}). Download the checkpoint again."
+                f"{path}: MLX cannot read it ({first_line(error)}). Download the checkpoint again."
             ) from error
     return weights
 
 
-def check_finite(module: nn.Module, directory: Path) -> None:
-    """Check that all weights are numbers; reads them all.
+def settle(module: nn.Module, finite: Mapping[str, mx.array], directory: Path) -> None:
+    """Bring a module's weights into memory, tensor by tensor; they must be numbers.
+
+    Args:
+        module: its weights may still be lazy, and quantised lazily.
+        finite: from `finiteness`, taken before that.
+        directory: the checkpoint, for messages.
 
     Raises:
         ModelError: a tensor holds NaN or infinity; the message names it.
     """
-    weights = [
-        (name, array)
-        for name, array in tree_flatten(module.parameters())
-        if mx.issubdtype(array.dtype, mx.floating)
-    ]
-    finite = mx.stack([mx.isfinite(array).all() for _, array in weights]).tolist()
-    for (name, _), whole in zip(weights, finite, strict=True):
-        if not whole:
+    arrays = dict(tree_flatten(module.parameters()))
+    for name, flag in finite.items():
+        owner = name.rpartition(".")[0]
+        parts = (f"{owner}.{part}" for part in ("weight", "scales", "biases"))
+        # Together, so that a tensor that is only quantised is read once and let go.
+        mx.eval(flag, [arrays[part] for part in parts if part in arrays])
+        if not flag.item():
             raise ModelError(
                 f"{directory}: tensor {name} holds NaN or infinity, expected numbers. "
                 "Download the checkpoint again, or compute in another --dtype."
             )
+    mx.eval(module.parameters())
+
+
+def finiteness(module: nn.Module) -> dict[str, mx.array]:
+    """Say, still lazily, of each tensor of a module whether it holds numbers only."""
+    return {
+        name: mx.isfinite(array).all()
+        for name, array in tree_flatten(module.parameters())
+        if mx.issubdtype(array.dtype, mx.floating)
+    }
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], directory: Path) -> None:
@@ -193,5 +183,6 @@ def _content_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Shorten another library's message to what fits into a sentence."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,7 +1,7 @@
 """The DSpark drafter: a parallel block pass and a small sequential head, as in DeepSpec."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
@@ -91,6 +91,18 @@ class DSparkDrafter(nn.Module):
     def has_confidence(self) -> bool:
         """Whether drafts come with confidence logits."""
         return self.confidence_head is not None
+
+    def borrow(self, *, embedding: bool = False, head: bool = False) -> None:
+        """Drop the own embedding or head, and use the target's from now on."""
+        if embedding:
+            del self.embed_tokens
+        if head:
+            del self.lm_head
+        self.config = replace(
+            self.config,
+            own_embedding=self.config.own_embedding and not embedding,
+            own_head=self.config.own_head and not head,
+        )
 
     def fuse(self, features: mx.array) -> mx.array:
         """Fuse tapped features [B, T, m*E] into context [B, T, E]; DSpark, eq. 2."""

@@ -2,7 +2,7 @@
 
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,12 +11,21 @@ from mlx_lm.utils import load_config, load_model
 
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.models.calibration import kept_temperatures
-from dspark_batch.models.checkpoint import check_files, check_finite, digest, locate, read_config
+from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.dspark import DSparkDrafter
-from dspark_batch.models.number_type import DTYPES, fastest_dtype
+from dspark_batch.models.hub import Checkpoint, OnDownload, locate
+from dspark_batch.models.number_type import DTYPES, fastest_dtype, stored_dtype
 from dspark_batch.models.packaging import load_drafter
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.plain import NoDrafter
+from dspark_batch.models.quantisation import (
+    check_bits,
+    default_drafter_bits,
+    described,
+    quantise_drafter,
+    quantise_target,
+)
+from dspark_batch.models.sharing import share_ends
 from dspark_batch.models.target import (
     PairConfig,
     Target,
@@ -26,6 +35,8 @@ from dspark_batch.models.target import (
 )
 from dspark_batch.models.tokenizer import Tokenizer, read_tokenizer
 
+_DRAFTER_FILES = ("model*.safetensors", "config.json")
+_TARGET_FILES = (*_DRAFTER_FILES, "generation_config.json")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
 _PROBE_TOKENS = 8
 
@@ -39,45 +50,60 @@ class Pair(NamedTuple):
     config: PairConfig
 
 
-def load_pair(
+def load_pair(  # noqa: PLR0913  the names that users of this method know
     family: str | None = None,
     *,
     target: str | None = None,
     drafter: str | None = None,
     dtype: str | None = None,
+    drafter_bits: int | Literal["auto"] | None = "auto",
+    target_bits: int | None = None,
+    trust_remote_code: bool = False,
+    on_download: OnDownload | None = None,
 ) -> Pair:
     """Load a target and its drafter.
 
     Args:
         family: a name in the registry; the default is the bundled pair, unless `target` is given.
-        target: directory or Hub id, instead of the family's.
-        drafter: directory or Hub id, instead of the family's; a target of your own without a
-            drafter decodes plainly.
+        target: a directory, ORG/NAME or ORG/NAME@REVISION on the Hub, instead of the family's.
+        drafter: the same for the drafter; a target of your own without one decodes plainly.
         dtype: "float32", "bfloat16" or "float16"; None takes what computes fastest here.
+        drafter_bits: quantise the drafter to 2, 3, 4, 5, 6 or 8 bits; None keeps it as it is
+            stored; "auto" means 4 for a drafter of real size on an Apple GPU, and None elsewhere.
+        target_bits: quantise the target while it loads; None keeps it as it is stored.
+        trust_remote_code: let a target run Python code of its own; a drafter never does.
+        on_download: told how far a download is; None leaves that to the Hub's own progress bars.
 
     Raises:
         ModelError: something is missing, damaged, unsupported, or does not fit.
-        UsageError: the family is unknown.
+        UsageError: the family is unknown, or a number of bits.
     """
-    if family is None and target is None:
-        if drafter is not None:
-            raise UsageError("--drafter needs the --target or the --family that it drafts for.")
-        family = DEFAULT_FAMILY
-    known = known_pair(family) if family is not None else None
-    target_dir = locate(target or known.target)
-    drafter_name = drafter or (known.drafter if known and target is None else None)
-    drafter_dir = locate(drafter_name) if drafter_name else None
+    check_bits("--target-bits", target_bits)
+    check_bits("--drafter-bits", None if drafter_bits == "auto" else drafter_bits)
+    family, target, drafter = _names(family, target, drafter)
+    found = locate(target, with_code=trust_remote_code, on_download=on_download)
+    drafts = locate(drafter, on_download=on_download) if drafter else None
 
-    model, config = _load_target(target_dir)
+    model, config = _load_target(found.directory, trust_remote_code)
     facts = TargetFacts.of(model)
-    loaded = load_drafter(drafter_dir, facts, ends_of(model)) if drafter_dir else NoDrafter()
-    dtype = dtype or fastest_dtype(model)
-    _settle(model, dtype, target_dir)
+    # Quantising begins with the stored type, so no timing decides about the weights.
+    dtype = dtype or (fastest_dtype(model) if target_bits is None else stored_dtype(model))
+    model.set_dtype(DTYPES[dtype])
+    finite = finiteness(model)
+    quantise_target(model, target_bits, config, found.directory)
+    loaded: DSparkDrafter | NoDrafter = NoDrafter()
+    if drafts:  # a drafter that does not fit is refused before the target's weights are read
+        loaded = load_drafter(drafts.directory, facts, ends_of(model))
+    settle(model, finite, found.directory)
     if isinstance(loaded, DSparkDrafter):
-        _settle(loaded, dtype, drafter_dir)
+        bits = default_drafter_bits(loaded) if drafter_bits == "auto" else drafter_bits
+        _settle_drafter(loaded, model, dtype, bits, drafts.directory)
 
-    tokenizer = _read_tokenizer(target_dir, config)
-    identity = _identity(target_dir, drafter_dir, tokenizer, dtype)
+    tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
+    identity = _identity(found, drafts, tokenizer, dtype) | {
+        "target_bits": described(model),
+        "drafter_bits": described(loaded) if isinstance(loaded, DSparkDrafter) else None,
+    }
     temperatures = kept_temperatures(identity)
     pair_config = PairConfig(
         family=family,
@@ -88,21 +114,63 @@ def load_pair(
         confidence_temperatures=temperatures,
     )
     tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
-    tapped = _tap(model, tap_ids, pair_config, target_dir)
+    tapped = _tap(model, tap_ids, pair_config, found.directory)
     return Pair(tapped, tokenizer, loaded, pair_config)
 
 
-def _load_target(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
-    changes = _for_mlx_lm(read_config(directory))
+def _names(
+    family: str | None, target: str | None, drafter: str | None
+) -> tuple[str | None, str, str | None]:
+    """Settle which family, target and drafter are meant."""
+    if family is None and target is None:
+        if drafter is not None:
+            raise UsageError("--drafter needs the --target or the --family that it drafts for.")
+        family = DEFAULT_FAMILY
+    known = known_pair(family) if family is not None else None
+    if target is not None:
+        return family, target, drafter
+    return family, known.target, drafter or known.drafter
+
+
+def _settle_drafter(
+    drafter: DSparkDrafter, model: nn.Module, dtype: str, bits: int | None, directory: Path
+) -> None:
+    """Bring a drafter into memory, without what it can share with the target."""
+    drafter.set_dtype(DTYPES[dtype])
+    finite = finiteness(drafter)
+    share_ends(drafter, model)
+    quantise_drafter(drafter, bits, directory)
+    settle(drafter, finite, directory)
+
+
+def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:
+    stored = read_config(directory)
+    _check_code(stored, directory, trust_remote_code)
     check_files(directory)  # a clear sentence, before mlx-lm's own
     try:
-        model, _ = load_model(directory, lazy=True, model_config=changes)
+        model, _ = load_model(
+            directory,
+            lazy=True,
+            model_config=_for_mlx_lm(stored),
+            trust_remote_code=trust_remote_code,
+        )
         return model, load_config(directory)
     except (FileNotFoundError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             f"{directory}: mlx-lm cannot load it as a target ({_short(error)}). "
             "Download it again, or name another --target."
         ) from error
+
+
+def _check_code(config: dict[str, Any], directory: Path, trusted: bool) -> None:
+    """Refuse a target that wants to run Python code of its own, unless the user trusts it."""
+    for key in ("model_file", "auto_map"):
+        if config.get(key) and not trusted:
+            raise ModelError(
+                f"{directory / 'config.json'}: {key} asks to run Python code of the checkpoint, "
+                "and nothing of it was run. Read the code, then add --trust-remote-code; or name "
+                "another --target."
+            )
 
 
 def _for_mlx_lm(config: dict[str, Any]) -> dict[str, Any]:
@@ -120,13 +188,6 @@ def _short(error: Exception) -> str:
     return textwrap.shorten(" ".join(str(error).split()), 200) or type(error).__name__
 
 
-def _settle(module: nn.Module, dtype: str, directory: Path) -> None:
-    """Bring weights into memory in the type of the computation; they must be numbers."""
-    module.set_dtype(DTYPES[dtype])
-    mx.eval(module.parameters())
-    check_finite(module, directory)
-
-
 def _tap(model: nn.Module, tap_ids: tuple[int, ...], config: PairConfig, directory: Path) -> Target:
     """Tap a target, and check that it still computes what it computed."""
     tokens = mx.arange(_PROBE_TOKENS)[None] + 1
@@ -142,10 +203,14 @@ def _tap(model: nn.Module, tap_ids: tuple[int, ...], config: PairConfig, directo
     return target
 
 
-def _read_tokenizer(directory: Path, config: dict[str, Any]) -> Tokenizer | None:
+def _read_tokenizer(
+    directory: Path, config: dict[str, Any], trust_remote_code: bool
+) -> Tokenizer | None:
     if not any(directory.glob("tokenizer*")):
         return None
-    return read_tokenizer(directory, config.get("eos_token_id"))
+    return read_tokenizer(
+        directory, config.get("eos_token_id"), trust_remote_code=trust_remote_code
+    )
 
 
 def _stop_ids(config: dict[str, Any]) -> frozenset[int]:
@@ -154,12 +219,14 @@ def _stop_ids(config: dict[str, Any]) -> frozenset[int]:
 
 
 def _identity(
-    target: Path, drafter: Path | None, tokenizer: Tokenizer | None, dtype: str
+    target: Checkpoint, drafter: Checkpoint | None, tokenizer: Tokenizer | None, dtype: str
 ) -> dict[str, str | None]:
     return {
-        "target": digest(target, "model*.safetensors", "config.json", "generation_config.json"),
-        "tokenizer": digest(target, *_TOKENIZER_FILES),
+        "target": digest(target.directory, *_TARGET_FILES),
+        "target_source": target.source,
+        "tokenizer": digest(target.directory, *_TOKENIZER_FILES),
         "chat_template": tokenizer.chat_template if tokenizer else None,
         "dtype": dtype,
-        "drafter": digest(drafter, "model*.safetensors", "config.json") if drafter else None,
+        "drafter": digest(drafter.directory, *_DRAFTER_FILES) if drafter else None,
+        "drafter_source": drafter.source if drafter else None,
     }

@@ -19,14 +19,20 @@ def fastest_dtype(model: nn.Module) -> str:
     Only a CPU may gain by float32: with OpenBLAS it does, with MLX's own BLAS bfloat16 wins.
     Elsewhere, and for quantised or large weights, the stored type stays.
     """
+    stored = stored_dtype(model)
     weights = [array for _, array in tree_flatten(model.parameters())]
-    stored = _name(next(a.dtype for a in weights if mx.issubdtype(a.dtype, mx.floating)))
     quantised = any(a.dtype == mx.uint32 for a in weights)
     large = sum(a.nbytes for a in weights) > _LARGEST_PROBE_BYTES
     if mx.default_device() != mx.Device(mx.cpu) or quantised or large:
         return stored
     seconds = {name: _step_s(model, DTYPES[name]) for name in (stored, "float32")}
     return min(seconds, key=seconds.__getitem__)
+
+
+def stored_dtype(model: nn.Module) -> str:
+    """Name the type of a model's numbers, or of their scales if it is quantised."""
+    weights = (array for _, array in tree_flatten(model.parameters()))
+    return _name(next(a.dtype for a in weights if mx.issubdtype(a.dtype, mx.floating)))
 
 
 def _step_s(model: nn.Module, dtype: mx.Dtype) -> float:

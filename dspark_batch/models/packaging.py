@@ -11,6 +11,7 @@ from dspark_batch.models.checkpoint import load_strictly, read_config, read_weig
 from dspark_batch.models.config_reader import ConfigReader
 from dspark_batch.models.drafter_config import FAMILIES, DrafterConfig
 from dspark_batch.models.dspark import DSparkDrafter, TargetEnds
+from dspark_batch.models.quantisation import prepare_as_stored
 from dspark_batch.models.target import TargetFacts
 
 Weights = Mapping[str, mx.array]
@@ -46,6 +47,7 @@ def load_drafter(directory: Path, target: TargetFacts, ends: TargetEnds) -> DSpa
         drafter = DSparkDrafter(config, ends)
     except (ValueError, KeyError) as error:  # mlx-lm's position encodings
         read.refuse(f"the rope settings are not known to mlx-lm ({error}).")
+    prepare_as_stored(drafter, read, weights)
     load_strictly(drafter, weights, directory)
     return drafter
 

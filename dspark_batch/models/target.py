@@ -59,7 +59,7 @@ class TargetFacts:
         Raises:
             ModelError: mlx-lm describes this model otherwise than the ones we know.
         """
-        text = _text_model(model)
+        text = text_model(model)
         try:
             return cls(
                 hidden_size=text.args.hidden_size,
@@ -83,13 +83,13 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
-    text = _text_model(model)
+    text = text_model(model)
     embedding = text.model.embed_tokens
     return TargetEnds(embedding, text.lm_head if "lm_head" in text else embedding.as_linear)
 
 
-def _text_model(model: nn.Module) -> nn.Module:
-    """Return the part of the model that owns the embedding and the head."""
+def text_model(model: nn.Module) -> nn.Module:
+    """Return the part of a target that owns the embedding and the head."""
     return model.language_model if "language_model" in model else model
 
 

@@ -47,14 +47,17 @@ class Tokenizer:
         return self._wrapped.decode(list(token_ids), clean_up_tokenization_spaces=False)
 
 
-def read_tokenizer(path: Path, eos_token_ids: int | list[int] | None) -> Tokenizer:
-    """Read the tokenizer of a checkpoint directory.
+def read_tokenizer(
+    path: Path, eos_token_ids: int | list[int] | None, *, trust_remote_code: bool = False
+) -> Tokenizer:
+    """Read the tokenizer of a checkpoint directory; code of its own runs only if it is trusted.
 
     Raises:
         ModelError: there is none, or it cannot be read.
     """
     try:
-        return Tokenizer(load_tokenizer(path, eos_token_ids=eos_token_ids))
+        settings = {"trust_remote_code": trust_remote_code}
+        return Tokenizer(load_tokenizer(path, settings, eos_token_ids=eos_token_ids))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: no usable tokenizer ({error}). "

@@ -55,6 +55,8 @@ def test_every_option_reaches_its_field(specs):
         "family": "tiny",
         "target": "org/target",
         "drafter": "org/drafter",
+        "target_bits": 8,
+        "drafter_bits": 4,
         "dtype": "bfloat16",
         "system_prompt": "Be kind.",
         "prompt_column": "question",
@@ -81,11 +83,13 @@ def test_every_option_reaches_its_field(specs):
         "--overwrite",
         "--retry-failed",
         "--log-confidence",
+        "--trust-remote-code",
     ]
     main(["run", "-", "-o", "out.jsonl", *options])
     [spec] = specs
     words["stop"] = ("END", "\n\n")
     words |= {"overwrite": True, "retry_failed": True, "log_confidence": True}
+    words["trust_remote_code"] = True
     assert spec == Spec(inputs=("-",), out="out.jsonl", **words)
     unchanged = {f.name for f in fields(Spec) if f.default not in (MISSING, getattr(spec, f.name))}
     assert len(unchanged) == len(words)  # no word was the default by chance

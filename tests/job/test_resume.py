@@ -368,7 +368,7 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["identity"]["drafter"] == "d0"
     assert manifest["inputs"][0]["records"] == 4
     assert manifest["fingerprint"]["fields"].keys() == {
-        *("target", "tokenizer", "chat_template", "dtype", "context_length"),
+        *("target", "tokenizer", "chat_template", "dtype", "target_bits", "context_length"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     }
