@@ -7,6 +7,7 @@ rows leaves nothing half done.
 """
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from dspark_batch.job.run_dir import (
     refuse_another_job,
 )
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.survey import TO_DO, Survey, survey
+from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Failure, Json, Outcome, Request
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     if _has_all_rows(job):
         saved = job.run_dir.finished_report(found.inputs, found.total)
         return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
+    _warn_of_little_space(job)
     began = time.monotonic()
     job.observe(tick)
     open_engine = open_engine or partial(open_pair, on_download=_told(job, tick))
@@ -185,6 +187,17 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     loaded = time.monotonic()
     tick = _decoded(job, opened, tick)
     return _finished(job, tick, loaded - began, time.monotonic() - loaded)
+
+
+def _warn_of_little_space(job: _Job) -> None:
+    """Say before the start that the disk may become full; whether it will, the answers decide."""
+    needed, free = most_bytes(job.found, job.spec), shutil.disk_usage(job.run_dir.path).free
+    if free < needed:
+        log.warning(
+            "%s: rows and output may take up to %.1f GB, and %.1f GB are free. A full disk stops "
+            "the run with every finished row safe; then make room and run the same command again.",
+            *(job.run_dir.path, needed / 1e9, free / 1e9),
+        )
 
 
 def _with_slots_that_fit(spec: Spec, learnt: Lesson) -> Spec:

@@ -14,6 +14,9 @@ from dspark_batch.types import Item, Json
 
 TO_DO = -1
 
+# A row in JSON: its fixed part, and for each token its text, its id and its share of the metrics.
+_ROW_BYTES, _TOKEN_BYTES = 900, 20
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -32,6 +35,13 @@ class Survey:
     def is_to_do(self, index: int) -> bool:
         """Whether the record at an index has no row; an index beyond the last names no record."""
         return index < self.total and self.offsets[index] == TO_DO
+
+
+def most_bytes(found: Survey, spec: Spec) -> int:
+    """Estimate the most that the journal and the output may still grow by."""
+    row = _ROW_BYTES + _TOKEN_BYTES * spec.max_tokens
+    to_do = found.total - found.resumed
+    return row * (to_do + found.total) + sum(each["bytes"] for each in found.inputs)
 
 
 def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:
