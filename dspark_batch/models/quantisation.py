@@ -1,6 +1,8 @@
 """Quantises weights while they load, so that a step has fewer bytes to read."""
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,8 @@ def default_drafter_bits(drafter: nn.Module) -> int | None:
     Elsewhere MLX multiplies quantised weights slower than plain ones (benchmarks/LOG.md), and a
     small drafter gains nothing anywhere.
     """
-    apple = mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
     size = sum(array.nbytes for _, array in tree_flatten(drafter.parameters()))
-    return 4 if apple and size > _SMALL_BYTES else None
+    return 4 if _on_apple_gpu() and size > _SMALL_BYTES else None
 
 
 def quantise_target(
@@ -50,7 +51,8 @@ def quantise_target(
     """
     if bits is None or _is_quantised(model, bits, "--target-bits", directory):
         return
-    quantize_model(model, dict(config), GROUP_SIZE, bits)
+    with redirect_stdout(io.StringIO()):  # it prints the bits per weight
+        quantize_model(model, dict(config), GROUP_SIZE, bits)
 
 
 def quantise_drafter(drafter: DSparkDrafter, bits: int | None, directory: Path) -> None:
@@ -98,6 +100,10 @@ def is_large_matrix(path: str, module: nn.Module) -> bool:
     """Whether a layer of a drafter is quantised: its rows are whole groups, and it is no head."""
     fits = hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP_SIZE == 0
     return fits and not path.startswith("confidence_head")
+
+
+def _on_apple_gpu() -> bool:
+    return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
 
 
 def _is_quantised(module: nn.Module, bits: int, option: str, directory: Path) -> bool:

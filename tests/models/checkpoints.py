@@ -1,6 +1,7 @@
 """Writes tiny random checkpoints with the configs of the real ones; only the sizes are smaller."""
 
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dspark_batch.models.target import TargetFacts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VOCAB, HIDDEN = 64, 32
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 # name -> target layers, tapped layers, mask token: what the released checkpoints have
 REAL = {
     "qwen3_4b": (36, [1, 9, 17, 25, 33]),
@@ -241,3 +243,15 @@ def write_target(directory, config, **settings):
 
 def write_drafter(directory, config, **settings):
     return write(directory, config, drafter_weights(config), **settings)
+
+
+def hub_cache(root, name, source, commit=COMMIT):
+    """Put a checkpoint where the Hub's client keeps it: a snapshot of links to blobs."""
+    repo = root / f"models--{name.replace('/', '--')}"
+    snapshot = repo / "snapshots" / commit
+    for folder in (snapshot, repo / "refs", repo / "blobs"):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    for file in source.iterdir():
+        (repo / "blobs" / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(os.path.relpath(repo / "blobs" / file.name, snapshot))
