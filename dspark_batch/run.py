@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, to_request
@@ -113,6 +114,7 @@ def run(
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
             rows stay in the journal.
     """
+    budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
     sources = locate(spec.inputs, run_dir.stdin)
     check_out(run_dir.out, sources)
@@ -131,7 +133,9 @@ def run(
             learnt = lesson(run_dir.attempts, journal.size, found.is_to_do)
             spec = _with_slots_that_fit(spec, learnt)
             job = _Job(
-                spec, run_dir, run_id, manifest, sources, journal, found, learnt, observe, stop
+                spec,
+                *(run_dir, run_id, manifest, sources, journal, found, learnt),
+                *(observe, stop, budget),
             )
             return _continued(job, open_engine)
 
@@ -150,6 +154,7 @@ class _Job:
     learnt: Lesson
     observe: Observe
     stop: Stop
+    budget: Budget
 
 
 def _continued(job: _Job, open_engine: OpenEngine) -> Report:
@@ -229,10 +234,11 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     with _attempts(job) as attempts:
         for outcome in _outcomes(job, opened, attempts):
             _append(job, outcome)
+            job.budget.add(outcome)
             tick = tick.after(outcome)
             job.observe(tick)
     if TO_DO in job.found.offsets:
-        _explain_missing_rows(job)
+        _explain_missing_rows(job, tick)
     return replace(tick, outcome=None)
 
 
@@ -275,7 +281,7 @@ def _admitted(
 ) -> Iterator[Request | Failure]:
     """Write down each request before the engine has it; end when the run is asked to stop."""
     for request in stream:
-        if job.stop():
+        if job.stop() or not job.budget.allows_one_more():
             return
         if isinstance(request, Request):
             attempts.admit(request.item)
@@ -290,12 +296,17 @@ def _append(job: _Job, outcome: Outcome) -> None:
     job.found.offsets[item.index] = job.journal.append(entry)
 
 
-def _explain_missing_rows(job: _Job) -> None:
+def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
     if job.stop():
         raise Resumable(
             f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
             "the same command continues."
+        )
+    if job.budget.is_spent:
+        raise Resumable(
+            f"{job.spec.out}: the time is up with {tick.done} of {tick.total} rows finished. Run "
+            "the same command to go on."
         )
     if sum(count_records(source) for source in job.sources) < job.found.total:
         raise changed_input(job.sources[-1].name)

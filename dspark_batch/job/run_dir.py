@@ -31,6 +31,7 @@ MANIFEST_VERSION = 1
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
+    *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
 MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype")

@@ -5,10 +5,14 @@ from pathlib import PurePath
 from typing import Literal, get_args
 
 from dspark_batch.errors import UsageError
+from dspark_batch.job.budget import seconds_of, seconds_until
+from dspark_batch.job.nearest import nearest
 from dspark_batch.types import Sampling, SamplingRule
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Resume = Literal["if-possible", "always", "never"]
+Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
+Format = Literal["rows", "openai"]
 
 OUTPUTS = (".jsonl", ".parquet")
 
@@ -28,7 +32,14 @@ class Spec:
     system_prompt: str | None = None  # for every item that brings none of its own
     prompt_column: str = "prompt"
     messages_column: str = "messages"
-    output_prefix: str = ""  # before each of our column names
+    template: str | None = None  # Jinja over the columns: what it renders is the prompt
+    on_overflow: Overflow = "error"  # what becomes of a prompt that leaves no room for an answer
+    samples: int = 1  # rows per record
+    keep: tuple[str, ...] = ()  # the only input columns of the output; (): all
+    drop: tuple[str, ...] = ()  # input columns that the output has not
+    output_column: str | None = None  # ours for the completion; None: output_prefix + "completion"
+    output_prefix: str = ""  # before each of our other column names
+    format: Format = "rows"  # what the output looks like; openai: that of their Batch API
     max_tokens: int = 512  # most tokens of an answer, a stop token included
     temperature: float = 0.0  # this and the next five: what `types.Sampling` says
     top_p: float = 1.0
@@ -49,6 +60,8 @@ class Spec:
     limit: int | None = None  # only the first N records
     fsync_every: int = 1  # rows per fsync of the journal
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
+    deadline: str | None = None  # local time of the day by which a start ends, "07:00"
+    max_runtime: str | None = None  # how long a start may take, "6h", "1h30m"
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -58,24 +71,47 @@ class Spec:
                 f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
             )
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
-        _must_be_text(self.output_prefix)
-        if self.resume not in get_args(Resume):
-            raise UsageError(f"resume is {self.resume}, expected one of {get_args(Resume)}.")
+        _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
-        _at_least(1, limit=self.limit)
+        _at_least(1, limit=self.limit, samples=self.samples)
         _at_least(0, draft_length=self.draft_length, grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
             raise UsageError(
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
             )
-        if self.sampling not in get_args(SamplingRule):
-            raise UsageError(f"sampling is {self.sampling}, expected {get_args(SamplingRule)}.")
         try:
             self.sampling_of_all()
         except ValueError as error:
             raise UsageError(f"{error}.") from error
+        self._check_choices()
+        self._check_output()
+        self._check_time()
+
+    def _check_choices(self) -> None:
+        _one_of(Dtype, dtype=self.dtype)
+        _one_of(Resume, resume=self.resume)
+        _one_of(SamplingRule, sampling=self.sampling)
+        _one_of(Overflow, on_overflow=self.on_overflow)
+        _one_of(Format, format=self.format)
+
+    def _check_output(self) -> None:
+        if self.keep and self.drop:
+            raise UsageError("keep and drop exclude each other; name the columns in one of them.")
+        if self.format == "openai" and PurePath(self.out).suffix != ".jsonl":
+            raise UsageError(f"{self.out}: format openai is written to .jsonl only; rename it.")
+        if self.format == "openai" and self.samples > 1:
+            raise UsageError(
+                f"samples is {self.samples}, but format openai has one answer per request; use "
+                "format rows."
+            )
+
+    def _check_time(self) -> None:
+        if self.deadline is not None:
+            seconds_until(self.deadline, now=0.0)
+        if self.max_runtime is not None:
+            seconds_of(self.max_runtime)
 
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""
@@ -96,6 +132,16 @@ def _must_be_text(*texts: str | None) -> None:
             (text or "").encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"{text!r} is not UTF-8; give it as text.") from error
+
+
+def _one_of(choices: object, **values: str | None) -> None:
+    """Refuse a word that is none of the choices; None stands for a default and passes."""
+    for name, value in values.items():
+        if value is not None and value not in get_args(choices):
+            known = ", ".join(get_args(choices))
+            raise UsageError(
+                f"{name} is {value}, expected one of {known}{nearest(value, get_args(choices))}."
+            )
 
 
 def _at_least(least: int, **numbers: float | None) -> None:

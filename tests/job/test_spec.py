@@ -15,7 +15,7 @@ from dspark_batch.job.spec import Spec
         ({"fsync_every": 0}, "fsync_every is 0, expected 1 or more."),
         (
             {"resume": "yes"},
-            "resume is yes, expected one of ('if-possible', 'always', 'never').",
+            "resume is yes, expected one of if-possible, always, never.",
         ),
         ({"draft_length": -1}, "draft_length is -1, expected 0 or more."),
         ({"temperature": -0.1}, "temperature is -0.1, expected 0 or more."),
@@ -24,7 +24,7 @@ from dspark_batch.job.spec import Spec
         ({"top_k": -1}, "top_k is -1, expected 0 or more."),
         ({"min_p": 1.1}, "min_p is 1.1, expected 0 to 1."),
         ({"stop": ("a", "")}, "stop is ['a', ''], expected strings that are not empty."),
-        ({"sampling": "best"}, "sampling is best, expected ('coupled', 'rejection')."),
+        ({"sampling": "best"}, "sampling is best, expected one of coupled, rejection."),
         ({"confidence_threshold": 2}, "confidence_threshold is 2, expected 0 to 1."),
         (
             {"overwrite": True, "resume": "always"},
