@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
@@ -163,7 +164,7 @@ def _continued(job: _Job, open_engine: OpenEngine) -> Report:
     tick = Tick("load", found.total, found.resumed, found.failed, found.resumed)
     _warn_of_changed_inputs(job)
     if _has_all_rows(job):
-        saved = job.run_dir.finished_report(found.inputs, found.total)
+        saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
     began = time.monotonic()
     job.observe(tick)
@@ -267,7 +268,8 @@ def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
 
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
-    for record in read(job.sources, job.found.total):
+    samples = job.spec.samples
+    for record in read(job.sources, job.found.total // samples, samples):
         if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
@@ -308,7 +310,8 @@ def _explain_missing_rows(job: _Job, tick: Tick) -> None:
             f"{job.spec.out}: the time is up with {tick.done} of {tick.total} rows finished. Run "
             "the same command to go on."
         )
-    if sum(count_records(source) for source in job.sources) < job.found.total:
+    records = sum(count_records(source) for source in job.sources)
+    if records * job.spec.samples < job.found.total:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
         f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
@@ -321,11 +324,13 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
     began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found.offsets)
-    draft = write_output(job.run_dir.out, rows, job.spec.output_prefix)
+    rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
+    begun = datetime.fromisoformat(job.run_dir.manifest()["created"])
+    draft = write_output(job.run_dir.out, rows, job.spec, begun)
     report = Report.of_rows(
         rows,
         out=printable(job.spec.out),
+        samples=job.spec.samples,
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         load_s=load_s,

@@ -16,7 +16,7 @@ import shutil
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
@@ -83,13 +83,20 @@ def spool(stream: BinaryIO, path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(sources: Iterable[Source], limit: int | None = None) -> Iterator[Item | Failure]:
-    """Yield the first `limit` records of all sources, in order; None: all of them."""
-    for chunk in read_chunks(sources, limit):
+def read(
+    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+) -> Iterator[Item | Failure]:
+    """Yield the first `limit` records of all sources, in order; None: all of them.
+
+    Each comes `samples` times, one after the other.
+    """
+    for chunk in read_chunks(sources, limit, samples):
         yield from chunk.records
 
 
-def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator[Chunk]:
+def read_chunks(
+    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+) -> Iterator[Chunk]:
     """Yield what `read` yields, chunk by chunk, with the Arrow data of Parquet files."""
     index = 0
     for source in sources:
@@ -101,7 +108,7 @@ def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator
                 _record(index + i, f"{source.name}:{number}", line)
                 for i, (number, line) in enumerate(lines[:room])
             )
-            yield Chunk(records, None if batch is None else batch.slice(0, room))
+            yield _repeated(Chunk(records, batch and batch.slice(0, room)), samples)
             index += len(records)
 
 
@@ -121,6 +128,26 @@ def item_of(record: Item | Failure) -> Item:
 def digest_of(line: bytes) -> str:
     """Name a record by its bytes: 128 bits of SHA-256, in hex."""
     return hashlib.sha256(line).hexdigest()[:32]
+
+
+def _repeated(chunk: Chunk, samples: int) -> Chunk:
+    """Put every record there `samples` times, as items of their own."""
+    if samples == 1:
+        return chunk
+    records = tuple(
+        _sample(record, item_of(record).index * samples + i, i)
+        for record in chunk.records
+        for i in range(samples)
+    )
+    if chunk.batch is None:
+        return Chunk(records)
+    places = [place for place in range(len(chunk.records)) for _ in range(samples)]
+    return Chunk(records, chunk.batch.take(pa.array(places, pa.int64())))
+
+
+def _sample(record: Item | Failure, index: int, sample_index: int) -> Item | Failure:
+    item = replace(item_of(record), index=index, sample_index=sample_index)
+    return replace(record, item=item) if isinstance(record, Failure) else item
 
 
 def _expand(name: str) -> list[str]:

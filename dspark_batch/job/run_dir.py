@@ -138,14 +138,15 @@ class RunDir:
         return self.out.exists() and self._report.exists()
 
     def finished_report(
-        self, inputs: Sequence[Mapping[str, Json]], total: int
+        self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
     ) -> dict[str, Json] | None:
-        """Read the report of the output if `total` records of these inputs made it, else None."""
+        """Read the report of the output if `total` rows about these inputs are in it, else None."""
         if not self.has_output():
             return None
         saved = orjson.loads(self._report.read_bytes())
-        same = saved["inputs"] == list(inputs) and saved["report"]["total"] == total
-        return saved["report"] if same else None
+        report = saved["report"]
+        same = saved["inputs"] == list(inputs) and report["total"] == total
+        return report if same and report["samples"] == samples else None
 
     def publish(
         self, whole: Path, report: Mapping[str, Json], inputs: Sequence[Mapping[str, Json]]

@@ -101,17 +101,29 @@ class Spec:
             raise UsageError("keep and drop exclude each other; name the columns in one of them.")
         if self.format == "openai" and PurePath(self.out).suffix != ".jsonl":
             raise UsageError(f"{self.out}: format openai is written to .jsonl only; rename it.")
-        if self.format == "openai" and self.samples > 1:
+        if self.format == "openai":
+            self._refuse_with_openai()
+
+    def _refuse_with_openai(self) -> None:
+        if self.samples > 1:
             raise UsageError(
                 f"samples is {self.samples}, but format openai has one answer per request; use "
                 "format rows."
             )
+        for name in ("keep", "drop", "output_column", "output_prefix"):
+            if getattr(self, name):
+                raise UsageError(f"{name} is about columns, which format openai has not; drop it.")
 
     def _check_time(self) -> None:
         if self.deadline is not None:
             seconds_until(self.deadline, now=0.0)
         if self.max_runtime is not None:
             seconds_of(self.max_runtime)
+
+    @property
+    def model_name(self) -> str:
+        """What answers, as the user named it."""
+        return self.target or self.family or "tiny"
 
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""

@@ -100,8 +100,10 @@ def test_every_option_reaches_its_field(specs):
 
 
 def test_the_other_columns_and_the_other_format_reach_their_fields(specs):
-    main(["run", "-", "-o", "out.jsonl", "--drop=c", "--format=openai"])
-    assert specs == [Spec(inputs=("-",), out="out.jsonl", drop=("c",), format="openai")]
+    main(["run", "-", "-o", "out.jsonl", "--drop=c"])
+    main(["run", "-", "-o", "out.jsonl", "--format=openai"])
+    both = {"inputs": ("-",), "out": "out.jsonl"}
+    assert specs == [Spec(**both, drop=("c",)), Spec(**both, format="openai")]
 
 
 JOB = """
