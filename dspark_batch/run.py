@@ -20,7 +20,16 @@ from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.reader import STDIN, Source, count_records, item_of, locate, printable, read
+from dspark_batch.job.reader import (
+    STDIN,
+    Source,
+    count_records,
+    fetch,
+    item_of,
+    locate,
+    printable,
+    read,
+)
 from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
@@ -117,7 +126,7 @@ def run(
     """
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
     check_out(run_dir.out, sources)
     with run_dir.lock():
         if spec.overwrite:
@@ -126,6 +135,8 @@ def run(
         check_resume(spec, run_dir, manifest)
         if STDIN in spec.inputs:
             run_dir.take_stdin(sys.stdin.buffer, manifest)
+        with full_disk_is_resumable(run_dir.fetched):
+            fetch(sources)
         run_id = new_run_id() if manifest is None else manifest["run_id"]
         with full_disk_is_resumable(run_dir.rows):
             opened = Journal(run_dir.rows, run_id, fsync_every=spec.fsync_every)

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
+from dspark_batch.job import hub
 from dspark_batch.types import Failure, Item, Json
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -46,6 +47,11 @@ class Source:
     name: str  # as the user typed it: what messages and manifests say
     path: Path  # what is opened
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether `fetch` has to get it."""
+        return self.name.startswith(hub.SCHEME)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -55,17 +61,23 @@ class Chunk:
     batch: pa.RecordBatch | None = None  # the same records with their types; None: not from Parquet
 
 
-def locate(inputs: Iterable[str], stdin: Path) -> tuple[Source, ...]:
+def locate(
+    inputs: Iterable[str], stdin: Path, fetched: Path = Path("fetched")
+) -> tuple[Source, ...]:
     """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
 
     Args:
         inputs: as typed.
         stdin: where `spool` puts standard input.
+        fetched: the folder where `fetch` puts files of the Hub.
     """
     sources: list[Source] = []
     for name in inputs:
         if name == STDIN:
             sources.append(Source(STDIN_NAME, stdin))
+        elif name.startswith(hub.SCHEME):
+            there = (_readable(each) for each in hub.expand(name))
+            sources += [Source(each, hub.place(each, fetched)) for each in there]
         else:
             sources += [_checked(Source(printable(path), Path(path))) for path in _expand(name)]
     return tuple(sources)
@@ -81,6 +93,14 @@ def spool(stream: BinaryIO, path: Path) -> str:
         shutil.copyfileobj(stream, file)
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(sources: Iterable[Source]) -> None:
+    """Get the files of the Hub that are not here yet, and refuse what cannot be read."""
+    for source in sources:
+        if source.is_remote:
+            hub.fetch(source.name, source.path)
+            _check_arrow(source)
 
 
 def read(
@@ -183,17 +203,25 @@ def _checked(source: Source) -> Source:
         raise UsageError(f"{name}: is no file, but a job reads its input again; pipe it into -.")
     if is_in_run_dir(path):
         raise UsageError(f"{name}: belongs to the run directory of a job; name what it answered.")
-    if not path.name.endswith(FORMATS):
-        raise UsageError(f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.")
-    if path.suffix in (".parquet", ".zst"):
-        _check_arrow(source)
+    _readable(name)
+    _check_arrow(source)
     return source
+
+
+def _readable(name: str) -> str:
+    """Pass on a name whose ending says how to read the file."""
+    if not name.endswith(FORMATS):
+        job = " A job file comes first, and alone." if name.endswith(".toml") else ""
+        raise UsageError(
+            f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.{job}"
+        )
+    return name
 
 
 def _check_arrow(source: Source) -> None:
     """Refuse a file that Arrow opens for us, if it cannot, or not in a way that we can use."""
     name, path = source.name, source.path
-    if printable(str(path)) != str(path):
+    if path.suffix in (".parquet", ".zst") and printable(str(path)) != str(path):
         raise UsageError(f"{name}: has a name that is not UTF-8; rename it.")
     if path.suffix == ".parquet":
         with _parquet(source) as file:

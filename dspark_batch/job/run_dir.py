@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -51,6 +52,7 @@ class RunDir:
         self.rows = self.path / "rows.jsonl"
         self.attempts = self.path / "attempts.jsonl"
         self.stdin = self.path / "stdin.jsonl"
+        self.fetched = self.path / "fetched"
         self._lock = self.path / "lock"
         self._manifest = self.path / "manifest.json"
         self._report = self.path / "report.json"
@@ -76,6 +78,7 @@ class RunDir:
         self.attempts.unlink(missing_ok=True)
         self.rows.unlink(missing_ok=True)
         _sync_directory(self.path)  # rows must not come back to a job without a manifest
+        shutil.rmtree(self.fetched, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
 
     def withdraw_output(self) -> None:
