@@ -12,15 +12,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.reader import STDIN, Source, count_records, item_of, locate, printable, read
+from dspark_batch.job.reader import (
+    STDIN,
+    Source,
+    count_records,
+    fetch,
+    item_of,
+    locate,
+    printable,
+    read,
+)
 from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
@@ -131,8 +142,9 @@ def run(
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
             rows stay in the journal.
     """
+    budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
     check_out(run_dir.out, sources)
     with run_dir.lock():
         if spec.overwrite:
@@ -141,6 +153,8 @@ def run(
         check_resume(spec, run_dir, manifest)
         if STDIN in spec.inputs:
             run_dir.take_stdin(sys.stdin.buffer, manifest)
+        with full_disk_is_resumable(run_dir.fetched):
+            fetch(sources)
         run_id = new_run_id() if manifest is None else manifest["run_id"]
         with full_disk_is_resumable(run_dir.rows):
             opened = Journal(run_dir.rows, run_id, fsync_every=spec.fsync_every)
@@ -149,7 +163,9 @@ def run(
             learnt = lesson(run_dir.attempts, journal.size, found.is_to_do)
             spec = _with_slots_that_fit(spec, learnt)
             job = _Job(
-                spec, run_dir, run_id, manifest, sources, journal, found, learnt, observe, stop
+                spec,
+                *(run_dir, run_id, manifest, sources, journal, found, learnt),
+                *(observe, stop, budget),
             )
             return _continued(job, open_engine)
 
@@ -168,6 +184,7 @@ class _Job:
     learnt: Lesson
     observe: Observe
     stop: Stop
+    budget: Budget
 
 
 def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
@@ -176,7 +193,7 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     tick = Tick("load", found.total, found.resumed, found.failed, found.resumed)
     _warn_of_changed_inputs(job)
     if _has_all_rows(job):
-        saved = job.run_dir.finished_report(found.inputs, found.total)
+        saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
     _warn_of_little_space(job)
     began = time.monotonic()
@@ -271,10 +288,11 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     with _attempts(job) as attempts:
         for outcome in _outcomes(job, opened, attempts):
             _append(job, outcome)
+            job.budget.add(outcome)
             tick = tick.after(outcome)
             job.observe(tick)
     if TO_DO in job.found.offsets:
-        _explain_missing_rows(job)
+        _explain_missing_rows(job, tick)
     return replace(tick, outcome=None)
 
 
@@ -303,7 +321,8 @@ def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
 
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
-    for record in read(job.sources, job.found.total):
+    samples = job.spec.samples
+    for record in read(job.sources, job.found.total // samples, samples):
         if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
@@ -317,7 +336,7 @@ def _admitted(
 ) -> Iterator[Request | Failure]:
     """Write down each request before the engine has it; end when the run is asked to stop."""
     for request in stream:
-        if job.stop():
+        if job.stop() or not job.budget.allows_one_more():
             return
         if isinstance(request, Request):
             attempts.admit(request.item)
@@ -332,14 +351,20 @@ def _append(job: _Job, outcome: Outcome) -> None:
     job.found.offsets[item.index] = job.journal.append(entry)
 
 
-def _explain_missing_rows(job: _Job) -> None:
+def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
     if job.stop():
         raise Resumable(
             f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
             "the same command continues."
         )
-    if sum(count_records(source) for source in job.sources) < job.found.total:
+    if job.budget.is_spent:
+        raise Resumable(
+            f"{job.spec.out}: the time is up with {tick.done} of {tick.total} rows finished. Run "
+            "the same command to go on."
+        )
+    records = sum(count_records(source) for source in job.sources)
+    if records * job.spec.samples < job.found.total:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
         f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
@@ -352,11 +377,13 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
     began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found.offsets)
-    draft = write_output(job.run_dir.out, rows, job.spec.output_prefix)
+    rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
+    begun = datetime.fromisoformat(job.run_dir.manifest()["created"])
+    draft = write_output(job.run_dir.out, rows, job.spec, begun)
     report = Report.of_rows(
         rows,
         out=printable(job.spec.out),
+        samples=job.spec.samples,
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         load_s=load_s,

@@ -14,6 +14,7 @@ import click
 from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.pairs_command import pairs_command
+from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.errors import DsparkBatchError
@@ -33,6 +34,7 @@ def cli() -> None:
 
 
 cli.add_command(run_command)
+cli.add_command(run_batch_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
 cli.add_command(pairs_command)
@@ -55,7 +57,7 @@ def _exit_code(words: list[str]) -> int:
     try:
         return cli.main(words, prog_name="dspark-batch", standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
+        _say(error.format_message())
         return error.exit_code
     except click.Abort as abort:  # click's name for KeyboardInterrupt
         _say(f"stopped{_how_to_continue(words)}")
@@ -110,7 +112,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _how_to_continue(words: Sequence[str]) -> str:
-    if words[:1] != ["run"]:
+    if words[:1] not in (["run"], ["run-batch"]):
         return ""
     without = " without --overwrite" if "--overwrite" in words else ""
     return f"; finished items are safe, run the same command{without} to continue"

@@ -16,7 +16,7 @@ import shutil
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
+from dspark_batch.job import hub
 from dspark_batch.types import Failure, Item, Json
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -46,6 +47,11 @@ class Source:
     name: str  # as the user typed it: what messages and manifests say
     path: Path  # what is opened
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether `fetch` has to get it."""
+        return self.name.startswith(hub.SCHEME)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -55,17 +61,23 @@ class Chunk:
     batch: pa.RecordBatch | None = None  # the same records with their types; None: not from Parquet
 
 
-def locate(inputs: Iterable[str], stdin: Path) -> tuple[Source, ...]:
+def locate(
+    inputs: Iterable[str], stdin: Path, fetched: Path = Path("fetched")
+) -> tuple[Source, ...]:
     """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
 
     Args:
         inputs: as typed.
         stdin: where `spool` puts standard input.
+        fetched: the folder where `fetch` puts files of the Hub.
     """
     sources: list[Source] = []
     for name in inputs:
         if name == STDIN:
             sources.append(Source(STDIN_NAME, stdin))
+        elif name.startswith(hub.SCHEME):
+            there = (_readable(each) for each in hub.expand(name))
+            sources += [Source(each, hub.place(each, fetched)) for each in there]
         else:
             sources += [_checked(Source(printable(path), Path(path))) for path in _expand(name)]
     return tuple(sources)
@@ -83,13 +95,28 @@ def spool(stream: BinaryIO, path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(sources: Iterable[Source], limit: int | None = None) -> Iterator[Item | Failure]:
-    """Yield the first `limit` records of all sources, in order; None: all of them."""
-    for chunk in read_chunks(sources, limit):
+def fetch(sources: Iterable[Source]) -> None:
+    """Get the files of the Hub that are not here yet, and refuse what cannot be read."""
+    for source in sources:
+        if source.is_remote:
+            hub.fetch(source.name, source.path)
+            _check_arrow(source)
+
+
+def read(
+    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+) -> Iterator[Item | Failure]:
+    """Yield the first `limit` records of all sources, in order; None: all of them.
+
+    Each comes `samples` times, one after the other.
+    """
+    for chunk in read_chunks(sources, limit, samples):
         yield from chunk.records
 
 
-def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator[Chunk]:
+def read_chunks(
+    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+) -> Iterator[Chunk]:
     """Yield what `read` yields, chunk by chunk, with the Arrow data of Parquet files."""
     index = 0
     for source in sources:
@@ -101,7 +128,7 @@ def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator
                 _record(index + i, f"{source.name}:{number}", line)
                 for i, (number, line) in enumerate(lines[:room])
             )
-            yield Chunk(records, None if batch is None else batch.slice(0, room))
+            yield _repeated(Chunk(records, batch and batch.slice(0, room)), samples)
             index += len(records)
 
 
@@ -121,6 +148,26 @@ def item_of(record: Item | Failure) -> Item:
 def digest_of(line: bytes) -> str:
     """Name a record by its bytes: 128 bits of SHA-256, in hex."""
     return hashlib.sha256(line).hexdigest()[:32]
+
+
+def _repeated(chunk: Chunk, samples: int) -> Chunk:
+    """Put every record there `samples` times, as items of their own."""
+    if samples == 1:
+        return chunk
+    records = tuple(
+        _sample(record, item_of(record).index * samples + i, i)
+        for record in chunk.records
+        for i in range(samples)
+    )
+    if chunk.batch is None:
+        return Chunk(records)
+    places = [place for place in range(len(chunk.records)) for _ in range(samples)]
+    return Chunk(records, chunk.batch.take(pa.array(places, pa.int64())))
+
+
+def _sample(record: Item | Failure, index: int, sample_index: int) -> Item | Failure:
+    item = replace(item_of(record), index=index, sample_index=sample_index)
+    return replace(record, item=item) if isinstance(record, Failure) else item
 
 
 def _expand(name: str) -> list[str]:
@@ -156,17 +203,25 @@ def _checked(source: Source) -> Source:
         raise UsageError(f"{name}: is no file, but a job reads its input again; pipe it into -.")
     if is_in_run_dir(path):
         raise UsageError(f"{name}: belongs to the run directory of a job; name what it answered.")
-    if not path.name.endswith(FORMATS):
-        raise UsageError(f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.")
-    if path.suffix in (".parquet", ".zst"):
-        _check_arrow(source)
+    _readable(name)
+    _check_arrow(source)
     return source
+
+
+def _readable(name: str) -> str:
+    """Pass on a name whose ending says how to read the file."""
+    if not name.endswith(FORMATS):
+        job = " A job file comes first, and alone." if name.endswith(".toml") else ""
+        raise UsageError(
+            f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.{job}"
+        )
+    return name
 
 
 def _check_arrow(source: Source) -> None:
     """Refuse a file that Arrow opens for us, if it cannot, or not in a way that we can use."""
     name, path = source.name, source.path
-    if printable(str(path)) != str(path):
+    if path.suffix in (".parquet", ".zst") and printable(str(path)) != str(path):
         raise UsageError(f"{name}: has a name that is not UTF-8; rename it.")
     if path.suffix == ".parquet":
         with _parquet(source) as file:

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ MANIFEST_VERSION = 1
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
+    *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
 MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype", "target_bits")
@@ -53,6 +55,7 @@ class RunDir:
         self.rows = self.path / "rows.jsonl"
         self.attempts = self.path / "attempts.jsonl"
         self.stdin = self.path / "stdin.jsonl"
+        self.fetched = self.path / "fetched"
         self._lock = self.path / "lock"
         self._manifest = self.path / "manifest.json"
         self._report = self.path / "report.json"
@@ -78,6 +81,7 @@ class RunDir:
         self.attempts.unlink(missing_ok=True)
         self.rows.unlink(missing_ok=True)
         _sync_directory(self.path)  # rows must not come back to a job without a manifest
+        shutil.rmtree(self.fetched, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
 
     def withdraw_output(self) -> None:
@@ -140,14 +144,15 @@ class RunDir:
         return self.out.exists() and self._report.exists()
 
     def finished_report(
-        self, inputs: Sequence[Mapping[str, Json]], total: int
+        self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
     ) -> dict[str, Json] | None:
-        """Read the report of the output if `total` records of these inputs made it, else None."""
+        """Read the report of the output if `total` rows about these inputs are in it, else None."""
         if not self.has_output():
             return None
         saved = orjson.loads(self._report.read_bytes())
-        same = saved["inputs"] == list(inputs) and saved["report"]["total"] == total
-        return saved["report"] if same else None
+        report = saved["report"]
+        same = saved["inputs"] == list(inputs) and report["total"] == total
+        return report if same and report["samples"] == samples else None
 
     def publish(
         self, whole: Path, report: Mapping[str, Json], inputs: Sequence[Mapping[str, Json]]

@@ -74,6 +74,12 @@ def test_progress_counts_every_row_once(folder):
         ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
         ({}, {"prompt_column": "id"}, 'prompt_column is "prompt" there and "id" here'),
         ({}, {"messages_column": "m"}, 'messages_column is "messages" there and "m" here'),
+        ({}, {"template": "{{id}}"}, 'template is null there and "{{id}}" here'),
+        ({}, {"on_overflow": "skip"}, 'on_overflow is "error" there and "skip" here'),
+        ({}, {"keep": ("id",)}, 'keep is [] there and ["id"] here'),
+        ({}, {"drop": ("id",)}, 'drop is [] there and ["id"] here'),
+        ({}, {"output_column": "x"}, 'output_column is null there and "x" here'),
+        ({}, {"format": "openai"}, 'format is "rows" there and "openai" here'),
         ({}, {"output_prefix": "o_"}, 'output_prefix is "" there and "o_" here'),
         ({"temperature": 0.5}, {"temperature": 1}, "temperature is 0.5 there and 1 here"),
         ({}, {"top_p": 0.9}, "top_p is 1.0 there and 0.9 here"),
@@ -371,6 +377,7 @@ def test_the_manifest_says_what_ran(folder):
         *("target", "tokenizer", "chat_template", "dtype", "target_bits", "context_length"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
+        *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     }
     assert {"python", "mlx", "mlx-lm", "dspark-batch"} <= manifest["versions"].keys()
 
