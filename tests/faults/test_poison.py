@@ -1,6 +1,7 @@
 """An item that kills the process, again and again, costs itself and no other item."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -8,7 +9,7 @@ from fakes import FakeEngine, fake_opener
 from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.errors import Resumable
-from dspark_batch.types import Request
+from dspark_batch.types import Completion, Request
 
 
 class Crash(BaseException):
@@ -202,3 +203,20 @@ def test_another_error_of_the_engine_is_no_lack_of_memory(folder):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         start(folder, engine=Buggy())
     assert start(folder, slots=5).succeeded == 8
+
+
+class Unwritable(FakeEngine):
+    """One of its answers cannot be written as JSON."""
+
+    def generate(self, stream):
+        for outcome in super().generate(stream):
+            sick = outcome.item.custom_id == "id-b" and isinstance(outcome, Completion)
+            yield replace(outcome, text="\ud800") if sick else outcome
+
+
+def test_an_answer_that_the_writer_chokes_on_costs_itself(folder):
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            start(folder, engine=Unwritable(slots=1))
+    assert start(folder, engine=Unwritable(slots=1)).succeeded == 7
+    assert codes(folder) == {"id-b": "poison"}
