@@ -26,6 +26,13 @@ from dspark_batch.job.spec import Spec
         ({"stop": ("a", "")}, "stop is ['a', ''], expected strings that are not empty."),
         ({"sampling": "best"}, "sampling is best, expected ('coupled', 'rejection')."),
         ({"confidence_threshold": 2}, "confidence_threshold is 2, expected 0 to 1."),
+        ({"drafter_bits": 7}, "drafter_bits is 7, expected one of 2, 3, 4, 5, 6, 8, auto, stored."),
+        (
+            {"drafter_bits": None},
+            "drafter_bits is None, expected one of 2, 3, 4, 5, 6, 8, auto, stored.",
+        ),
+        ({"target_bits": 1}, "target_bits is 1, expected one of 2, 3, 4, 5, 6, 8."),
+        ({"target_bits": True}, "target_bits is True, expected one of 2, 3, 4, 5, 6, 8."),
         (
             {"overwrite": True, "resume": "always"},
             "overwrite and resume=always exclude each other; drop one of them.",
