@@ -3,8 +3,10 @@
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
+from dspark_batch.errors import ModelError
 from dspark_batch.job.spec import Spec
-from dspark_batch.run import open_pair
+from dspark_batch.models.hub import Download
+from dspark_batch.run import open_pair, run
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(None, "bfloat16"), ("float16", "float16")])
@@ -12,6 +14,50 @@ def test_the_number_type_of_the_manifest_is_kept_unless_another_is_asked_for(ask
     spec = Spec(inputs=("in.jsonl",), out="out.jsonl", dtype=asked)
     opened = open_pair(spec, {"identity": {"dtype": "bfloat16"}})
     assert opened.identity["dtype"] == taken
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Collect what would be loaded, and tell of a download on the way."""
+    seen = {}
+
+    def load(family, **options):
+        options.pop("on_download")(Download("org/name", 1_500_000_000, 8_000_000_000))
+        seen.update(options, family=family)
+        raise ModelError("enough")
+
+    monkeypatch.setattr("dspark_batch.models.load.load_pair", load)
+    return seen
+
+
+@pytest.mark.parametrize(("bits", "asked_for"), [("auto", "auto"), ("stored", None), (8, 8)])
+def test_every_option_of_a_model_reaches_the_loader(tmp_path, asked, bits, asked_for):
+    write_lines(tmp_path / "in.jsonl", *prompts("one"))
+    options = {
+        "family": "f",
+        "target": "t@v1",
+        "drafter": "d",
+        "target_bits": 4,
+        "dtype": "float16",
+        "trust_remote_code": True,
+    }
+    spec = {"inputs": (f"{tmp_path}/in.jsonl",), "out": f"{tmp_path}/out.jsonl"} | options
+    with pytest.raises(ModelError, match="enough"):
+        run(Spec(**spec, drafter_bits=bits))
+    assert asked == options | {"drafter_bits": asked_for}
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_download_is_progress(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("one"))
+    ticks = []
+    spec = Spec(inputs=(f"{tmp_path}/in.jsonl",), out=f"{tmp_path}/out.jsonl")
+    with pytest.raises(ModelError, match="enough"):
+        run(spec, observe=ticks.append)
+    assert [(t.stage, t.doing) for t in ticks] == [
+        ("load", ""),
+        ("load", "downloading org/name, 1.50 of 8.00 GB"),
+    ]
 
 
 def without_metrics(path):

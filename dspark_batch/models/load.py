@@ -1,5 +1,6 @@
 """Loads a target and its drafter, and checks that they fit."""
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,6 +39,7 @@ from dspark_batch.models.tokenizer import Tokenizer, read_tokenizer
 _DRAFTER_FILES = ("model*.safetensors", "config.json")
 _TARGET_FILES = (*_DRAFTER_FILES, "generation_config.json")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
+_MISSING_KEYS = re.compile(r"missing \d+ required positional arguments?: (.+)")
 _PROBE_TOKENS = 8
 
 
@@ -155,9 +157,9 @@ def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, d
             trust_remote_code=trust_remote_code,
         )
         return model, load_config(directory)
-    except (FileNotFoundError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, RuntimeError, LookupError, TypeError) as error:
         raise ModelError(
-            f"{directory}: mlx-lm cannot load it as a target ({_short(error)}). "
+            f"{directory}: mlx-lm cannot load it as a target ({_reason(error)}). "
             "Download it again, or name another --target."
         ) from error
 
@@ -183,8 +185,12 @@ def _for_mlx_lm(config: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _short(error: Exception) -> str:
-    """Put mlx-lm's message, which lists tensors line by line, on one line."""
+def _reason(error: Exception) -> str:
+    """Put mlx-lm's message on one line; it lists tensors line by line."""
+    if missing := _MISSING_KEYS.search(str(error)):
+        return f"config.json has no {missing[1]}"
+    if isinstance(error, KeyError) and "." not in str(error):
+        return f"config.json has no {error}"
     return textwrap.shorten(" ".join(str(error).split()), 200) or type(error).__name__
 
 

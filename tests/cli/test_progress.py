@@ -44,6 +44,20 @@ def test_a_log_gets_one_line_every_30_s(lines, log, clock, make_tick, answer):
     assert len(log.getvalue().splitlines()) == 1 + 10 + 1  # decoding, 300 s, the end
 
 
+def test_a_log_is_told_of_a_download_every_30_s(lines, log, clock, make_tick):
+    tick = make_tick("load")
+    doing = replace(tick, doing="downloading org/name, 1.00 of 8.00 GB")
+    with lines as observe:
+        observe(tick)
+        observe(doing)
+        clock.now += 30
+        observe(doing)
+    assert log.getvalue().splitlines()[:2] == [
+        "dspark-batch: loading the models",
+        "dspark-batch: downloading org/name, 1.00 of 8.00 GB",
+    ]
+
+
 def test_a_line_says_how_far_how_fast_and_what_failed(
     lines, log, clock, make_tick, answer, failure
 ):
@@ -86,6 +100,13 @@ def test_the_bar_fits_a_terminal_of_80_columns(screen, clock, make_tick, answer)
     assert speeds == (
         "1,234 tokens/s now, 1,234 mean · accept length 3.00 · 321 failed · 8,764 resumed"
     )
+
+
+def test_the_spinner_tells_how_far_a_download_is(screen, clock, make_tick):
+    with Bar(screen, clock) as observe:
+        observe(replace(make_tick("load"), doing="downloading org/name, 1.00 of 8.00 GB"))
+        (line,) = screen.render_lines(observe._frame(), pad=False)
+    assert "".join(part.text for part in line).endswith("downloading org/name, 1.00 of 8.00 GB")
 
 
 ERASE_LINE = "\x1b[2K"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_batch.cli.wording import duration, one_line, speed
+from dspark_batch.cli.wording import duration, one_line, parameters, size, speed, table
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,19 @@ def test_a_speed_has_the_digits_that_matter(per_second, text):
 
 def test_text_on_one_line_holds_nothing_that_moves_the_cursor():
     assert one_line("a\r\n b\x1b[2J\t c\u2028d\x00") == "a b [2J c d"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(2_048, "2 kB"), (17_000_000, "17 MB"), (9_276e6, "9.3 GB"), (33.26e9, "33 GB")],
+)
+def test_a_size_has_the_digits_that_matter(num_bytes, text):
+    assert size(num_bytes) == text
+
+
+def test_parameters_are_counted_in_millions_and_billions():
+    assert [parameters(n) for n in (6_394_688, 4_022_468_096)] == ["6.4 M", "4.0 B"]
+
+
+def test_a_table_lines_up_its_columns_without_trailing_spaces():
+    assert table(("a", "bb"), [("long", "x"), ("", "y")]) == "a     bb\nlong  x\n      y"

@@ -125,6 +125,18 @@ def test_another_model_is_refused(folder, name):
         start(folder, opener=fake_opener(**{name: "new"}))
 
 
+def test_a_target_with_other_bits_is_refused(folder):
+    stop_after(folder, 1)
+    with pytest.raises(ResumeMismatch, match='target_bits is null there and "8 bits" here'):
+        start(folder, opener=fake_opener(target_bits="8 bits"), target_bits=8)
+
+
+def test_a_complete_output_is_no_excuse_for_other_bits(folder):
+    start(folder)
+    with pytest.raises(ResumeMismatch, match='target_bits is null there and "8 bits" here'):
+        start(folder, opener=fake_opener(target_bits="8 bits"), target_bits=8)
+
+
 def test_the_number_type_of_the_first_start_is_kept(folder):
     with pytest.raises(KeyboardInterrupt):
         start(folder, opener=fake_opener(FakeEngine(dies_after=1)), dtype="bfloat16")
@@ -152,6 +164,8 @@ def test_another_drafter_is_refused_where_answers_depend_on_drafts(folder, compl
     start(folder, **rejection) if complete else stop_after(folder, 1, **rejection)
     with pytest.raises(ResumeMismatch, match='drafter is "d0" there and "d9" here'):
         start(folder, opener=fake_opener(drafter="d9"), drafter="another", **rejection)
+    with pytest.raises(ResumeMismatch, match='drafter_bits is null there and "4 bits" here'):
+        start(folder, opener=fake_opener(drafter_bits="4 bits"), drafter_bits=4, **rejection)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +174,7 @@ def test_another_drafter_is_refused_where_answers_depend_on_drafts(folder, compl
         {"slots": 2},
         {"draft_length": 0},
         {"drafter": "d"},
+        {"drafter_bits": 4},
         {"fsync_every": 2},
         {"confidence_threshold": 0.5},
     ],

@@ -175,11 +175,15 @@ def random_weights(shapes, seed, scale=0.3):
     return weights
 
 
+def model_of(text):
+    """The model that mlx-lm makes of a text config; its weights are lazy."""
+    family = import_module(f"mlx_lm.models.{text['model_type'].removesuffix('_unified_text')}")
+    return family.Model(family.ModelArgs.from_dict(text))
+
+
 def target_weights(config, seed=1):
     """Random tensors under the names that transformers writes."""
-    text = config.get("text_config", config)
-    family = import_module(f"mlx_lm.models.{text['model_type'].removesuffix('_unified_text')}")
-    model = family.Model(family.ModelArgs.from_dict(text))
+    model = model_of(config.get("text_config", config))
     shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
     weights = random_weights(shapes, seed)
     if "text_config" not in config:

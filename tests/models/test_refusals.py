@@ -235,6 +235,22 @@ def test_a_targets_tensor_that_is_wrong_is_named(tmp_path, name):
     assert reason in text
 
 
+@pytest.mark.parametrize(
+    ("config", "key", "reason"),
+    [
+        (QWEN, "model_type", "config.json has no 'model_type'"),
+        (QWEN, "hidden_size", "config.json has no 'hidden_size'"),
+        (QWEN, "rope_parameters", "rope_theta is missing from the model config"),
+        (make.gemma4(), "hidden_size", "Expected shape .* for parameter model.embed_tokens.weight"),
+        (make.gemma4(), "num_hidden_layers", "list index out of range"),
+    ],
+)
+def test_a_targets_config_without_a_key_is_refused(tmp_path, config, key, reason):
+    weights = make.target_weights(config)
+    target = make.write(tmp_path / "t", {k: v for k, v in config.items() if k != key}, weights)
+    assert re.search(reason, refusal(target, None))
+
+
 @pytest.mark.parametrize("part", ["target", "drafter"])
 @pytest.mark.parametrize("damage", ["a shard is missing", "cut short", "empty", "not safetensors"])
 def test_half_a_download_is_refused_by_file(tmp_path, target, part, damage):
@@ -289,3 +305,33 @@ def test_a_tap_that_changes_the_targets_logits_is_refused(tmp_path, target, weig
     monkeypatch.setattr(taps, "_record_output", spoil)
     drafter = make.write(tmp_path / "drafter", GOOD, weights)
     assert "its logits change when its layers [0, 2] are read" in refusal(target, drafter)
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+from mlx_lm.models.qwen3 import Model, ModelArgs
+"""
+
+
+@pytest.mark.parametrize(
+    "asks", [{"model_file": "own.py"}, {"auto_map": {"AutoModelForCausalLM": "own.Model"}}]
+)
+def test_code_of_a_target_runs_only_if_it_is_trusted(tmp_path, asks):
+    target = make.write_target(tmp_path / "target", QWEN)
+    (target / "config.json").write_text(json.dumps(QWEN | asks))
+    (target / "own.py").write_text(CODE)
+    text = refusal(target, None)
+    assert text.startswith(f"{target / 'config.json'}: {next(iter(asks))} asks to run Python code")
+    assert "add --trust-remote-code" in text
+    assert not (target / "ran").exists()
+    load_pair(target=str(target), dtype="float32", trust_remote_code=True)
+    assert (target / "ran").exists() == ("model_file" in asks)  # mlx-lm knows only this key
+
+
+def test_code_of_a_drafter_never_runs(tmp_path, target, weights):
+    config = GOOD | {"auto_map": {"AutoModel": "own.Model"}, "model_file": "own.py"}
+    drafter = make.write(tmp_path / "drafter", config, weights)
+    (drafter / "own.py").write_text(CODE)
+    load_pair(target=str(target), drafter=str(drafter), dtype="float32", trust_remote_code=True)
+    assert not (drafter / "ran").exists()

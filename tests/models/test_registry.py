@@ -1,0 +1,121 @@
+"""The registered pairs: their numbers follow from their shapes, and the disk is told truly."""
+
+import re
+from pathlib import Path
+
+import checkpoints as make
+import pytest
+from fake_hub import point_client_at
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+from dspark_batch.cli.main import main
+from dspark_batch.models.drafter_config import DrafterConfig
+from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.models.hub import locate
+from dspark_batch.models.pairs import KNOWN_PAIRS
+from dspark_batch.registry import list_pairs
+
+# hidden, MLP, heads, layers, tied: the public configs; the rest is the same for all of a family
+QWEN3 = {
+    "qwen3": (2560, 9728, 32, 36, True, [1, 9, 17, 25, 33]),
+    "qwen3-8b": (4096, 12288, 32, 36, False, [1, 9, 17, 25, 33]),
+    "qwen3-14b": (5120, 17408, 40, 40, False, [1, 10, 19, 28, 37]),
+}
+GEMMA4 = {
+    "hidden_size": 3840,
+    "intermediate_size": 15360,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "num_global_key_value_heads": 1,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "vocab_size": 262144,
+    "layer_types": ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(48)],
+}
+
+
+def full_size(family):
+    """The configs of target and drafter with the real sizes."""
+    if family == "gemma4":
+        target, taps = make.gemma4(48, **GEMMA4), [5, 17, 29, 41, 46]
+    else:
+        hidden, inner, heads, layers, tied, taps = QWEN3[family]
+        target = make.qwen3(
+            layers,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=151936,
+            tie_word_embeddings=tied,
+        )
+    return target, make.deepspec(target, taps=taps, layers=5, markov_rank=256)
+
+
+def count(module):
+    return sum(array.size for _, array in tree_flatten(module.parameters()))
+
+
+@pytest.mark.parametrize("family", [*QWEN3, "gemma4"])
+def test_the_parameters_of_a_pair_follow_from_its_shapes(family):
+    known = KNOWN_PAIRS[family]
+    target, drafter = full_size(family)
+    lazy = DSparkDrafter(DrafterConfig.from_dict(drafter))  # nothing is computed
+    assert count(make.model_of(target)) == known.target_params
+    assert count(lazy) == known.drafter_params
+    assert count(lazy.embed_tokens) + count(lazy.lm_head) == known.shared_params
+
+
+def test_the_parameters_of_the_bundled_pair_are_those_of_its_files():
+    known = KNOWN_PAIRS["tiny"]
+    model, _ = load_model(Path(known.target), lazy=True)
+    config = make.read(Path(known.drafter) / "config.json")
+    lazy = DSparkDrafter(DrafterConfig.from_dict(config))
+    assert (count(model), count(lazy)) == (known.target_params, known.drafter_params)
+    assert count(lazy.embed_tokens) + count(lazy.lm_head) == known.shared_params
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache with one whole pair, and of another the target only, and that in part."""
+    point_client_at(monkeypatch, tmp_path / "hub")
+    target = make.qwen3()
+    parts = {
+        "target": make.write_target(tmp_path / "t", target, shards=2),
+        "drafter": make.write_drafter(tmp_path / "d", make.deepspec(target)),
+    }
+    make.hub_cache(tmp_path / "hub", "Qwen/Qwen3-4B", parts["target"])
+    make.hub_cache(tmp_path / "hub", "deepseek-ai/dspark_qwen3_4b_block7", parts["drafter"])
+    make.hub_cache(tmp_path / "hub", "deepseek-ai/dspark_gemma4_12b_block7", parts["drafter"])
+    (parts["target"] / "model-00002-of-00002.safetensors").unlink()
+    make.hub_cache(tmp_path / "hub", "Qwen/Qwen3-8B", parts["target"])
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_disk_is_told_truly_and_no_network_is_asked(capsys):
+    by_family = {pair.family: pair for pair in list_pairs()}
+    assert {family: pair.on_disk for family, pair in by_family.items()} == {
+        "tiny": "yes",
+        "qwen3": "yes",
+        "qwen3-8b": "in part",
+        "qwen3-14b": "no",
+        "gemma4": "drafter only",
+    }
+    (damage,) = by_family["qwen3-8b"].damage
+    assert "model-00002-of-00002.safetensors: missing" in damage
+    assert locate("Qwen/Qwen3-4B").source.endswith(make.COMMIT)
+
+    assert main(["pairs"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", heading) == [
+        *("family", "target", "drafter", "parameters", "memory", "thinking", "on disk")
+    ]
+    assert re.split(r"  +", lines[1]) == [
+        *("qwen3", "Qwen/Qwen3-4B", "deepseek-ai/dspark_qwen3_4b_block7", "4.0 B + 1.4 B"),
+        *("9.3 GB", "no", "yes"),
+    ]
+    assert [line.split("  ")[-1] for line in lines[:5]] == [
+        *("yes", "yes", "in part", "no", "drafter only")
+    ]

@@ -1,0 +1,109 @@
+"""The doctor finds what is wrong, says what to do, and tells no secret."""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dspark_batch import blas, doctor
+from dspark_batch.cli.main import main
+from dspark_batch.models import pairs
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """An empty Hub cache, no network, and a measurement that takes no time."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(doctor, "_MEASURE_S", 0.0)
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr(blas, "ACTIVE", "openblas")
+    monkeypatch.setattr(sys, "platform", "linux")
+
+
+def test_a_sound_machine_is_usable_and_told_in_sections(tmp_path, capsys):
+    began = time.monotonic()
+    assert main(["doctor"]) == 0
+    assert time.monotonic() - began < 5
+    out = capsys.readouterr().out
+    sections = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert sections == ["software", "compute", "memory", "folders", "pairs", "All is well."]
+    for word in ("python", "mlx-lm", "device", "GFLOPS", "OpenBLAS", str(tmp_path / "hub")):
+        assert word in out
+    assert "tiny             on disk: yes" in out
+    assert "qwen3            on disk: no" in out
+
+
+def test_a_token_is_never_shown(monkeypatch, capsys):
+    assert doctor.diagnose().sections["folders"]["Hub login"].startswith("no;")
+    monkeypatch.setenv("HF_TOKEN", "hf_abcSECRETdef")
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "Hub login        yes" in out
+    assert "SECRET" not in out
+
+
+def test_the_speed_is_that_of_the_product(monkeypatch):
+    ticks = iter([0.0, 0.0, 0.5, 2.0, 2.0])  # begins; one product of half a second; over
+    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks))
+    assert doctor._gflops() == pytest.approx(2 * 1024**3 / 0.5 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "todo"),
+    [("", "apt install libopenblas0-pthread"), ("bundled", "Unset DSPARK_BATCH_BLAS")],
+)
+def test_the_slow_blas_is_a_hint_and_no_fault(monkeypatch, capsys, asked_for, todo):
+    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setenv("DSPARK_BATCH_BLAS", asked_for)
+    assert main(["doctor"]) == 0
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
+    assert todo in hint
+
+
+def wrong(capsys):
+    assert main(["doctor"]) == 1
+    *_, problem, last = capsys.readouterr().out.splitlines()
+    assert last == "Problems: 1."
+    return problem.removeprefix("wrong: ")
+
+
+def test_a_machine_without_mlx_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    problem = wrong(capsys)
+    assert problem.startswith("MLX does not load (")
+    assert "pip install 'dspark-batch[cpu]', or [cuda13] for an NVIDIA GPU" in problem
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path / "file" / "own"))
+    assert wrong(capsys) == (
+        f"{tmp_path}/file/own: cannot be written. Name another folder in DSPARK_BATCH_CACHE."
+    )
+
+
+def test_a_full_disk_is_named(monkeypatch, tmp_path):
+    usage = type("Usage", (), {"free": 5_000_000})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    problems = doctor.diagnose().problems
+    assert problems[0].startswith(f"{tmp_path}/hub: 0.0 GB left on its disk, expected 1 GB.")
+    assert len(problems) == 2  # both folders
+
+
+def test_a_damaged_bundled_pair_must_be_installed_again(tmp_path, monkeypatch, capsys):
+    known = pairs.KNOWN_PAIRS["tiny"]
+    broken = tmp_path / "target"
+    broken.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        content = (Path(known.target) / name).read_bytes()
+        (broken / name).write_bytes(content[:-1] if name != "config.json" else content)
+    changed = replace(known, target=str(broken))
+    monkeypatch.setitem(pairs.KNOWN_PAIRS, "tiny", changed)
+    problem = wrong(capsys)
+    assert f"{broken / 'model.safetensors'}: " in problem
+    assert problem.endswith("It belongs to this package: install dspark-batch again.")
