@@ -20,13 +20,15 @@ class Calibration:
     error_before: tuple[float, ...]  # expected calibration error of prefix survival, 0 to 1
     error_after: tuple[float, ...]
     num_rounds: int  # both errors come from one half of them, the temperatures from the other
-    path: Path  # where the pair's temperatures are kept
+    path: Path | None  # where they are kept; None: they are not, the error did not fall
 
 
 def calibrate(out: str) -> Calibration:
     """Fit the confidence temperatures of the pair that made `out`, and keep them with the pair.
 
-    They are used from then on wherever the pair is loaded, by `confidence_threshold`.
+    They are used from then on wherever the pair is loaded, by `confidence_threshold`. They are
+    not kept if they are no better on answers that they were not fitted to: then the confidences
+    were right, or the log is short.
 
     Args:
         out: the output of a run with `log_confidence`; the run may still be unfinished.
@@ -51,9 +53,10 @@ def calibrate(out: str) -> Calibration:
     temperatures = fit_temperatures(fitted)
     before = calibration_errors(measured, [1.0] * len(temperatures))
     after = calibration_errors(measured, temperatures)
-    path = keep_temperatures(
-        manifest["identity"], temperatures, error_before=before, error_after=after
-    )
+    path = None
+    if sum(after) < sum(before):
+        about = {"error_before": before, "error_after": after}
+        path = keep_temperatures(manifest["identity"], temperatures, **about)
     return Calibration(temperatures, before, after, len(fitted) + len(measured), path)
 
 

@@ -7,18 +7,31 @@ rows leaves nothing half done.
 """
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from dspark_batch.errors import DsparkBatchError, ModelError
+from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
+from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.reader import STDIN, Source, count_records, item_of, locate, read, spool
+from dspark_batch.job.reader import (
+    STDIN,
+    Source,
+    count_records,
+    fetch,
+    item_of,
+    locate,
+    printable,
+    read,
+)
 from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
@@ -33,7 +46,7 @@ from dspark_batch.job.run_dir import (
     refuse_another_job,
 )
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.survey import TO_DO, Survey, survey
+from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Failure, Json, Outcome, Request
 
 if TYPE_CHECKING:
@@ -64,6 +77,7 @@ class Opened(NamedTuple):
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
 OpenEngine: TypeAlias = Callable[[Spec, Manifest], Opened]
 Observe: TypeAlias = Callable[[Tick], None]
+Stop: TypeAlias = Callable[[], bool]
 
 
 def open_pair(
@@ -101,7 +115,18 @@ def _ignore(tick: Tick) -> None:
     """Watch nothing."""
 
 
-def run(spec: Spec, *, observe: Observe = _ignore, open_engine: OpenEngine | None = None) -> Report:
+def _never() -> bool:
+    """Go on to the end."""
+    return False
+
+
+def run(
+    spec: Spec,
+    *,
+    observe: Observe = _ignore,
+    open_engine: OpenEngine | None = None,
+    stop: Stop = _never,
+) -> Report:
     """Run a job to its end, from wherever an earlier start left it.
 
     Args:
@@ -110,28 +135,38 @@ def run(spec: Spec, *, observe: Observe = _ignore, open_engine: OpenEngine | Non
             every row.
         open_engine: loads what generates, `open_pair` by default; called only if something is left
             to generate.
+        stop: asked before each item is admitted; once it says yes, what is in flight is finished
+            and the run ends with `Resumable`.
 
     Raises:
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
             rows stay in the journal.
     """
+    budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
     check_out(run_dir.out, sources)
     with run_dir.lock():
-        if STDIN in spec.inputs:
-            with full_disk_is_resumable(run_dir.stdin):
-                spool(sys.stdin.buffer, run_dir.stdin)
         if spec.overwrite:
             run_dir.discard()
         manifest = run_dir.manifest()
         check_resume(spec, run_dir, manifest)
+        if STDIN in spec.inputs:
+            run_dir.take_stdin(sys.stdin.buffer, manifest)
+        with full_disk_is_resumable(run_dir.fetched):
+            fetch(sources)
         run_id = new_run_id() if manifest is None else manifest["run_id"]
         with full_disk_is_resumable(run_dir.rows):
             opened = Journal(run_dir.rows, run_id, fsync_every=spec.fsync_every)
         with opened as journal:
             found = survey(sources, spec, journal)
-            job = _Job(spec, run_dir, run_id, manifest, sources, journal, found, observe)
+            learnt = lesson(run_dir.attempts, journal.size, found.is_to_do)
+            spec = _with_slots_that_fit(spec, learnt)
+            job = _Job(
+                spec,
+                *(run_dir, run_id, manifest, sources, journal, found, learnt),
+                *(observe, stop, budget),
+            )
             return _continued(job, open_engine)
 
 
@@ -146,7 +181,10 @@ class _Job:
     sources: Sequence[Source]
     journal: Journal
     found: Survey
+    learnt: Lesson
     observe: Observe
+    stop: Stop
+    budget: Budget
 
 
 def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
@@ -155,8 +193,9 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     tick = Tick("load", found.total, found.resumed, found.failed, found.resumed)
     _warn_of_changed_inputs(job)
     if _has_all_rows(job):
-        saved = job.run_dir.finished_report(found.inputs, found.total)
+        saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
+    _warn_of_little_space(job)
     began = time.monotonic()
     job.observe(tick)
     open_engine = open_engine or partial(open_pair, on_download=_told(job, tick))
@@ -165,6 +204,28 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     loaded = time.monotonic()
     tick = _decoded(job, opened, tick)
     return _finished(job, tick, loaded - began, time.monotonic() - loaded)
+
+
+def _warn_of_little_space(job: _Job) -> None:
+    """Say before the start that the disk may become full; whether it will, the answers decide."""
+    needed, free = most_bytes(job.found, job.spec), shutil.disk_usage(job.run_dir.path).free
+    if free < needed:
+        log.warning(
+            "%s: rows and output may take up to %.1f GB, and %.1f GB are free. A full disk stops "
+            "the run with every finished row safe; then make room and run the same command again.",
+            *(job.run_dir.path, needed / 1e9, free / 1e9),
+        )
+
+
+def _with_slots_that_fit(spec: Spec, learnt: Lesson) -> Spec:
+    """Take fewer slots than asked for after a start that ran out of memory."""
+    if learnt.slots is None or learnt.slots >= spec.slots:
+        return spec
+    log.warning(
+        "an earlier start ran out of memory: taking slots %d instead of %d",
+        *(learnt.slots, spec.slots),
+    )
+    return replace(spec, slots=learnt.slots)
 
 
 def _told(job: _Job, tick: Tick) -> Callable[["Download"], None]:
@@ -195,6 +256,15 @@ def _warn_of_changed_inputs(job: _Job) -> None:
         )
 
 
+def _warn_of_growth(job: _Job) -> None:
+    """Say that a file has more than what was counted at the start; the output has none of it."""
+    for source, described in zip(job.sources, job.found.inputs, strict=True):
+        if source.path.stat().st_size > described["bytes"]:
+            log.warning(
+                "%s grew while the job ran; run the same command again for the rest", source.name
+            )
+
+
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
     idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
     return Report(**saved | idle | {"resumed": saved["total"]})
@@ -215,19 +285,45 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     job.run_dir.withdraw_output()
     tick = replace(tick, stage="decode")
     job.observe(tick)
-    for outcome in opened.engine.generate(_requests(job, opened)):
-        _append(job, outcome)
-        tick = tick.after(outcome)
-        job.observe(tick)
+    with _attempts(job) as attempts:
+        for outcome in _outcomes(job, opened, attempts):
+            _append(job, outcome)
+            job.budget.add(outcome)
+            tick = tick.after(outcome)
+            job.observe(tick)
     if TO_DO in job.found.offsets:
-        _explain_missing_rows(job)
+        _explain_missing_rows(job, tick)
     return replace(tick, outcome=None)
+
+
+def _attempts(job: _Job) -> Attempts:
+    slots, fsync_every = job.spec.slots, job.spec.fsync_every
+    learnt, path = job.learnt, job.run_dir.attempts
+    return Attempts(path, job.journal.size, learnt, slots=slots, fsync_every=fsync_every)
+
+
+def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome]:
+    """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
+    for request in _suspected(job, opened):
+        yield from opened.engine.generate(_admitted(job, attempts, [request]))
+    yield from opened.engine.generate(_admitted(job, attempts, _requests(job, opened)))
+
+
+def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
+    """Pick out the items that may have crashed the last start."""
+    if not job.learnt.suspects:
+        return
+    for request in _requests(job, opened):
+        suspect = job.learnt.suspect_of(request.item)
+        if suspect is not None:
+            yield poison(request.item) if suspect.crashes >= MOST_CRASHES else request
 
 
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
-    for record in read(job.sources, job.found.total):
-        if job.found.offsets[item_of(record).index] != TO_DO:
+    samples = job.spec.samples
+    for record in read(job.sources, job.found.total // samples, samples):
+        if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
             yield record
@@ -235,17 +331,40 @@ def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
             yield to_request(record, job.spec, opened.render, opened.context_length)
 
 
+def _admitted(
+    job: _Job, attempts: Attempts, stream: Iterable[Request | Failure]
+) -> Iterator[Request | Failure]:
+    """Write down each request before the engine has it; end when the run is asked to stop."""
+    for request in stream:
+        if job.stop() or not job.budget.allows_one_more():
+            return
+        if isinstance(request, Request):
+            attempts.admit(request.item)
+        yield request
+
+
 def _append(job: _Job, outcome: Outcome) -> None:
     item = outcome.item
-    if job.found.offsets[item.index] != TO_DO:
+    if not job.found.is_to_do(item.index):
         raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
     entry = Entry(item.index, item.where, item.digest, row_of(outcome))
     job.found.offsets[item.index] = job.journal.append(entry)
 
 
-def _explain_missing_rows(job: _Job) -> None:
-    """Tell an input that shrank while it was read from an engine that lost an item."""
-    if sum(count_records(source) for source in job.sources) < job.found.total:
+def _explain_missing_rows(job: _Job, tick: Tick) -> None:
+    """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
+    if job.stop():
+        raise Resumable(
+            f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
+            "the same command continues."
+        )
+    if job.budget.is_spent:
+        raise Resumable(
+            f"{job.spec.out}: the time is up with {tick.done} of {tick.total} rows finished. Run "
+            "the same command to go on."
+        )
+    records = sum(count_records(source) for source in job.sources)
+    if records * job.spec.samples < job.found.total:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
         f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
@@ -258,11 +377,13 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
     began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found.offsets)
-    draft = write_output(job.run_dir.out, rows, job.spec.output_prefix)
+    rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
+    begun = datetime.fromisoformat(job.run_dir.manifest()["created"])
+    draft = write_output(job.run_dir.out, rows, job.spec, begun)
     report = Report.of_rows(
         rows,
-        out=job.spec.out,
+        out=printable(job.spec.out),
+        samples=job.spec.samples,
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         load_s=load_s,
@@ -270,4 +391,5 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
         finish_s=time.monotonic() - began,
     )
     job.run_dir.publish(draft, report.to_json(), job.found.inputs)
+    _warn_of_growth(job)
     return report

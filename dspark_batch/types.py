@@ -16,7 +16,7 @@ _GREEDY_BELOW = 1e-5  # temperatures that DeepSpec and vLLM take for 0
 class Item:
     """One input record, and what names it."""
 
-    index: int  # position among all records of the job, from 0
+    index: int  # position of its row among all rows of the job, from 0
     custom_id: str  # the record's `custom_id` or `id`, else its index in decimal
     digest: str  # hex digest of the record as it was read
     where: str  # "prompts.jsonl:12", for people
@@ -93,6 +93,7 @@ class Completion:
     num_drafted: tuple[int, ...] = ()  # drafts that the target verified
     # By round, a logit for each verified draft; None: not logged.
     confidence: tuple[tuple[float, ...], ...] | None = None
+    fallback: str | None = None  # why it was decoded plainly from there on; None: it was not
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
@@ -105,6 +106,7 @@ class Failure:
     item: Item
     code: str  # "bad_record", "prompt_too_long", "engine", ...: the row's error.code
     message: str  # where, what is wrong (expected and found), what to do
+    is_skipped: bool = False  # left out because the job says so, which is no error
 
 
 Outcome: TypeAlias = Completion | Failure

@@ -13,7 +13,9 @@ CONTEXT_LENGTH = 400
 
 
 def fake_render(messages: list[dict[str, str]]) -> list[int]:
-    """One token per character of the whole conversation, roles included."""
+    """One token per character of the whole conversation, roles included, or of a plain text."""
+    if isinstance(messages, str):
+        return [ord(c) for c in messages]
     return [ord(c) for message in messages for c in f"{message['role']}:{message['content']}\n"]
 
 

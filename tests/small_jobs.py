@@ -21,10 +21,11 @@ def prompts(*texts):
     return [{"id": f"id-{text}", "prompt": text} for text in texts]
 
 
-def start(folder: Path, *, engine=None, opener=None, observe=None, **options):
+def start(folder: Path, *, engine=None, opener=None, observe=None, is_asked=None, **options):
     """Run `folder/in.jsonl` into `folder/out.jsonl` with the fake engine, unless told otherwise."""
     options = {"inputs": (str(folder / "in.jsonl"),), "out": str(folder / "out.jsonl")} | options
-    watch = {} if observe is None else {"observe": observe}
+    watch = {"observe": observe, "stop": is_asked}
+    watch = {name: given for name, given in watch.items() if given is not None}
     return run(Spec(**options), open_engine=opener or fake_opener(engine), **watch)
 
 

@@ -18,4 +18,5 @@ def calibrate_command(out: str) -> None:
     by_position = zip(fitted.temperatures, fitted.error_before, fitted.error_after, strict=False)
     for position, (temperature, before, after) in enumerate(by_position, 1):
         click.echo(f"{position:8}  {temperature:11.2f}  {before:12.1%}  {after:11.1%}")
-    click.echo(f"from {fitted.num_rounds:,} rounds; kept in {fitted.path}")
+    kept = f"kept in {fitted.path}" if fitted.path else "not kept, the error does not fall"
+    click.echo(f"from {fitted.num_rounds:,} rounds; {kept}")

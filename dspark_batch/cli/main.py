@@ -14,6 +14,7 @@ import click
 from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.pairs_command import pairs_command
+from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.errors import DsparkBatchError
@@ -23,7 +24,7 @@ TERMINATED = 143  # 128 + SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: closes generators and files on its way up, as Ctrl-C does."""
+    """SIGTERM or SIGHUP: closes generators and files on its way up, as Ctrl-C does."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -33,6 +34,7 @@ def cli() -> None:
 
 
 cli.add_command(run_command)
+cli.add_command(run_batch_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
 cli.add_command(pairs_command)
@@ -55,7 +57,7 @@ def _exit_code(words: list[str]) -> int:
     try:
         return cli.main(words, prog_name="dspark-batch", standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
+        _say(error.format_message())
         return error.exit_code
     except click.Abort as abort:  # click's name for KeyboardInterrupt
         _say(f"stopped{_how_to_continue(words)}")
@@ -90,15 +92,15 @@ def _warnings_said() -> Iterator[None]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into exceptions; a second one ends the process at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Turn SIGINT, SIGTERM and SIGHUP into exceptions; a second one ends the process at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # A parent may have asked for deafness (nohup, `&` in a script): leave it so.
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     for number in before:
         signal.signal(number, stop)
@@ -110,7 +112,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _how_to_continue(words: Sequence[str]) -> str:
-    if words[:1] != ["run"]:
+    if words[:1] not in (["run"], ["run-batch"]):
         return ""
     without = " without --overwrite" if "--overwrite" in words else ""
     return f"; finished items are safe, run the same command{without} to continue"

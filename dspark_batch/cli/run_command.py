@@ -1,14 +1,22 @@
 """`dspark-batch run`: every option is a field of Spec, and takes its default from there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from typing import get_args
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import click
+from click.core import ParameterSource
 
-from dspark_batch.job.spec import Bits, Dtype, Resume, Spec
+from dspark_batch.errors import UsageError
+from dspark_batch.job.job_file import SUFFIX, read_job, text_of
+from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec
 from dspark_batch.types import SamplingRule
+
+if TYPE_CHECKING:
+    from dspark_batch.job.report import Tick
 
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
@@ -33,12 +41,12 @@ class _BitsChoice(click.Choice):
 
 
 @click.command("run")
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "-o",
     "--out",
     metavar="OUT",
-    required=True,
+    type=click.Path(),
     help="Write rows to this file: *.parquet or *.jsonl.",
 )
 @_option(
@@ -78,9 +86,31 @@ class _BitsChoice(click.Choice):
 @_option("--prompt-column", metavar="COLUMN", help="Field that holds a prompt.")
 @_option("--messages-column", metavar="COLUMN", help="Field that holds a list of chat messages.")
 @_option(
+    "--template",
+    metavar="TEXT",
+    help="Jinja over the columns; the prompt is what it renders. @FILE reads it from a file.",
+)
+@_option(
+    "--on-overflow",
+    type=click.Choice(get_args(Overflow)),
+    help="A prompt that leaves no room for an answer: a failure row, a skipped row, or cut at "
+    "its beginning or end.",
+)
+@_option("--samples", metavar="N", type=click.IntRange(min=1), help="Answers to each record.")
+@_option("--keep", metavar="COLUMN", multiple=True, help="Only these input columns; repeatable.")
+@_option("--drop", metavar="COLUMN", multiple=True, help="Not these input columns; repeatable.")
+@_option(
+    "--output-column", metavar="COLUMN", help="Write the completion here.  [default: completion]"
+)
+@_option(
     "--output-prefix",
     metavar="TEXT",
     help="Put this before each of our column names.",
+)
+@_option(
+    "--format",
+    type=click.Choice(get_args(Format)),
+    help="rows: input columns, then ours; openai: lines as the OpenAI Batch API writes them.",
 )
 @_option("--max-tokens", metavar="N", type=click.IntRange(min=1), help="Most tokens of an answer.")
 @_option(
@@ -146,24 +176,81 @@ class _BitsChoice(click.Choice):
 @_option(
     "--fsync-every", metavar="N", type=click.IntRange(min=1), help="Rows per fsync of the journal."
 )
+@_option(
+    "--grace",
+    metavar="S",
+    type=click.FloatRange(min=0),
+    help="After a first Ctrl-C, the seconds to finish what is in flight.",
+)
+@_option(
+    "--deadline",
+    metavar="HH:MM",
+    help="Begin no item that would end after this local time; exit code 75 if some are left.",
+)
+@_option(
+    "--max-runtime",
+    metavar="TIME",
+    help="Begin no item that would end later than this after the start: 6h, 1h30m, 90s.",
+)
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; warnings and errors still show."
 )
-def run_command(*, quiet: bool, **choices: object) -> int:
+@click.pass_context
+def run_command(context: click.Context, *, quiet: bool, **choices: object) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
-    INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, or - for standard input. A record
-    has a `prompt` or `messages`. The same command continues a run that was stopped.
+    INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, - for standard input, or a job file
+    (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
+    shape. The same command continues a run that was stopped.
     """
-    spec = Spec(**choices)
+    return run_spec(_spec(context, choices), quiet=quiet)
+
+
+def run_spec(spec: Spec, *, quiet: bool) -> int:
+    """Run a job in front of a person, and return the exit code."""
     # Heavy imports wait until there is work, so that --help answers at once.
+    from dspark_batch.cli.draining import Draining
     from dspark_batch.cli.progress import watch
     from dspark_batch.cli.summary import summary
     from dspark_batch.run import run
 
-    with watch(quiet=quiet) as observe:
-        report = run(spec, observe=observe)
+    with watch(quiet=quiet) as show, Draining(spec.grace) as draining:
+
+        def observe(tick: "Tick") -> None:
+            draining(tick)
+            show(tick)
+
+        report = run(spec, observe=observe, stop=draining.is_asked)
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
             click.echo(summary(report))
     return report.exit_code
+
+
+def _spec(context: click.Context, choices: Mapping[str, object]) -> Spec:
+    """Take options before the job file's keys, and both before the defaults."""
+    given = typed(context, choices)
+    first, *rest = given.pop("inputs")
+    fields = {"inputs": (first, *rest)}
+    if first.endswith(SUFFIX):
+        fields = read_job(Path(first), datetime.now().astimezone().date())
+        fields |= {"inputs": tuple(rest)} if rest else {}
+        if "inputs" not in fields:
+            raise UsageError(f'{first}: no inputs; add `inputs = ["…"]`, or name files after it.')
+    fields |= given
+    if "out" not in fields:
+        out = next(each for each in context.command.params if each.name == "out")
+        raise click.MissingParameter(ctx=context, param=out)
+    return Spec(**fields)
+
+
+def typed(context: click.Context, choices: Mapping[str, object]) -> dict[str, object]:
+    """Select what the person gave, without the defaults."""
+    given = {
+        name: value
+        for name, value in choices.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if "template" in given:
+        given["template"] = text_of(given["template"], Path())
+    return given

@@ -98,11 +98,17 @@ class LayerCache:
             self.keys, self.values = _padded(self.keys, capacity), _padded(self.values, capacity)
 
     def insert(self, slot: int, other: "LayerCache", length: int) -> None:
-        """Copy the first positions of `other`'s only slot over a slot of mine."""
+        """Copy the first positions of `other`'s only slot over a slot of mine.
+
+        Zeros follow: a masked position has weight 0, and 0 times the NaN of a former owner is NaN.
+        """
+        if other.keys is None:  # nothing was written, so nothing of it will be read
+            return
         if self.keys is None:
             slots = self._owner.lengths.shape[0]
             self.keys = _empty(other.keys, self._owner.capacity, slots)
             self.values = _empty(other.values, self._owner.capacity, slots)
+        self.keys[slot], self.values[slot] = 0, 0
         self.keys[slot, :, :length] = other.keys[0, :, :length]
         self.values[slot, :, :length] = other.values[0, :, :length]
 

@@ -1,11 +1,21 @@
 """The only loop: admit, round, commit."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as ListLike
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.engine.fallback import (
+    FAULTS,
+    NOT_FINITE,
+    DrafterFault,
+    extend,
+    is_sane,
+    propose,
+)
 from dspark_batch.engine.prefill import prefill
 from dspark_batch.engine.sampling import RULES, rule_of
 from dspark_batch.engine.sequence import Sequence
@@ -15,6 +25,7 @@ from dspark_batch.models.dspark import Draft
 from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
+from dspark_batch.numerics.rules import Rule
 from dspark_batch.types import Completion, Failure, Outcome, Request, SamplingRule
 
 
@@ -27,6 +38,7 @@ class _Step(NamedTuple):
     bonus: list[int]
     finite: list[list[bool]]  # by verified position: are the logits numbers?
     confidence: list[list[float]]  # by draft; empty if it is not logged
+    is_sane: list[bool]  # were the drafts chosen from numbers?
 
 
 class Engine:
@@ -99,9 +111,10 @@ class Engine:
         if not mx.isfinite(filled.logits).all().item():
             yield _not_finite(sequence)
             return
-        sequence.begin(first.item())
-        if sequence.finish_reason is not None:
-            yield self._finished(sequence)
+        sequence.fallback = filled.fallback
+        outcome = self._advanced(sequence, partial(sequence.begin, first.item()))
+        if outcome is not None:
+            yield outcome
             return
         slot = self._sequences.index(None)
         self._cache.insert(slot, filled.cache, sequence.cached_len)
@@ -115,33 +128,48 @@ class Engine:
         for slot, sequence in enumerate(self._sequences):
             if sequence is None:
                 continue
-            stay = step.drafts[slot][: step.accepted[slot]]
-            confidence = step.confidence[slot] if self._log_confidence else None
-            stayed = sequence.advance(stay, step.bonus[slot], step.verify_len[slot], confidence)
-            if not all(step.finite[slot][:stayed]):
-                yield self._release(slot, _not_finite(sequence))
-            elif sequence.finish_reason is not None:
-                yield self._release(slot, self._finished(sequence))
+            outcome = self._advanced(sequence, partial(self._commit, step, slot, sequence))
+            if outcome is not None:
+                yield self._release(slot, outcome)
+
+    def _commit(self, step: _Step, slot: int, sequence: Sequence) -> bool:
+        """Commit a round to one slot; return whether what it committed came from numbers."""
+        if not step.is_sane[slot]:
+            sequence.fallback = sequence.fallback or NOT_FINITE
+        stay = step.drafts[slot][: step.accepted[slot]]
+        confidence = step.confidence[slot] if self._log_confidence else None
+        stayed = sequence.advance(stay, step.bonus[slot], step.verify_len[slot], confidence)
+        return all(step.finite[slot][:stayed])
+
+    def _advanced(self, sequence: Sequence, advance: Callable[[], bool]) -> Outcome | None:
+        """Let a sequence advance; return the outcome if that ends its answer."""
+        try:
+            if not advance():
+                return _not_finite(sequence)
+            return self._finished(sequence) if sequence.finish_reason is not None else None
+        except _Undecodable as error:
+            return _failure(sequence, f"the tokenizer cannot decode the answer ({error}).")
 
     def _step(self) -> "_Step":
         """Run drafter and target once over all slots and move the caches to the new anchors."""
         self._reserve()
-        drafter, rule = self._pair.drafter, rule_of(self._sampling, self._sequences)
-        draft = drafter.propose(self._anchors, self._context, self._draft_length, rule.draft)
-        drafts, verify_len = self._choose_verified(draft)
+        rule = rule_of(self._sampling, self._sequences)
+        draft = self._propose(rule)
+        sane = is_sane(draft)
+        drafts, verify_len = self._choose_verified(draft, sane)
         tokens = mx.concatenate([self._anchors[:, None], drafts], axis=1)
         logits, features = self._pair.target(tokens, self._cache.layers)
         accepted, bonus = rule.verify(drafts, verify_len, logits)
         finite = mx.isfinite(logits).all(axis=-1)
 
-        drafter.extend(self._context, features)
+        self._extend(features)
         active = mx.array([s is not None for s in self._sequences])
         count = mx.where(active, accepted + 1, 0)
         self._cache.keep(count)
         self._context.keep(count)
         self._anchors = bonus
         confidence = draft.confidence if self._log_confidence else drafts[:, :0]
-        results = (drafts, verify_len, accepted, bonus, finite, confidence)
+        results = (drafts, verify_len, accepted, bonus, finite, confidence, sane)
         mx.eval(*results, self._cache.arrays(), self._context.arrays())
         return _Step(*(array.tolist() for array in results))
 
@@ -151,11 +179,38 @@ class Engine:
         self._cache.reserve(longest + 1 + self._draft_length)
         self._context.reserve(longest + 1 + self._pair.drafter.block_size)
 
-    def _choose_verified(self, draft: Draft) -> tuple[mx.array, mx.array]:
+    def _propose(self, rule: Rule) -> Draft:
+        """Draft for all slots; nothing, where nobody is left whom the drafter serves."""
+        drafter, none = self._pair.drafter, NoDrafter()
+        if all(s is None or s.fallback for s in self._sequences):
+            return none.propose(self._anchors, self._context, 0, rule.draft)
+        try:
+            return propose(drafter, self._anchors, self._context, self._draft_length, rule.draft)
+        except DrafterFault as fault:
+            self._fall_back(fault)
+            return none.propose(self._anchors, self._context, 0, rule.draft)
+
+    def _extend(self, features: mx.array | None) -> None:
+        """Take the round's features into the drafter's context."""
+        try:
+            extend(self._pair.drafter, self._context, features)
+        except DrafterFault as fault:
+            self._fall_back(fault)
+
+    def _fall_back(self, fault: DrafterFault) -> None:
+        """Decode what is in flight plainly from here on; a pass is one for all slots."""
+        for sequence in self._sequences:
+            if sequence is not None:
+                sequence.fallback = sequence.fallback or str(fault)
+
+    def _choose_verified(self, draft: Draft, sane: mx.array) -> tuple[mx.array, mx.array]:
         """Return the drafts to send to the target, [S, l], and how many count per slot, [S]."""
+        served = mx.array([s is not None and s.fallback is None for s in self._sequences])
+        most = mx.where(served & sane, draft.tokens.shape[1], 0)
         if self._threshold <= 0 or draft.confidence is None:
-            return draft.tokens, mx.full(draft.tokens.shape[0], draft.tokens.shape[1])
+            return draft.tokens, most
         verify_len = threshold_lengths(draft.confidence / self._temperatures, self._threshold)
+        verify_len = mx.minimum(verify_len, most)
         return draft.tokens[:, : verify_len.max().item()], verify_len
 
     def _release(self, slot: int, outcome: Outcome) -> Outcome:
@@ -165,8 +220,14 @@ class Engine:
         return outcome
 
     def _finished(self, sequence: Sequence) -> Completion:
-        tokenizer = self._pair.tokenizer
-        return sequence.completion(tokenizer.decode(sequence.spoken_ids()) if tokenizer else "")
+        spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
+        return sequence.completion(spoken)
+
+    def _decode(self, token_ids: ListLike[int]) -> str:
+        try:
+            return self._pair.tokenizer.decode(token_ids)
+        except FAULTS as error:
+            raise _Undecodable(f"{type(error).__name__}: {error}") from error
 
     def _stop_strings(self, request: Request) -> StopStrings | None:
         """Make what looks for the request's stop strings; None: it has none."""
@@ -178,17 +239,24 @@ class Engine:
                 f"{request.item.where}: stop strings {list(stops)} need a tokenizer, and the "
                 "target has none. Give token ids, or a target with a tokenizer."
             )
-        return StopStrings(stops, tokenizer.decode)
+        return StopStrings(stops, self._decode)
+
+
+class _Undecodable(Exception):
+    """The tokenizer has no text for the ids of an answer."""
 
 
 def _not_finite(sequence: Sequence) -> Failure:
-    item, position = sequence.request.item, len(sequence.token_ids)
-    return Failure(
-        item,
-        "engine",
-        f"{item.where}: the target's logits are not finite near answer token {position}. "
+    return _failure(
+        sequence,
+        f"the target's logits are not finite near answer token {len(sequence.token_ids)}. "
         "The weights or the number type are at fault: try --dtype float32.",
     )
+
+
+def _failure(sequence: Sequence, problem: str) -> Failure:
+    item = sequence.request.item
+    return Failure(item, "engine", f"{item.where}: {problem}")
 
 
 def _draft_length(pair: Pair, asked: int | None) -> int:

@@ -13,6 +13,7 @@ class Sequence:
     Attributes:
         token_ids: the committed tokens, a stop token included.
         finish_reason: None while more may come.
+        fallback: why it is decoded plainly; None while the drafter serves it.
     """
 
     def __init__(
@@ -24,6 +25,7 @@ class Sequence:
         self.request = request
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.fallback: str | None = None
         self._stop_ids = stop_ids | request.sampling.stop_ids
         self._stop_strings = stop_strings
         self._accept_lengths: list[int] = []
@@ -38,10 +40,10 @@ class Sequence:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
         return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
-    def begin(self, token: int) -> None:
-        """Commit the first token, which prefill gives."""
+    def begin(self, token: int) -> int:
+        """Commit the first token, which prefill gives; return how many tokens stayed: 1."""
         self._first_token_s = time.perf_counter()
-        self._commit([token])
+        return self._commit([token])
 
     def advance(
         self,
@@ -78,6 +80,7 @@ class Sequence:
             num_accepted=tuple(self._num_accepted),
             num_drafted=tuple(self._num_drafted),
             confidence=tuple(self._confidence) or None,
+            fallback=self.fallback,
             cached_tokens=num_cached,
             prefill_s=self._first_token_s - self._admitted_s,
             decode_s=time.perf_counter() - self._first_token_s,

@@ -1,8 +1,8 @@
 """What an item chooses for itself, over what the job says for all."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
+from dspark_batch.job.messages import Unusable
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Json, Sampling
 
@@ -20,36 +20,42 @@ _TYPES = {
 }
 
 
-def choices_of(record: Mapping[str, Json], spec: Spec) -> tuple[Sampling, int]:
+def choices_of(own: Json, spec: Spec, column: str = COLUMN) -> tuple[Sampling, int]:
     """Return how a record's answer is drawn, and its most tokens.
 
-    The record's `sampling_params` go before the job's; a null is as if it were not there.
+    Args:
+        own: what the record says; it goes before the job's. A null is as if it were not there.
+        spec: the job.
+        column: where the record says it, for messages.
 
     Raises:
-        ValueError: what is wrong with them, without saying where.
+        Unusable: what is wrong with them.
     """
-    own = record.get(COLUMN)
     if own is None:
         return spec.sampling_of_all(), spec.max_tokens
     if not isinstance(own, dict):
-        raise ValueError(f"`{COLUMN}` is {own!r}, expected an object")
-    given = {name: _checked(name, value) for name, value in own.items() if value is not None}
+        raise Unusable(f"`{column}` is {own!r}, expected an object.")
+    given = {
+        name: _checked(f"{column}.{name}", name, value)
+        for name, value in own.items()
+        if value is not None
+    }
     max_tokens = given.pop("max_tokens", spec.max_tokens)
     if max_tokens < 1:
-        raise ValueError(f"`{COLUMN}.max_tokens` is {max_tokens}, expected 1 or more")
+        raise Unusable(f"`{column}.max_tokens` is {max_tokens}, expected 1 or more.")
     try:
         return replace(spec.sampling_of_all(), **given), max_tokens
     except ValueError as error:
-        raise ValueError(f"`{COLUMN}`: {error}") from error
+        raise Unusable(f"`{column}`: {error}.") from error
 
 
-def _checked(name: str, value: Json) -> float | tuple[str, ...]:
+def _checked(where: str, name: str, value: Json) -> float | tuple[str, ...]:
     if name not in _TYPES:
-        raise ValueError(f"`{COLUMN}.{name}` is unknown; known are {', '.join(_TYPES)}")
+        raise Unusable(f"`{where}` is unknown; known are {', '.join(_TYPES)}.")
     strings = value if isinstance(value, list) else []
     fits = isinstance(value, _TYPES[name]) and not isinstance(value, bool)
     if not (fits and all(isinstance(s, str) for s in strings)):
-        raise ValueError(f"`{COLUMN}.{name}` is {value!r}, expected {_expected(name)}")
+        raise Unusable(f"`{where}` is {value!r}, expected {_expected(name)}.")
     if name != "stop":
         return value
     return tuple(strings) if isinstance(value, list) else (value,)

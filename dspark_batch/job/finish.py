@@ -1,6 +1,7 @@
 """Write the output: every row, in input order, or no file at all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 from dspark_batch.errors import Resumable
 from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
 from dspark_batch.job.journal import Journal
+from dspark_batch.job.openai import response_line
 from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
-from dspark_batch.job.rows import ROW_SCHEMA, our_names, passed_through
+from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
 from dspark_batch.job.run_dir import full_disk_is_resumable, sync_file
+from dspark_batch.job.spec import Spec
 from dspark_batch.types import Failure, Item, Json
 
 Row: TypeAlias = dict[str, Json]
@@ -23,9 +26,12 @@ Joined: TypeAlias = Iterator[tuple[Chunk, list[Row]]]
 class Rows:
     """All rows of a complete job, beside the records they answer; can be walked many times."""
 
-    def __init__(self, sources: Sequence[Source], journal: Journal, offsets: Sequence[int]) -> None:
-        """Join by position what `offsets` (of the journal, by record) already matched."""
+    def __init__(
+        self, sources: Sequence[Source], journal: Journal, offsets: Sequence[int], samples: int = 1
+    ) -> None:
+        """Join by position what `offsets` (of the journal, by item) already matched."""
         self._sources, self._journal, self._offsets = sources, journal, offsets
+        self._samples = samples
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -35,7 +41,7 @@ class Rows:
 
     def chunks(self) -> Iterator[Chunk]:
         """Read the records again."""
-        return read_chunks(self._sources, limit=len(self))
+        return read_chunks(self._sources, len(self) // self._samples, self._samples)
 
     def joined(self) -> Joined:
         """Yield each chunk of records with its rows."""
@@ -47,7 +53,7 @@ class Rows:
         entry = self._journal.read(self._offsets[item.index])
         if entry.digest != item.digest:
             raise changed_input(item.where)
-        return entry.row | {"custom_id": item.custom_id}
+        return entry.row
 
 
 def changed_input(where: str) -> Resumable:
@@ -58,17 +64,22 @@ def changed_input(where: str) -> Resumable:
     )
 
 
-def write_output(out: Path, rows: Rows, prefix: str) -> Path:
+def write_output(out: Path, rows: Rows, spec: Spec, begun: datetime) -> Path:
     """Write all rows beside `out`, synced to disk, and return that file.
+
+    Args:
+        out: the name of the output.
+        rows: of the whole job.
+        spec: says what the output looks like.
+        begun: when the job began.
 
     Raises:
         Resumable: the disk is full, or the input changed.
     """
     draft = out.with_name(f".{out.name}.tmp")
-    write = _write_parquet if out.suffix == ".parquet" else _write_jsonl
     try:
         with full_disk_is_resumable(out):
-            written = write(draft, rows, prefix)
+            written = _write(draft, rows, spec, begun)
             sync_file(draft)
         if written != len(rows):
             raise changed_input(str(out))
@@ -78,32 +89,44 @@ def write_output(out: Path, rows: Rows, prefix: str) -> Path:
     return draft
 
 
-def _write_jsonl(path: Path, rows: Rows, prefix: str) -> int:
-    names = our_names(prefix)
+def _write(path: Path, rows: Rows, spec: Spec, begun: datetime) -> int:
+    layout = layout_of(spec)
+    if spec.out.endswith(".parquet"):
+        return _write_parquet(path, rows, layout)
+    names = layout.our_names
+
+    def line_of(item: Item, row: Row) -> Row:
+        if spec.format == "openai":
+            return response_line(item, row, spec.model_name, int(begun.timestamp()))
+        return layout.passed_through(item.record) | {names[k]: row[k] for k in names}
+
+    return _write_jsonl(path, rows, line_of)
+
+
+def _write_jsonl(path: Path, rows: Rows, line_of: Callable[[Item, Row], Row]) -> int:
     written = 0
     with path.open("wb") as file:
         for chunk, ours in rows.joined():
             for record, row in zip(chunk.records, ours, strict=True):
-                item = item_of(record)
-                line = passed_through(item.record, prefix) | {names[k]: row[k] for k in names}
+                line = line_of(item_of(record), row)
                 file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             written += len(ours)
     return written
 
 
-def _write_parquet(path: Path, rows: Rows, prefix: str) -> int:
+def _write_parquet(path: Path, rows: Rows, layout: Layout) -> int:
     """Write row groups; a column whose values turn out not to fit its type starts it over."""
-    types = passed_through(column_types(rows.chunks()), prefix)
+    types = layout.passed_through(column_types(rows.chunks()))
     while True:
         try:
-            return _write_row_groups(path, rows, types, prefix)
+            return _write_row_groups(path, rows, types, layout)
         except Misfit as misfit:
             types[misfit.column] = None
 
 
-def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, prefix: str) -> int:
+def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, layout: Layout) -> int:
     theirs = pa.schema({name: kind or pa.string() for name, kind in types.items()})
-    names = our_names(prefix)
+    names = layout.our_names
     ours = pa.schema([field.with_name(names[field.name]) for field in ROW_SCHEMA])
     schema = pa.schema([*theirs, *ours])
     written = 0

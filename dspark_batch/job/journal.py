@@ -65,8 +65,8 @@ class Journal:
         self._fsync_every = fsync_every
         self._unsynced = 0
         self._end, self._crc = 0, _seed_crc(seed)
-        # (digest, sample index) -> index -> the last row with that index
-        self._unclaimed: defaultdict[tuple[str, int], dict[int, Found]] = defaultdict(dict)
+        # (custom_id, digest, sample index) -> index -> the last row with that index
+        self._unclaimed: defaultdict[tuple[str, str, int], dict[int, Found]] = defaultdict(dict)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             self._recover(seed)
@@ -86,6 +86,11 @@ class Journal:
     ) -> None:
         self.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the verified and appended rows."""
+        return self._end
+
     def close(self) -> None:
         """Flush what fsync_every held back, and let go of the file."""
         self._stream.close()
@@ -97,10 +102,11 @@ class Journal:
     def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
         """Take a finished row of this very record, at most once; None: it has to run.
 
-        Records that are equal byte for byte are interchangeable, and each takes a row of its own;
-        position alone never matches. A failure names a place, so it stays only in its place.
+        The key is what the noise of an item is drawn from too. Items that share it are
+        interchangeable, and each takes a row of its own; position alone never matches. A failure
+        names a place, so it stays only in its place.
         """
-        rows = self._unclaimed.get((item.digest, item.sample_index), {})
+        rows = self._unclaimed.get((item.custom_id, item.digest, item.sample_index), {})
         here = rows.get(item.index)
         if here and here.failed_at is not None:
             stays = keep_failed and here.failed_at == item.where
@@ -136,7 +142,7 @@ class Journal:
             for line in scan(stream, seed, str(self._path)):
                 row = line.entry.row
                 failed_at = None if row["status"] == "succeeded" else line.entry.where
-                rows = self._unclaimed[line.entry.digest, row["sample_index"]]
+                rows = self._unclaimed[row["custom_id"], line.entry.digest, row["sample_index"]]
                 rows[line.entry.index] = Found(line.offset, failed_at)
                 self._end, self._crc = line.end, line.crc
         os.ftruncate(self._fd, self._end)  # else the next line would be glued to a torn one

@@ -1,18 +1,29 @@
 """Turn an item into a request: pure, one item at a time, nothing read and nothing kept."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from jinja2 import TemplateError
 
-from dspark_batch.job.choices import choices_of
+from dspark_batch.job import openai
+from dspark_batch.job.choices import COLUMN, choices_of
+from dspark_batch.job.messages import (
+    Conversation,
+    Unusable,
+    asked,
+    checked_messages,
+    checked_turns,
+    kind_of,
+    listed,
+)
+from dspark_batch.job.overflow import cut
 from dspark_batch.job.spec import Spec
+from dspark_batch.job.template import prompt_of
 from dspark_batch.types import Failure, Item, Json, Request
 
-Message: TypeAlias = dict[str, str]  # {"role": ..., "content": ...}
-Render: TypeAlias = Callable[[list[Message]], Sequence[int]]  # messages -> prompt token ids
+Render: TypeAlias = Callable[[Conversation], Sequence[int]]  # conversation -> prompt token ids
 
-ROLES = ("system", "user", "assistant")
+CONVERSATIONS, TURNS = "conversations", "turns"  # known by name where no other prompt is
 
 
 def to_request(item: Item, spec: Spec, render: Render, context_length: int) -> Request | Failure:
@@ -21,94 +32,128 @@ def to_request(item: Item, spec: Spec, render: Render, context_length: int) -> R
     `max_tokens` is cut to the room that the prompt leaves in the context.
     """
     try:
-        messages = _with_system_prompt(_messages(item.record, spec), spec.system_prompt)
-        prompt_ids = tuple(render(messages))
-    except _Unusable as error:
+        question = _question(item.record, spec)
+        sampling, max_tokens = choices_of(question.choices, spec, question.column)
+        prompt_ids = _rendered(question.conversation, render)
+        if len(prompt_ids) >= context_length and spec.on_overflow.startswith("truncate"):
+            shorter = cut(
+                question.conversation,
+                lambda conversation: _rendered(conversation, render),
+                room=context_length - max_tokens,
+                keep_end=spec.on_overflow == "truncate-left",
+            )
+            prompt_ids = prompt_ids if shorter is None else shorter
+    except Unusable as error:
         return Failure(item, "bad_record", f"{item.where}: {error}")
-    except (TemplateError, ValueError, TypeError, LookupError) as error:
-        return Failure(
-            item,
-            "bad_record",
-            f"{item.where}: the chat template refuses this conversation ({error}).",
-        )
-    if not prompt_ids:
-        return Failure(item, "bad_record", f"{item.where}: the prompt renders to no tokens.")
-    try:
-        sampling, max_tokens = choices_of(item.record, spec)
-    except ValueError as error:
-        return Failure(item, "bad_record", f"{item.where}: {error}.")
     room = context_length - len(prompt_ids)
     if room < 1:
-        return Failure(
-            item,
-            "prompt_too_long",
-            f"{item.where}: {len(prompt_ids)} prompt tokens leave no room in a context of "
-            f"{context_length}; shorten the prompt by {1 - room} tokens or more.",
-        )
-    return Request(item, prompt_ids, min(max_tokens, room), sampling)
+        return _overflow(item, len(prompt_ids), context_length, spec)
+    return Request(item, tuple(prompt_ids), min(max_tokens, room), sampling)
 
 
-class _Unusable(Exception):
-    """What is wrong with a record, without saying where."""
+def has_prompt(record: Mapping[str, Json], spec: Spec) -> bool:
+    """Whether a record has a column that could be a prompt."""
+    names = {spec.prompt_column, spec.messages_column}
+    return not names.isdisjoint(record) or _other_shape(record) is not None
 
 
-def _messages(record: dict[str, Json], spec: Spec) -> list[Message]:
-    """Find the conversation in the prompt column or the messages column; null means absent."""
+class _Question(NamedTuple):
+    """What a record asks, and what it chooses for its answer, in the words of `column`."""
+
+    conversation: Conversation
+    choices: Json  # None: nothing
+    column: str = COLUMN
+
+
+def _question(record: Mapping[str, Json], spec: Spec) -> _Question:
+    own = record.get(COLUMN)
+    if spec.template is not None:
+        return _Question(_introduced(asked(prompt_of(spec.template, record)), spec), own)
+    is_plain = record.get(spec.prompt_column) is None and record.get(spec.messages_column) is None
+    if is_plain and _other_shape(record) == "body":
+        batched = openai.request_in(record)
+        return _Question(_introduced(batched.conversation, spec), batched.choices, "body")
+    return _Question(_introduced(_conversation(record, spec), spec), own)
+
+
+def _conversation(record: Mapping[str, Json], spec: Spec) -> Conversation:
+    """Find the conversation in the column that has one; null means absent."""
     prompt, messages = record.get(spec.prompt_column), record.get(spec.messages_column)
     if prompt is not None and messages is not None:
-        raise _Unusable(
+        raise Unusable(
             f"both `{spec.prompt_column}` and `{spec.messages_column}` are given; keep one of them."
         )
     if messages is not None:
-        return _checked_messages(messages, spec.messages_column)
-    if prompt is None and spec.prompt_column not in record:
-        columns = ", ".join(f"`{name}`" for name in record) or "none"
-        raise _Unusable(
-            f"no `{spec.prompt_column}` or `{spec.messages_column}`; columns are {columns}; "
-            "name the right one with --prompt-column or --messages-column."
+        return checked_messages(messages, spec.messages_column)
+    if prompt is not None:
+        return _prompt(prompt, spec.prompt_column)
+    shape = _other_shape(record)
+    if shape == CONVERSATIONS:
+        return checked_messages(record[CONVERSATIONS], CONVERSATIONS)
+    if shape == TURNS:
+        return _first_turn(record[TURNS])
+    if spec.prompt_column in record:
+        raise Unusable(f"`{spec.prompt_column}` is null, expected a string.")
+    raise Unusable(
+        f"no `{spec.prompt_column}` or `{spec.messages_column}`; columns are {listed(record)}; "
+        "name the right one with --prompt-column or --messages-column."
+    )
+
+
+def _first_turn(turns: Json) -> Conversation:
+    first, *more = checked_turns(turns, TURNS)
+    if more:
+        raise Unusable(
+            f"`{TURNS}` has {1 + len(more)} texts, and only one is supported; use `messages`."
         )
+    return asked(first)
+
+
+def _prompt(prompt: Json, column: str) -> Conversation:
     if not isinstance(prompt, str):
-        raise _Unusable(f"`{spec.prompt_column}` is {_kind(prompt)}, expected a string.")
+        raise Unusable(f"`{column}` is {kind_of(prompt)}, expected a string.")
     if not prompt:
-        raise _Unusable(f"`{spec.prompt_column}` is empty; there is nothing to answer.")
-    return [{"role": "user", "content": prompt}]
+        raise Unusable(f"`{column}` is empty; there is nothing to answer.")
+    return asked(prompt)
 
 
-def _checked_messages(messages: Json, column: str) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
-        found = "empty" if messages == [] else _kind(messages)
-        raise _Unusable(f"`{column}` is {found}, expected a list of messages.")
-    return [_message(message, f"`{column}[{i}]`") for i, message in enumerate(messages)]
+def _other_shape(record: Mapping[str, Json]) -> str | None:
+    """Recognise a record without prompt and messages by the name and type of a column."""
+    if openai.is_request(record):
+        return "body"
+    lists = (name for name in (CONVERSATIONS, TURNS) if isinstance(record.get(name), list))
+    return next(lists, None)
 
 
-def _message(message: Json, where: str) -> Message:
-    """Keep role and content of a message; other keys are for other programs."""
-    if not isinstance(message, dict):
-        raise _Unusable(f"{where} is {_kind(message)}, expected an object with role and content.")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise _Unusable(f"{where} has the role {role!r}, expected one of {', '.join(ROLES)}.")
-    if not isinstance(content, str):
-        raise _Unusable(f"{where} has a content that is {_kind(content)}, expected a string.")
-    return {"role": role, "content": content}
-
-
-def _with_system_prompt(messages: list[Message], system_prompt: str | None) -> list[Message]:
+def _introduced(conversation: Conversation, spec: Spec) -> Conversation:
     """Put the shared system prompt first, unless the item brings one of its own."""
-    if system_prompt is None or any(message["role"] == "system" for message in messages):
-        return messages
-    return [{"role": "system", "content": system_prompt}, *messages]
+    if spec.system_prompt is None:
+        return conversation
+    if isinstance(conversation, str):
+        raise Unusable("a text to be continued has no place for --system-prompt.")
+    if any(message["role"] == "system" for message in conversation):
+        return conversation
+    return [{"role": "system", "content": spec.system_prompt}, *conversation]
 
 
-def _kind(value: Json) -> str:
-    """Name the JSON type of a value as people say it."""
-    names = {
-        "NoneType": "null",
-        "bool": "a boolean",
-        "int": "a number",
-        "float": "a number",
-        "str": "a string",
-        "list": "a list",
-        "dict": "an object",
-    }
-    return names[type(value).__name__]
+def _rendered(conversation: Conversation, render: Render) -> Sequence[int]:
+    try:
+        prompt_ids = render(conversation)
+    except (TemplateError, ValueError, TypeError, LookupError) as error:
+        raise Unusable(f"the chat template refuses this conversation ({error}).") from error
+    if not len(prompt_ids):
+        raise Unusable("the prompt renders to no tokens.")
+    return prompt_ids
+
+
+def _overflow(item: Item, prompt_tokens: int, context_length: int, spec: Spec) -> Failure:
+    too_many = prompt_tokens - context_length + 1
+    uncut = " (no cut of its last question makes room for max_tokens)"
+    tried = uncut if spec.on_overflow.startswith("truncate") else ""
+    return Failure(
+        item,
+        "prompt_too_long",
+        f"{item.where}: {prompt_tokens} prompt tokens leave no room in a context of "
+        f"{context_length}{tried}; shorten the prompt by {too_many} tokens or more.",
+        is_skipped=spec.on_overflow == "skip",
+    )

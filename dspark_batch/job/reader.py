@@ -10,11 +10,13 @@ affected; the output takes the columns from the Arrow data itself.
 import gzip
 import hashlib
 import io
+import json
+import re
 import shutil
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
@@ -25,11 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
+from dspark_batch.job import hub
 from dspark_batch.types import Failure, Item, Json
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 STDIN = "-"
+STDIN_NAME = "<stdin>"
 
+_LONG_NUMBER = re.compile(rb"\d{19}")
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_RECORDS = 1000
 _CHUNK_BYTES = 4 << 20
@@ -42,6 +47,11 @@ class Source:
     name: str  # as the user typed it: what messages and manifests say
     path: Path  # what is opened
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether `fetch` has to get it."""
+        return self.name.startswith(hub.SCHEME)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -51,35 +61,62 @@ class Chunk:
     batch: pa.RecordBatch | None = None  # the same records with their types; None: not from Parquet
 
 
-def locate(inputs: Iterable[str], stdin: Path) -> tuple[Source, ...]:
+def locate(
+    inputs: Iterable[str], stdin: Path, fetched: Path = Path("fetched")
+) -> tuple[Source, ...]:
     """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
 
     Args:
         inputs: as typed.
         stdin: where `spool` puts standard input.
+        fetched: the folder where `fetch` puts files of the Hub.
     """
     sources: list[Source] = []
     for name in inputs:
         if name == STDIN:
-            sources.append(Source("<stdin>", stdin))
+            sources.append(Source(STDIN_NAME, stdin))
+        elif name.startswith(hub.SCHEME):
+            there = (_readable(each) for each in hub.expand(name))
+            sources += [Source(each, hub.place(each, fetched)) for each in there]
         else:
-            sources += [_checked(Source(_printable(path), Path(path))) for path in _expand(name)]
+            sources += [_checked(Source(printable(path), Path(path))) for path in _expand(name)]
     return tuple(sources)
 
 
-def spool(stream: BinaryIO, path: Path) -> None:
-    """Copy standard input to a file, because a job reads its input more than once."""
-    with path.open("wb") as file:
+def spool(stream: BinaryIO, path: Path) -> str:
+    """Copy standard input to a file, because a job reads its input more than once.
+
+    Returns:
+        The SHA-256 of what was copied.
+    """
+    with path.open("w+b") as file:
         shutil.copyfileobj(stream, file)
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(sources: Iterable[Source], limit: int | None = None) -> Iterator[Item | Failure]:
-    """Yield the first `limit` records of all sources, in order; None: all of them."""
-    for chunk in read_chunks(sources, limit):
+def fetch(sources: Iterable[Source]) -> None:
+    """Get the files of the Hub that are not here yet, and refuse what cannot be read."""
+    for source in sources:
+        if source.is_remote:
+            hub.fetch(source.name, source.path)
+            _check_arrow(source)
+
+
+def read(
+    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+) -> Iterator[Item | Failure]:
+    """Yield the first `limit` records of all sources, in order; None: all of them.
+
+    Each comes `samples` times, one after the other.
+    """
+    for chunk in read_chunks(sources, limit, samples):
         yield from chunk.records
 
 
-def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator[Chunk]:
+def read_chunks(
+    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+) -> Iterator[Chunk]:
     """Yield what `read` yields, chunk by chunk, with the Arrow data of Parquet files."""
     index = 0
     for source in sources:
@@ -91,7 +128,7 @@ def read_chunks(sources: Iterable[Source], limit: int | None = None) -> Iterator
                 _record(index + i, f"{source.name}:{number}", line)
                 for i, (number, line) in enumerate(lines[:room])
             )
-            yield Chunk(records, None if batch is None else batch.slice(0, room))
+            yield _repeated(Chunk(records, batch and batch.slice(0, room)), samples)
             index += len(records)
 
 
@@ -113,17 +150,44 @@ def digest_of(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:32]
 
 
+def _repeated(chunk: Chunk, samples: int) -> Chunk:
+    """Put every record there `samples` times, as items of their own."""
+    if samples == 1:
+        return chunk
+    records = tuple(
+        _sample(record, item_of(record).index * samples + i, i)
+        for record in chunk.records
+        for i in range(samples)
+    )
+    if chunk.batch is None:
+        return Chunk(records)
+    places = [place for place in range(len(chunk.records)) for _ in range(samples)]
+    return Chunk(records, chunk.batch.take(pa.array(places, pa.int64())))
+
+
+def _sample(record: Item | Failure, index: int, sample_index: int) -> Item | Failure:
+    item = replace(item_of(record), index=index, sample_index=sample_index)
+    return replace(record, item=item) if isinstance(record, Failure) else item
+
+
 def _expand(name: str) -> list[str]:
     """List the files that an argument names; a file whose name looks like a glob is that file."""
     if Path(name).exists() or not has_magic(name):
         return [name]
-    paths = sorted(glob(name, recursive=True))  # noqa: PTH207  Path takes no absolute pattern
+    found = sorted(glob(name, recursive=True))  # noqa: PTH207  Path takes no absolute pattern
+    paths = [path for path in found if not is_in_run_dir(Path(path))]
     if not paths:
         raise UsageError(f"{name}: no file matches this pattern; check it from this directory.")
     return paths
 
 
-def _printable(path: str) -> str:
+def is_in_run_dir(path: Path) -> bool:
+    """Whether a file is one of ours in the run directory of some job: a journal is no input."""
+    folder = path.parent
+    return folder.name.endswith(".run") and (folder / "lock").exists()
+
+
+def printable(path: str) -> str:
     """Replace the bytes of a file name that are not text, so that a row can say it."""
     return path.encode("utf-8", "replace").decode()
 
@@ -135,14 +199,35 @@ def _checked(source: Source) -> Source:
         raise UsageError(f"{name}: is a directory; name its files, for example '{name}/*.jsonl'.")
     if not path.exists():
         raise UsageError(f"{name}: no such file; check the path.")
-    if not path.name.endswith(FORMATS):
-        raise UsageError(f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.")
+    if not path.is_file():
+        raise UsageError(f"{name}: is no file, but a job reads its input again; pipe it into -.")
+    if is_in_run_dir(path):
+        raise UsageError(f"{name}: belongs to the run directory of a job; name what it answered.")
+    _readable(name)
+    _check_arrow(source)
+    return source
+
+
+def _readable(name: str) -> str:
+    """Pass on a name whose ending says how to read the file."""
+    if not name.endswith(FORMATS):
+        job = " A job file comes first, and alone." if name.endswith(".toml") else ""
+        raise UsageError(
+            f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.{job}"
+        )
+    return name
+
+
+def _check_arrow(source: Source) -> None:
+    """Refuse a file that Arrow opens for us, if it cannot, or not in a way that we can use."""
+    name, path = source.name, source.path
+    if path.suffix in (".parquet", ".zst") and printable(str(path)) != str(path):
+        raise UsageError(f"{name}: has a name that is not UTF-8; rename it.")
     if path.suffix == ".parquet":
         with _parquet(source) as file:
             names = file.schema_arrow.names
         if len(set(names)) < len(names):
             raise UsageError(f"{name}: two columns share a name; rename one of them.")
-    return source
 
 
 def _parquet(source: Source) -> pq.ParquetFile:
@@ -246,6 +331,13 @@ def _record(index: int, where: str, line: bytes) -> Item | Failure:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return Failure(nameless, "bad_record", f"{where}: not JSON ({error}); repair the line.")
+    too_large = _too_large_integer(line)
+    if too_large is not None:
+        return Failure(
+            nameless,
+            "bad_record",
+            f"{where}: {too_large} is beyond 64 bits and would be rounded; make it a string.",
+        )
     if not isinstance(record, dict):
         found = type(record).__name__
         return Failure(
@@ -254,6 +346,23 @@ def _record(index: int, where: str, line: bytes) -> Item | Failure:
             f'{where}: expected a JSON object such as {{"prompt": "…"}}, found a {found}.',
         )
     return _named(nameless, record)
+
+
+def _too_large_integer(line: bytes) -> str | None:
+    """Find an integer that orjson has turned into a float, shortened for a message."""
+    if not _LONG_NUMBER.search(line):  # nearly always
+        return None
+    found: list[str] = []
+    try:
+        json.loads(line, parse_int=found.append)
+    except RecursionError:
+        return "a number so deeply nested"
+    outside = (digits for digits in found if not _fits_64_bits(digits))
+    return next((f"{digits[:20]}…" for digits in outside), None)
+
+
+def _fits_64_bits(digits: str) -> bool:
+    return len(digits) <= 20 and -(2**63) <= int(digits) < 2**64  # 20: with a sign
 
 
 def _named(nameless: Item, record: dict[str, Json]) -> Item | Failure:

@@ -38,7 +38,7 @@ class Tick:
         return replace(
             self,
             done=self.done + 1,
-            failed=self.failed + isinstance(outcome, Failure),
+            failed=self.failed + (isinstance(outcome, Failure) and not outcome.is_skipped),
             new_tokens=self.new_tokens + tokens,
             outcome=outcome,
         )
@@ -49,7 +49,7 @@ class Report:
     """A finished run. Counts are about all rows of the output, times about the last start."""
 
     out: str
-    total: int  # rows = records
+    total: int  # rows
     succeeded: int
     errored: int
     skipped: int
@@ -63,14 +63,15 @@ class Report:
     mean_acceptance_length: float | None  # tokens per round, bonus included; None: no rounds
     errors_by_code: Mapping[str, int]  # error.code -> rows, the most frequent first
     first_errors: Sequence[str]  # messages of the first few failures, in input order
+    samples: int = 1  # rows per record
     load_s: float = 0.0
     decode_s: float = 0.0
     finish_s: float = 0.0
 
     @property
     def exit_code(self) -> int:
-        """0: every row is an answer; 1: finished, with failure rows."""
-        return 0 if self.succeeded == self.total else 1
+        """0: every row is an answer, or skipped as the job says; 1: there are failure rows."""
+        return 1 if self.errored else 0
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Json]], **known: Json) -> Self:
@@ -90,7 +91,7 @@ class Report:
                 counts["accepted"] += speed["num_accepted_draft_tokens"]
                 counts["drafted"] += speed["num_draft_tokens"]
                 committed += usage["completion_tokens"] - 1  # the first comes from prefill
-            else:
+            elif row["status"] == "errored":
                 codes[row["error"]["code"]] += 1
                 if len(first_errors) < _FIRST_ERRORS:
                     first_errors.append(row["error"]["message"])

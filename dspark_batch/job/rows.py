@@ -2,10 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import pyarrow as pa
 
+from dspark_batch.errors import UsageError
+from dspark_batch.job.spec import Spec
 from dspark_batch.types import Completion, Failure, Json, Outcome
+
+T = TypeVar("T")
 
 _COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
 
@@ -27,6 +33,7 @@ ROW_SCHEMA = pa.schema(
                 "prefill_s": pa.float64(),
                 "decode_s": pa.float64(),
                 "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
+                "fallback": pa.string(),  # why the drafter was given up; null: it was not
                 "speculative_decoding": pa.struct(
                     {  # vLLM's names and meanings
                         "mean_acceptance_length": pa.float64(),  # bonus included
@@ -56,7 +63,7 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
     row["sample_index"] = outcome.item.sample_index
     if isinstance(outcome, Failure):
         return row | {
-            "status": "errored",
+            "status": "skipped" if outcome.is_skipped else "errored",
             "error": {"code": outcome.code, "message": outcome.message},
         }
     return row | {
@@ -72,24 +79,51 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
     }
 
 
-def our_names(prefix: str) -> dict[str, str]:
-    """Map each of our columns to its name in the output."""
-    return {name: prefix + name for name in ROW_SCHEMA.names}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which columns an output has, and what they are called."""
+
+    output_prefix: str = ""  # before each of our names
+    output_column: str | None = None  # the whole name of the completion; None: as the others
+    keep: tuple[str, ...] = ()  # the only input columns; (): all
+    drop: tuple[str, ...] = ()  # input columns to leave out
+
+    @property
+    def our_names(self) -> dict[str, str]:
+        """Map each of our columns to its name in the output."""
+        names = {name: self.output_prefix + name for name in ROW_SCHEMA.names}
+        return names | ({"completion": self.output_column} if self.output_column else {})
+
+    def clashes(self, columns: Iterable[str]) -> set[str]:
+        """Find the input columns that would share a name with one of ours.
+
+        Without a prefix an input `custom_id` is no clash: it is where ours comes from.
+        """
+        names = list(self.our_names.values())
+        shared = {name for name in columns if self._has(name) and name in names}
+        return shared if self.output_prefix else shared - INPUT_MAY_HAVE
+
+    def passed_through(self, record: Mapping[str, T]) -> dict[str, T]:
+        """Select the input columns that stand before ours in the output."""
+        ours = self.our_names.values()
+        return {name: v for name, v in record.items() if self._has(name) and name not in ours}
+
+    def _has(self, column: str) -> bool:
+        return column not in self.drop and (not self.keep or column in self.keep)
 
 
-def clashes(columns: Iterable[str], prefix: str) -> set[str]:
-    """Find the input columns that would share a name with one of ours.
+def layout_of(spec: Spec) -> Layout:
+    """Say what columns the output of a job has.
 
-    Without a prefix an input `custom_id` is no clash: it is where ours comes from.
+    Raises:
+        UsageError: two of ours would have the same name.
     """
-    shared = set(our_names(prefix).values()).intersection(columns)
-    return shared if prefix else shared - INPUT_MAY_HAVE
-
-
-def passed_through(record: Mapping[str, Json], prefix: str) -> dict[str, Json]:
-    """Select the input columns that stand before ours in the output."""
-    ours = our_names(prefix).values()
-    return {name: value for name, value in record.items() if name not in ours}
+    layout = Layout(**{field.name: getattr(spec, field.name) for field in fields(Layout)})
+    if len(set(layout.our_names.values())) < len(layout.our_names):
+        raise UsageError(
+            f"--output-column {spec.output_column} is another of our columns; take another name."
+        )
+    return layout
 
 
 def _metrics(completion: Completion) -> dict[str, Json]:
@@ -99,6 +133,7 @@ def _metrics(completion: Completion) -> dict[str, Json]:
         "prefill_s": completion.prefill_s,
         "decode_s": completion.decode_s,
         "tokens_per_s": ratio(decoded, completion.decode_s),
+        "fallback": completion.fallback,
         "speculative_decoding": _speculative_decoding(completion),
     }
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,11 +18,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
 from dspark_batch.errors import JournalError, OutputInUse, Resumable, ResumeMismatch, UsageError
-from dspark_batch.job.reader import Source
+from dspark_batch.job.reader import STDIN_NAME, Source, printable, spool
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Json
 
@@ -30,6 +32,7 @@ MANIFEST_VERSION = 1
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
+    *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
 MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype", "target_bits")
@@ -50,7 +53,9 @@ class RunDir:
         self.out = Path(out)
         self.path = Path(f"{out}.run")
         self.rows = self.path / "rows.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
         self.stdin = self.path / "stdin.jsonl"
+        self.fetched = self.path / "fetched"
         self._lock = self.path / "lock"
         self._manifest = self.path / "manifest.json"
         self._report = self.path / "report.json"
@@ -73,7 +78,10 @@ class RunDir:
     def discard(self) -> None:
         """Forget the job and its output, in an order that is a valid state at every step."""
         self.withdraw_output()
+        self.attempts.unlink(missing_ok=True)
         self.rows.unlink(missing_ok=True)
+        _sync_directory(self.path)  # rows must not come back to a job without a manifest
+        shutil.rmtree(self.fetched, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
 
     def withdraw_output(self) -> None:
@@ -107,6 +115,26 @@ class RunDir:
             )
         return manifest
 
+    def take_stdin(self, stream: BinaryIO, manifest: Mapping[str, Json] | None) -> None:
+        """Keep a copy of standard input; a job that goes on must be given the same again.
+
+        Raises:
+            ResumeMismatch: it is not what the first start read.
+        """
+        draft = self.stdin.with_name(self.stdin.name + ".tmp")
+        with full_disk_is_resumable(self.stdin):
+            digest = spool(stream, draft)
+        known = {file["path"]: file["sha256"] for file in (manifest or {}).get("inputs", ())}
+        if known.get(STDIN_NAME, digest) != digest:
+            size = draft.stat().st_size
+            draft.unlink()
+            raise ResumeMismatch(
+                f"standard input is not what the first start read: {size} bytes with SHA-256 "
+                f"{digest[:12]}… and not {known[STDIN_NAME][:12]}…. Pipe the same again (a copy is "
+                f"{self.stdin}), or start over with --overwrite."
+            )
+        draft.replace(self.stdin)
+
     def write_manifest(self, manifest: Mapping[str, Json]) -> None:
         """Begin a job."""
         _write_whole(self._manifest, manifest)
@@ -116,14 +144,15 @@ class RunDir:
         return self.out.exists() and self._report.exists()
 
     def finished_report(
-        self, inputs: Sequence[Mapping[str, Json]], total: int
+        self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
     ) -> dict[str, Json] | None:
-        """Read the report of the output if `total` records of these inputs made it, else None."""
+        """Read the report of the output if `total` rows about these inputs are in it, else None."""
         if not self.has_output():
             return None
         saved = orjson.loads(self._report.read_bytes())
-        same = saved["inputs"] == list(inputs) and saved["report"]["total"] == total
-        return saved["report"] if same else None
+        report = saved["report"]
+        same = saved["inputs"] == list(inputs) and report["total"] == total
+        return report if same and report["samples"] == samples else None
 
     def publish(
         self, whole: Path, report: Mapping[str, Json], inputs: Sequence[Mapping[str, Json]]
@@ -136,7 +165,8 @@ class RunDir:
 
     def _open_lock(self) -> int:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.path.is_dir():
+                _make_directory(self.path)
             return os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(
@@ -213,13 +243,20 @@ def new_manifest(
         "version": MANIFEST_VERSION,
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "spec": asdict(spec),
+        "spec": {name: _printable(value) for name, value in asdict(spec).items()},
         "fingerprint": {"sha256": _digest(fields), "fields": fields},
         "inputs": inputs,
         "identity": identity,
         "versions": {"python": platform.python_version()} | _package_versions(),
         "platform": {"system": platform.system(), "machine": platform.machine()},
     }
+
+
+def _printable(value: Json) -> Json:
+    """Make the names of files sayable."""
+    if isinstance(value, tuple):
+        return [_printable(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def new_run_id() -> str:
@@ -293,6 +330,14 @@ def _write_whole(path: Path, value: Mapping[str, Json]) -> None:
         sync_file(draft)
         draft.replace(path)
         _sync_directory(path.parent)
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and those above it, and have them survive a power cut."""
+    if not path.parent.exists():
+        _make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:

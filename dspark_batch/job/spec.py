@@ -5,11 +5,16 @@ from pathlib import PurePath
 from typing import Literal, get_args
 
 from dspark_batch.errors import UsageError
+from dspark_batch.job.budget import seconds_of, seconds_until
+from dspark_batch.job.nearest import nearest
 from dspark_batch.types import Sampling, SamplingRule
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Bits = Literal[2, 3, 4, 5, 6, 8]  # of a quantised weight
+DrafterBits = Literal["auto", "stored", Bits]
 Resume = Literal["if-possible", "always", "never"]
+Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
+Format = Literal["rows", "openai"]
 
 OUTPUTS = (".jsonl", ".parquet")
 
@@ -26,14 +31,21 @@ class Spec:
     # Both: a directory, ORG/NAME or ORG/NAME@REVISION on the Hub; None: the family's.
     target: str | None = None
     drafter: str | None = None
-    drafter_bits: Bits | Literal["auto", "stored"] = "auto"  # auto: 4 where that is faster
+    drafter_bits: DrafterBits = "auto"  # auto: 4 where that is faster
     target_bits: Bits | None = None  # None: as it is stored
     trust_remote_code: bool = False  # let a target run Python code of its own
     dtype: Dtype | None = None  # None: chosen by measurement at the first start
     system_prompt: str | None = None  # for every item that brings none of its own
     prompt_column: str = "prompt"
     messages_column: str = "messages"
-    output_prefix: str = ""  # before each of our column names
+    template: str | None = None  # Jinja over the columns: what it renders is the prompt
+    on_overflow: Overflow = "error"  # what becomes of a prompt that leaves no room for an answer
+    samples: int = 1  # rows per record
+    keep: tuple[str, ...] = ()  # the only input columns of the output; (): all
+    drop: tuple[str, ...] = ()  # input columns that the output has not
+    output_column: str | None = None  # ours for the completion; None: output_prefix + "completion"
+    output_prefix: str = ""  # before each of our other column names
+    format: Format = "rows"  # what the output looks like; openai: that of their Batch API
     max_tokens: int = 512  # most tokens of an answer, a stop token included
     temperature: float = 0.0  # this and the next five: what `types.Sampling` says
     top_p: float = 1.0
@@ -53,6 +65,9 @@ class Spec:
     retry_failed: bool = False  # run items again whose last row failed
     limit: int | None = None  # only the first N records
     fsync_every: int = 1  # rows per fsync of the journal
+    grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
+    deadline: str | None = None  # local time of the day by which a start ends, "07:00"
+    max_runtime: str | None = None  # how long a start may take, "6h", "1h30m"
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -61,25 +76,62 @@ class Spec:
             raise UsageError(
                 f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
             )
-        if self.resume not in get_args(Resume):
-            raise UsageError(f"resume is {self.resume}, expected one of {get_args(Resume)}.")
+        _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
+        _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
-        _one_of("drafter_bits", self.drafter_bits, (*get_args(Bits), "auto", "stored"))
-        _one_of("target_bits", self.target_bits, (*get_args(Bits), None))
+        _one_of(DrafterBits, drafter_bits=self.drafter_bits)
+        _one_of(Bits, target_bits=self.target_bits)
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
-        _at_least(1, limit=self.limit)
-        _at_least(0, draft_length=self.draft_length)
+        _at_least(1, limit=self.limit, samples=self.samples)
+        _at_least(0, draft_length=self.draft_length, grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
             raise UsageError(
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
             )
-        if self.sampling not in get_args(SamplingRule):
-            raise UsageError(f"sampling is {self.sampling}, expected {get_args(SamplingRule)}.")
         try:
             self.sampling_of_all()
         except ValueError as error:
             raise UsageError(f"{error}.") from error
+        self._check_choices()
+        self._check_output()
+        self._check_time()
+
+    def _check_choices(self) -> None:
+        _one_of(Dtype, dtype=self.dtype)
+        _one_of(Resume, resume=self.resume)
+        _one_of(SamplingRule, sampling=self.sampling)
+        _one_of(Overflow, on_overflow=self.on_overflow)
+        _one_of(Format, format=self.format)
+
+    def _check_output(self) -> None:
+        if self.keep and self.drop:
+            raise UsageError("keep and drop exclude each other; name the columns in one of them.")
+        if self.format == "openai" and PurePath(self.out).suffix != ".jsonl":
+            raise UsageError(f"{self.out}: format openai is written to .jsonl only; rename it.")
+        if self.format == "openai":
+            self._refuse_with_openai()
+
+    def _refuse_with_openai(self) -> None:
+        if self.samples > 1:
+            raise UsageError(
+                f"samples is {self.samples}, but format openai has one answer per request; use "
+                "format rows."
+            )
+        for name in ("keep", "drop", "output_column", "output_prefix"):
+            if getattr(self, name):
+                raise UsageError(f"{name} is about columns, which format openai has not; drop it.")
+
+    def _check_time(self) -> None:
+        if self.deadline is not None:
+            seconds_until(self.deadline, now=0.0)
+        if self.max_runtime is not None:
+            seconds_of(self.max_runtime)
+
+    @property
+    def model_name(self) -> str:
+        """What answers, as the user named it."""
+        return self.target or self.family or "tiny"
 
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""
@@ -93,13 +145,25 @@ class Spec:
         )
 
 
-def _one_of(name: str, value: int | str | None, known: tuple[int | str | None, ...]) -> None:
-    if value not in known or isinstance(value, bool):
-        words = ", ".join(str(each) for each in known if each is not None)
-        raise UsageError(f"{name} is {value}, expected one of {words}.")
+def _must_be_text(*texts: str | None) -> None:
+    """Refuse what a shell passed on although it is no UTF-8."""
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{text!r} is not UTF-8; give it as text.") from error
 
 
-def _at_least(least: int, **numbers: int | None) -> None:
+def _one_of(choices: object, **values: int | str | None) -> None:
+    """Refuse what is none of the choices; None stands for a default and passes."""
+    known = [str(choice) for choice in get_args(choices)]
+    for name, value in values.items():
+        if value is not None and value not in get_args(choices):
+            hint = nearest(str(value), known)
+            raise UsageError(f"{name} is {value}, expected one of {', '.join(known)}{hint}.")
+
+
+def _at_least(least: int, **numbers: float | None) -> None:
     """Refuse a number that is below `least`; None stands for a default and passes."""
     for name, number in numbers.items():
         if number is not None and number < least:

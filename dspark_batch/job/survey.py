@@ -7,12 +7,16 @@ from hashlib import file_digest
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.journal import Journal
+from dspark_batch.job.named_columns import NamedColumns
 from dspark_batch.job.reader import Source, count_records, item_of, read
-from dspark_batch.job.rows import clashes
+from dspark_batch.job.rows import Layout, layout_of
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Item, Json
 
 TO_DO = -1
+
+# A row in JSON: its fixed part, and for each token its text, its id and its share of the metrics.
+_ROW_BYTES, _TOKEN_BYTES = 900, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +24,25 @@ class Survey:
     """What a start finds. The array is the run's only memory of its items."""
 
     inputs: tuple[Mapping[str, Json], ...]  # path, bytes, sha256 and records of each file
-    offsets: array  # position of a record -> offset of its row in the journal, or TO_DO
+    offsets: array  # Item.index -> offset of its row in the journal, or TO_DO
     resumed: int  # rows that earlier starts left
     failed: int  # of these, how many are failures
 
     @property
     def total(self) -> int:
-        """Records of the job."""
+        """Rows of the job: one for each sample of each record."""
         return len(self.offsets)
+
+    def is_to_do(self, index: int) -> bool:
+        """Whether the record at an index has no row; an index beyond the last names no record."""
+        return index < self.total and self.offsets[index] == TO_DO
+
+
+def most_bytes(found: Survey, spec: Spec) -> int:
+    """Estimate the most that the journal and the output may still grow by."""
+    row = _ROW_BYTES + _TOKEN_BYTES * spec.max_tokens
+    to_do = found.total - found.resumed
+    return row * (to_do + found.total) + sum(each["bytes"] for each in found.inputs)
 
 
 def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:
@@ -42,12 +57,16 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:
         raise UsageError(f"{names}: holds no records; give it at least one line or row.")
     offsets = array("q")
     failed = 0
-    for record in read(sources, spec.limit):
+    layout, named = layout_of(spec), NamedColumns(spec)
+    for record in read(sources, spec.limit, spec.samples):
         item = item_of(record)
-        _refuse_clash(item, spec.output_prefix)
+        named.see(item.record)
+        if spec.format == "rows":
+            _refuse_clash(item, layout)
         row = journal.claim(item, keep_failed=not spec.retry_failed)
         offsets.append(TO_DO if row is None else row.offset)
         failed += row is not None and row.failed_at is not None
+    named.check(", ".join(source.name for source in sources))
     return Survey(inputs, offsets, len(offsets) - offsets.count(TO_DO), failed)
 
 
@@ -63,10 +82,10 @@ def _describe(source: Source) -> dict[str, Json]:
     }
 
 
-def _refuse_clash(item: Item, prefix: str) -> None:
-    shared = clashes(item.record, prefix)
+def _refuse_clash(item: Item, layout: Layout) -> None:
+    shared = layout.clashes(item.record)
     if shared:
         raise UsageError(
             f"{item.where}: the input has a column `{min(shared)}`, which is one of ours; "
-            "tell them apart with --output-prefix."
+            "tell them apart with --output-prefix, or leave it out with --drop."
         )

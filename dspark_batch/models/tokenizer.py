@@ -24,13 +24,17 @@ class Tokenizer:
             wrapped.chat_template if wrapped.has_chat_template else None
         )
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def render(self, messages: Sequence[Mapping[str, str]] | str) -> list[int]:
         """Turn a conversation into prompt ids, up to where the answer begins.
+
+        A text is no conversation: it is to be continued as it stands.
 
         Raises:
             ValueError: the checkpoint has no chat template and this is more than one message.
             jinja2.TemplateError: the template refuses the conversation.
         """
+        if isinstance(messages, str):
+            return self._wrapped.encode(messages)
         if self.chat_template is not None:
             return self._wrapped.apply_chat_template(
                 list(messages), add_generation_prompt=True, enable_thinking=False

@@ -25,7 +25,7 @@ def run_raises(monkeypatch):
     """Make the run end with an exception."""
 
     def set_error(error):
-        def run(spec, *, observe):
+        def run(spec, **_):
             raise error
 
         monkeypatch.setattr(importlib.import_module("dspark_batch.run"), "run", run)
@@ -76,10 +76,10 @@ def test_the_advice_after_a_stop_does_not_throw_the_rows_away(run_raises, capsys
 
 
 def test_signal_handlers_are_left_as_they_were(run_raises):
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run_raises(KeyboardInterrupt())
     main(RUN)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 SLEEPS = """
@@ -94,7 +94,7 @@ def items():
     finally:
         print("closed", flush=True)
 
-def run(spec, *, observe):
+def run(spec, **_):
     for _ in items():
         pass
 
@@ -115,7 +115,9 @@ def sleeper():
     process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_a_signal_closes_what_is_open_and_says_how_to_continue(sleeper, number, code):
     sleeper.send_signal(number)
     out, err = sleeper.communicate(timeout=20)
@@ -133,7 +135,7 @@ from dspark_batch.cli import summary
 from dspark_batch.cli.main import main
 
 summary.summary = lambda report: "the summary"
-importlib.import_module("dspark_batch.run").run = lambda spec, observe: SimpleNamespace(exit_code=0)
+importlib.import_module("dspark_batch.run").run = lambda spec, **_: SimpleNamespace(exit_code=0)
 sys.exit(main(["run", "in.jsonl", "-o", "out.parquet"]))
 """
 

@@ -32,7 +32,7 @@ def specs(monkeypatch):
     """Collect what would have run."""
     seen = []
 
-    def run(spec, *, observe):
+    def run(spec, *, observe, stop):
         seen.append(spec)
         raise KeyboardInterrupt
 
@@ -75,10 +75,19 @@ def test_every_option_reaches_its_field(specs):
         "resume": "never",
         "limit": 5,
         "fsync_every": 9,
+        "grace": 2.5,
+        "template": "{{ question }}",
+        "on_overflow": "skip",
+        "samples": 2,
+        "output_column": "answer",
+        "deadline": "07:00",
+        "max_runtime": "6h",
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
         "--stop=END",
         "--stop=\n\n",
+        "--keep=a",
+        "--keep=b",
         "--overwrite",
         "--retry-failed",
         "--log-confidence",
@@ -86,12 +95,53 @@ def test_every_option_reaches_its_field(specs):
     ]
     main(["run", "-", "-o", "out.jsonl", *options])
     [spec] = specs
-    words["stop"] = ("END", "\n\n")
+    words |= {"stop": ("END", "\n\n"), "keep": ("a", "b")}
     words |= {"overwrite": True, "retry_failed": True, "log_confidence": True}
     words["trust_remote_code"] = True
     assert spec == Spec(inputs=("-",), out="out.jsonl", **words)
     unchanged = {f.name for f in fields(Spec) if f.default not in (MISSING, getattr(spec, f.name))}
     assert len(unchanged) == len(words)  # no word was the default by chance
+
+
+def test_the_other_columns_and_the_other_format_reach_their_fields(specs):
+    main(["run", "-", "-o", "out.jsonl", "--drop=c"])
+    main(["run", "-", "-o", "out.jsonl", "--format=openai"])
+    both = {"inputs": ("-",), "out": "out.jsonl"}
+    assert specs == [Spec(**both, drop=("c",)), Spec(**both, format="openai")]
+
+
+JOB = """
+inputs = ["in.jsonl"]
+out = "out.jsonl"
+max_tokens = 7
+slots = 3
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+def test_a_job_file_stands_between_options_and_defaults(specs, job):
+    main(["run", str(job), "--slots", "1"])
+    [spec] = specs
+    assert (spec.max_tokens, spec.slots, spec.fsync_every) == (7, 1, 1)
+    assert spec.inputs == (f"{job.parent}/in.jsonl",)
+
+
+def test_inputs_and_output_of_a_job_file_can_be_replaced(specs, job):
+    main(["run", str(job), "a.jsonl", "b.jsonl", "-o", "other.jsonl"])
+    [spec] = specs
+    assert (spec.inputs, spec.out) == (("a.jsonl", "b.jsonl"), "other.jsonl")
+
+
+def test_a_template_can_come_from_a_file(specs, tmp_path):
+    (tmp_path / "t.txt").write_text("{{ x }}")
+    main(["run", "-", "-o", "out.jsonl", f"--template=@{tmp_path}/t.txt"])
+    assert specs[0].template == "{{ x }}"
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_a_column_with_one_of_our_names(tmp_path, record):
     name = ({*record} & {"status", "metrics"}).pop()
     assert refused(tmp_path) == (
         f"in.jsonl:2: the input has a column `{name}`, which is one of ours; tell them apart with "
-        "--output-prefix."
+        "--output-prefix, or leave it out with --drop."
     )
 
 

@@ -1,5 +1,10 @@
 """A disk that is full stops the run, keeps every row, and the same command ends it."""
 
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from processes import spawn
 from small_jobs import prompts, start, write_lines
@@ -50,3 +55,38 @@ def test_a_manifest_that_cannot_be_written_is_resumable(tmp_path, calm):
     assert (process.returncode, "manifest.json: cannot be written" in said) == (RESUMABLE, True)
     start(tmp_path)
     assert (tmp_path / "out.jsonl").read_bytes() == calm
+
+
+def test_little_space_is_said_before_the_start(tmp_path, monkeypatch, caplog):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "b"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30_000))
+    start(tmp_path, max_tokens=10)
+    assert caplog.messages == []
+    start(tmp_path, max_tokens=1000, overwrite=True)
+    assert caplog.messages == [
+        f"{tmp_path}/out.jsonl.run: rows and output may take up to 0.0 GB, and 0.0 GB are free. A "
+        "full disk stops the run with every finished row safe; then make room and run the same "
+        "command again."
+    ]
+
+
+def test_a_run_directory_may_be_on_another_file_system(tmp_path, calm):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system here")
+    elsewhere = other / f"{tmp_path.name}-{os.getpid()}"
+    elsewhere.mkdir()
+    try:
+        (tmp_path / "out.jsonl.run").symlink_to(elsewhere)
+        start(tmp_path)
+    finally:
+        shutil.rmtree(elsewhere)
+    assert (tmp_path / "out.jsonl").read_bytes() == calm
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a directory without writers")
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path, calm):
+    process = spawn(tmp_path, out="/proc/nowhere/out.jsonl")  # for root, too
+    said = process.communicate()[1].decode()
+    assert process.returncode == 2
+    assert "/proc/nowhere/out.jsonl.run: the run directory cannot be made here" in said

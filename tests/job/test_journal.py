@@ -8,13 +8,12 @@ from dspark_batch.types import Item
 
 
 def entry(index, digest="d", status="succeeded", **row):
-    return Entry(
-        index, f"in.jsonl:{index + 1}", digest, row | {"status": status, "sample_index": 0}
-    )
+    identity = {"custom_id": "same name", "sample_index": 0}
+    return Entry(index, f"in.jsonl:{index + 1}", digest, identity | row | {"status": status})
 
 
-def item(index, digest="d", where=None):
-    return Item(index, "same name", digest, where or f"in.jsonl:{index + 1}")
+def item(index, digest="d", where=None, custom_id="same name"):
+    return Item(index, custom_id, digest, where or f"in.jsonl:{index + 1}")
 
 
 @pytest.fixture
@@ -79,6 +78,10 @@ def test_position_alone_never_matches(journal_of):
 
 def test_a_record_that_moved_keeps_its_row(journal_of):
     assert claimed(journal_of(entry(0, "a")), item(7, "a")) == entry(0, "a")
+
+
+def test_a_record_under_another_name_is_another_item(journal_of):
+    assert claimed(journal_of(entry(0)), item(0, custom_id="new name")) is None
 
 
 def test_equal_records_each_take_a_row_of_their_own(journal_of):

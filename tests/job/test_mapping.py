@@ -129,3 +129,127 @@ def test_a_prompt_that_leaves_no_room_is_a_failure(context_length, too_many):
         f"in.jsonl:1: 8 prompt tokens leave no room in a context of {context_length}; shorten the "
         f"prompt by {too_many} tokens or more."
     )
+
+
+def test_sharegpt_words_are_messages():
+    said = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "hi"},
+        {"from": "gpt", "value": "yo"},
+        {"from": "human", "value": "?"},
+    ]
+    told = "system:Be brief.\nuser:hi\nassistant:yo\nuser:?\n"
+    assert rendered({"conversations": said}) == told
+    assert rendered({"chat": said}, messages_column="chat") == told
+
+
+def test_a_last_answer_in_sharegpt_words_makes_place_for_ours():
+    said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "old"}]
+    assert rendered({"conversations": said}) == "user:hi\n"
+
+
+def test_a_turn_is_a_user_message():
+    assert rendered({"turns": ["hi"]}, system_prompt="Hm.") == "system:Hm.\nuser:hi\n"
+
+
+def test_a_prompt_is_preferred_to_columns_that_only_look_like_one():
+    record = {"prompt": "hi", "body": {"x": 1}, "conversations": [1], "turns": [2]}
+    assert rendered(record) == "user:hi\n"
+
+
+def test_a_column_of_another_type_is_no_known_shape():
+    assert complaint({"turns": 3, "body": "text", "conversations": "a"}).startswith("no `prompt`")
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ({"turns": []}, "`turns` is empty, expected a list of user texts."),
+        ({"turns": ["a", 1]}, "`turns[1]` is a number, expected a string."),
+        ({"turns": [""]}, "`turns[0]` is empty; there is nothing to answer."),
+        (
+            {"conversations": [{"from": "bard", "value": "x"}]},
+            "`conversations[0]` is from 'bard', expected one of system, human, user, gpt, "
+            "assistant.",
+        ),
+        (
+            {"conversations": [{"from": "human"}]},
+            "`conversations[0]` has a value that is null, expected a string.",
+        ),
+        ({"conversations": []}, "`conversations` is empty, expected a list of messages."),
+    ],
+)
+def test_says_what_is_wrong_with_a_shape(record, sentence):
+    assert complaint(record) == sentence
+
+
+def test_a_template_makes_the_prompt_of_the_columns():
+    record = {"q": "hi", "prompt": "no", "messages": "no", "my tag": "T"}
+    told = rendered(record, template='{{ row["my tag"] }}: {{ q|upper }}', system_prompt="S")
+    assert told == "system:S\nuser:T: HI\n"
+
+
+def test_a_template_can_walk_over_lists():
+    record = {"texts": ["a", "b"]}
+    template = "{% for t in texts %}{{ loop.index }}.{{ t }} {% endfor %}"
+    assert rendered(record, template=template) == "user:1.a 2.b \n"
+
+
+def test_a_template_escapes_nothing():
+    assert rendered({"q": "<&>"}, template="{{ q }}") == "user:<&>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (
+            "{{ w }}",
+            "the template asks for what this record lacks ('w' is undefined); columns are `q`, "
+            "`n`.",
+        ),
+        ("{{ n }}", "the template writes out a null; test the column with {% if %}."),
+        ("{% if n %}x{% endif %} ", "the template renders to blanks; there is nothing to answer."),
+        ("{{ q / 2 }}", "the template does not fit this record (unsupported operand"),
+        ("{{ 1 / 0 }}", "the template does not fit this record (division by zero)."),
+        ("{{ q.__class__.mro() }}", "the template does not fit this record (access to"),
+        ("{{ q.w }}", "the template asks for what this record lacks ('str object' has no"),
+    ],
+)
+def test_a_template_that_does_not_fit_fails_the_item_only(template, sentence):
+    assert complaint({"q": "hi", "n": None}, template=template).startswith(sentence)
+
+
+LONG = {"prompt": "0123456789"}  # 16 tokens with its role
+ROOM = {"context_length": 16, "max_tokens": 4}
+
+
+def test_a_prompt_that_leaves_no_room_can_be_skipped():
+    failure = ask(LONG, **ROOM, on_overflow="skip")
+    assert (failure.code, failure.is_skipped) == ("prompt_too_long", True)
+    assert not ask(LONG, **ROOM).is_skipped
+
+
+@pytest.mark.parametrize(("side", "told"), [("left", "user:456789\n"), ("right", "user:012345\n")])
+def test_a_prompt_can_be_cut_to_leave_room_for_the_answer(side, told):
+    request = ask(LONG, **ROOM, on_overflow=f"truncate-{side}")
+    assert "".join(map(chr, request.prompt_ids)) == told
+    assert request.max_tokens == 4
+
+
+def test_a_prompt_with_room_for_one_token_is_not_cut():
+    request = ask(LONG, context_length=17, max_tokens=4, on_overflow="truncate-left")
+    assert (len(request.prompt_ids), request.max_tokens) == (16, 1)
+
+
+def test_only_the_last_question_is_cut():
+    chat = [*CHAT, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "abcdef"}]
+    request = ask({"messages": chat}, context_length=32, max_tokens=2, on_overflow="truncate-right")
+    assert "".join(map(chr, request.prompt_ids)) == "user:hi\nassistant:yo\nuser:abc\n"
+
+
+@pytest.mark.parametrize("context_length", [10, 4])
+def test_what_no_cut_makes_fit_is_a_failure(context_length):
+    failure = ask(LONG, context_length=context_length, max_tokens=4, on_overflow="truncate-left")
+    assert failure.code == "prompt_too_long"
+    assert not failure.is_skipped
+    assert "no cut of its last question makes room for max_tokens" in failure.message

@@ -74,6 +74,12 @@ def test_progress_counts_every_row_once(folder):
         ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
         ({}, {"prompt_column": "id"}, 'prompt_column is "prompt" there and "id" here'),
         ({}, {"messages_column": "m"}, 'messages_column is "messages" there and "m" here'),
+        ({}, {"template": "{{id}}"}, 'template is null there and "{{id}}" here'),
+        ({}, {"on_overflow": "skip"}, 'on_overflow is "error" there and "skip" here'),
+        ({}, {"keep": ("id",)}, 'keep is [] there and ["id"] here'),
+        ({}, {"drop": ("id",)}, 'drop is [] there and ["id"] here'),
+        ({}, {"output_column": "x"}, 'output_column is null there and "x" here'),
+        ({}, {"format": "openai"}, 'format is "rows" there and "openai" here'),
         ({}, {"output_prefix": "o_"}, 'output_prefix is "" there and "o_" here'),
         ({"temperature": 0.5}, {"temperature": 1}, "temperature is 0.5 there and 1 here"),
         ({}, {"top_p": 0.9}, "top_p is 1.0 there and 0.9 here"),
@@ -273,12 +279,11 @@ def test_an_edited_input_keeps_the_rows_of_unchanged_records(folder, edited, to_
     assert (folder / "out.jsonl").read_bytes() == fresh_output(folder)
 
 
-def test_records_without_an_id_take_the_index_they_have_now(folder):
+def test_records_without_an_id_are_named_by_their_index_and_run_again_when_it_changes(folder):
     write_lines(folder / "in.jsonl", {"prompt": "a"}, b"nope", {"prompt": "b"})
     start(folder)
-    write_lines(folder / "in.jsonl", {"prompt": "x"}, {"prompt": "a"}, b"nope", {"prompt": "b"})
-    report = start(folder)
-    assert report.resumed == 2  # the failure names a line, so it is said anew
+    write_lines(folder / "in.jsonl", {"prompt": "a"}, {"prompt": "x"}, b"nope", {"prompt": "b"})
+    assert ids_run(folder) == ["1", "2", "3"]
     assert [row["custom_id"] for row in rows_in(folder / "out.jsonl")] == ["0", "1", "2", "3"]
     assert (folder / "out.jsonl").read_bytes() == fresh_output(folder)
 
@@ -387,6 +392,7 @@ def test_the_manifest_says_what_ran(folder):
         *("target", "tokenizer", "chat_template", "dtype", "target_bits", "context_length"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
+        *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     }
     assert {"python", "mlx", "mlx-lm", "dspark-batch"} <= manifest["versions"].keys()
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 from fakes import fake_answer
 
-from dspark_batch.job.rows import ROW_SCHEMA, clashes, passed_through, row_of
+from dspark_batch.job.rows import ROW_SCHEMA, Layout, row_of
 from dspark_batch.types import Completion, Failure, Item, Request
 
 ITEM = Item(3, "three", "d", "in.jsonl:4", {"prompt": "hi"})
@@ -33,7 +33,10 @@ def test_an_answer_fills_its_columns():
         "verified": None,
     }
     del metrics["speculative_decoding"]
-    assert metrics == {"cached_tokens": 2, "prefill_s": 0.5, "decode_s": 2.0, "tokens_per_s": 2.5}
+    assert metrics == {
+        **{"cached_tokens": 2, "prefill_s": 0.5, "decode_s": 2.0, "tokens_per_s": 2.5},
+        "fallback": None,
+    }
 
 
 def test_a_failure_fills_the_error_and_leaves_the_rest_null():
@@ -85,13 +88,13 @@ def test_every_row_fits_the_schema_and_comes_in_its_order(outcome):
 
 
 def test_a_custom_id_in_the_input_is_ours_and_no_clash():
-    assert clashes({"custom_id": "x", "prompt": "y"}, prefix="") == set()
-    assert passed_through({"custom_id": "x", "prompt": "y"}, prefix="") == {"prompt": "y"}
+    assert Layout().clashes({"custom_id": "x", "prompt": "y"}) == set()
+    assert Layout().passed_through({"custom_id": "x", "prompt": "y"}) == {"prompt": "y"}
 
 
 def test_a_prefix_moves_our_names_out_of_the_way():
     record = {"custom_id": "x", "status": "y"}
-    assert clashes(record, prefix="") == {"status"}
-    assert clashes(record, prefix="gen_") == set()
-    assert passed_through(record, prefix="gen_") == record
-    assert clashes({"gen_custom_id": "x"}, prefix="gen_") == {"gen_custom_id"}
+    assert Layout().clashes(record) == {"status"}
+    assert Layout(output_prefix="gen_").clashes(record) == set()
+    assert Layout(output_prefix="gen_").passed_through(record) == record
+    assert Layout(output_prefix="gen_").clashes({"gen_custom_id": "x"}) == {"gen_custom_id"}

@@ -61,3 +61,16 @@ def test_a_stopped_job_goes_on_under_the_rejection_rule_too(tmp_path):
         run(tmp_path / "torn", sampling="rejection", slots=2, observe=stop_after(2))
     assert run(tmp_path / "torn", sampling="rejection", slots=3) == whole
     assert whole != run(tmp_path / "plain", draft_length=0)  # its answers are its own
+
+
+def test_an_edited_input_is_answered_as_if_it_had_always_been_so(tmp_path):
+    records = [{"prompt": "one"}, {"prompt": "two"}, *prompts("three")]
+    options = {"opener": open_tiny, "temperature": 1.0, "max_tokens": 8}
+    write_lines(tmp_path / "in.jsonl", *records)
+    start(tmp_path, **options)
+    write_lines(tmp_path / "in.jsonl", {"prompt": "new"}, *records)
+    assert start(tmp_path, **options).resumed == 1  # the others' noise comes from their index
+    start(tmp_path, out=f"{tmp_path}/fresh.jsonl", **options)
+    edited = answers(tmp_path)
+    (tmp_path / "fresh.jsonl").replace(tmp_path / "out.jsonl")
+    assert answers(tmp_path) == edited

@@ -1,0 +1,80 @@
+"""The first Ctrl-C finishes what is in flight; a second one, or the end of the grace, does not."""
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from dspark_batch.errors import Resumable
+
+if TYPE_CHECKING:
+    from dspark_batch.job.report import Tick
+
+_STDERR = 2
+
+
+class Draining:
+    """Stands before the handlers of SIGINT, SIGTERM and SIGHUP while items are decoded.
+
+    Args:
+        grace_s: after a first signal, the time for what is in flight.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._is_decoding = False
+        self._number: int | None = None  # of the first signal; None: there was none
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        # What is ignored or kills on the spot was meant so.
+        self._before = {n: handler for n, handler in handlers.items() if callable(handler)}
+
+    def __enter__(self) -> Self:
+        for number in self._before:
+            signal.signal(number, self._handle)
+        signal.signal(signal.SIGALRM, self._end_of_grace)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._step_aside()
+        if self._number is not None and isinstance(error, Resumable):
+            self._before[self._number](self._number, None)  # raises what the signal means
+
+    def __call__(self, tick: "Tick") -> None:
+        """Take note of the stage: only decoding has something that is worth finishing."""
+        self._is_decoding = tick.stage == "decode"
+
+    def is_asked(self) -> bool:
+        """Whether the run should admit nothing more."""
+        return self._number is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._number is not None or not self._is_decoding or self._grace_s <= 0:
+            self._step_aside()
+            self._before[number](number, frame)
+            return
+        self._number = number
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+        with suppress(OSError):  # a handler may interrupt a print, so it does not print
+            os.write(_STDERR, self._what_happens().encode())
+
+    def _what_happens(self) -> str:
+        return (
+            f"dspark-batch: stopping: what is in flight has {self._grace_s:g} s to finish; "
+            "again to stop at once\n"
+        )
+
+    def _end_of_grace(self, number: int, frame: FrameType | None) -> None:
+        self._step_aside()
+        self._before[self._number](self._number, frame)
+
+    def _step_aside(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,215 @@
+"""What was admitted: known after any crash, because it is on the disk before it is generated.
+
+`attempts.jsonl` is a log of four events, and only what follows the last `start` is read:
+
+    {"start": {"rows": 512, "suspects": []}}    rows: bytes of the journal at that time
+    {"admitted": {"index": 7, "custom_id": "q-7", "digest": "…"}}
+    {"out_of_memory": {"slots": 8}}
+    {"stopped": {}}                             in good order; without it, the start crashed
+
+It decides nothing about what is finished; without it, a crash only teaches less.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import orjson
+
+from dspark_batch.errors import DsparkBatchError, Resumable
+from dspark_batch.types import Failure, Item, Json
+
+_OUT_OF_MEMORY = (
+    *("out of memory", "insufficient memory"),
+    *("unable to allocate", "attempting to allocate", "bad_alloc"),
+)
+
+MOST_CRASHES = 3  # of an item that is alone in flight, before it is given up
+
+
+class Event(NamedTuple):
+    """One line."""
+
+    end: int  # just after its newline
+    name: str
+    fields: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An item that was in flight when a start crashed without finishing any, or alone."""
+
+    index: int
+    digest: str
+    crashes: int = 0  # of starts in which it was alone in flight
+
+    def is_(self, item: Item) -> bool:
+        """Whether this is still the record at that index."""
+        return (self.index, self.digest) == (item.index, item.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the last start teaches this one."""
+
+    suspects: tuple[Suspect, ...] = ()  # to run one at a time, before all others
+    slots: int | None = None  # most slots that may fit into the memory; None: nobody knows
+
+    def suspect_of(self, item: Item) -> Suspect | None:
+        """Find an item among the suspects."""
+        return next((suspect for suspect in self.suspects if suspect.is_(item)), None)
+
+
+def lesson(path: Path, rows: int, is_to_do: Callable[[int], bool]) -> Lesson:
+    """Learn from the attempts of the last start.
+
+    Args:
+        path: of `attempts.jsonl`; it need not exist.
+        rows: bytes of the journal now.
+        is_to_do: tells whether the record at an index has no row.
+    """
+    last = _LastStart()
+    for event in _events(path):
+        last.add(event, is_to_do)
+    return Lesson(last.suspects(rows, is_to_do), last.slots)
+
+
+def poison(item: Item) -> Failure:
+    """Give an item up, so that it cannot stop the others for ever."""
+    return Failure(
+        item,
+        "poison",
+        f"{item.where}: {MOST_CRASHES} starts crashed while this item was alone in flight. Find "
+        "out what it does to them, and run it again with --retry-failed.",
+    )
+
+
+class Attempts:
+    """The log of one start; a context that tells a crash from an orderly end."""
+
+    def __init__(
+        self, path: Path, rows: int, learnt: Lesson, *, slots: int = 1, fsync_every: int = 1
+    ) -> None:
+        """Begin a start.
+
+        Args:
+            path: of the file.
+            rows: bytes of the journal now.
+            learnt: from the start before.
+            slots: of this start.
+            fsync_every: admissions that a power cut may take.
+        """
+        self._path = path
+        self._slots = slots
+        self._fsync_every = fsync_every
+        self._unsynced = 0
+        whole = max((event.end for event in _events(path)), default=0)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.ftruncate(self._fd, whole)  # what a crash has torn goes
+        suspects = [asdict(suspect) for suspect in learnt.suspects]
+        self._write("start", {"rows": rows, "suspects": suspects, "slots": learnt.slots})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None and _is_out_of_memory(error):
+                self._write("out_of_memory", {"slots": self._slots})
+                raise Resumable(
+                    f"out of memory with slots {self._slots} ({error}). The finished rows are "
+                    "safe; the same command continues, with fewer slots where there are more "
+                    "than one."
+                ) from error
+            if kind is None or issubclass(kind, (KeyboardInterrupt, DsparkBatchError)):
+                self._write("stopped", {})
+        finally:
+            os.close(self._fd)
+
+    def admit(self, item: Item) -> None:
+        """Write down that an item is about to be generated.
+
+        Raises:
+            Resumable: the disk refused it.
+        """
+        names = {"index": item.index, "custom_id": item.custom_id, "digest": item.digest}
+        self._write("admitted", names)
+
+    def _write(self, name: str, fields: dict[str, Json]) -> None:
+        try:
+            os.write(self._fd, orjson.dumps({name: fields}, option=orjson.OPT_APPEND_NEWLINE))
+            self._unsynced += 1
+            if self._unsynced >= self._fsync_every:
+                os.fsync(self._fd)
+                self._unsynced = 0
+        except OSError as error:
+            raise Resumable(
+                f"{self._path}: cannot be written ({error.strerror}). The finished rows are safe; "
+                "make room for it and run the same command again."
+            ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell MLX's ways of saying it, which depend on the backend, from other errors."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
+    )
+
+
+class _LastStart:
+    """The events since the last `start`, of which only unfinished items are remembered."""
+
+    def __init__(self) -> None:
+        self.slots: int | None = None
+        self._known: list[Suspect] = []
+        self._rows = 0
+        self._in_flight: list[Suspect] = []
+        self._has_crashed = False
+
+    def add(self, event: Event, is_to_do: Callable[[int], bool]) -> None:
+        name, fields = event.name, event.fields
+        if name == "start":
+            self._known = [Suspect(**each) for each in fields["suspects"]]
+            self._rows, self.slots = fields["rows"], fields["slots"]
+            self._in_flight, self._has_crashed = [], True
+        elif name == "admitted" and is_to_do(fields["index"]):
+            self._in_flight.append(Suspect(fields["index"], fields["digest"]))
+        elif name == "out_of_memory":
+            self.slots = max(1, fields["slots"] // 2)
+        elif name == "stopped":
+            self._has_crashed = False
+
+    def suspects(self, rows: int, is_to_do: Callable[[int], bool]) -> tuple[Suspect, ...]:
+        if not self._has_crashed:  # those that were given up have had their row
+            open_cases = [s for s in self._known if s.crashes < MOST_CRASHES]
+            return tuple(s for s in open_cases if is_to_do(s.index))
+        if len(self._in_flight) == 1:
+            [alone] = self._in_flight
+            before = sum(s.crashes for s in self._known if s.index == alone.index)
+            return (replace(alone, crashes=before + 1),)
+        return tuple(self._in_flight) if rows == self._rows else ()
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """Yield the events up to the first line that a crash has torn."""
+    if not path.exists():
+        return
+    end = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            end += len(line)
+            try:
+                [(name, fields)] = orjson.loads(line).items()
+            except (orjson.JSONDecodeError, AttributeError, ValueError):
+                return
+            if line.endswith(b"\n"):
+                yield Event(end, name, fields)

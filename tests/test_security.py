@@ -1,0 +1,176 @@
+"""Each claim of docs/SECURITY.md."""
+
+import ast
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from jinja2.exceptions import SecurityError
+from small_jobs import rows_in, write_lines
+
+from dspark_batch.errors import ModelError
+from dspark_batch.models.load import load_pair
+from dspark_batch.models.tokenizer import read_tokenizer
+
+PACKAGE = Path(__file__).parents[1] / "dspark_batch"
+TARGET = PACKAGE / "tiny" / "target"
+TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of a target that a test can spoil, and a file that only bad code would write."""
+    shutil.copytree(TARGET, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def write_evil(folder):
+    """Put a module there that leaves a trace when it is run."""
+    trace = folder.parent / "was-here"
+    (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Evil: pass\n")
+    return trace
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.npz"])
+def test_weights_that_are_pickled_are_not_opened(model, tmp_path, name):
+    for path in model.glob("model*.safetensors"):
+        path.unlink()
+    trace = tmp_path / "was-here"
+    (model / name).write_bytes(pickle.dumps(Evil(trace)))
+    with pytest.raises(ModelError):
+        load_pair(target=str(model))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_file": "evil.py"},
+        {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Evil"}},
+    ],
+)
+def test_code_beside_a_model_is_not_run(model, fields):
+    trace = write_evil(model)
+    edit(model / "config.json", **fields)
+    with pytest.raises(ModelError, match=r"nothing of it was run|mlx-lm cannot load it"):
+        load_pair(target=str(model), dtype="float32")
+    assert not trace.exists()
+
+
+def test_code_beside_a_tokenizer_is_not_run(model):
+    trace = write_evil(model)
+    edit(
+        model / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
+        tokenizer_class="Evil",
+    )
+    with suppress(ModelError):
+        read_tokenizer(model, None)
+    assert not trace.exists()
+
+
+def test_nothing_in_the_package_unpickles_or_runs_what_it_reads():
+    banned = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "torch", "yaml"}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not {name.name.split(".")[0] for name in node.names} & banned, path
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in banned, path
+            if isinstance(node, ast.Name):
+                assert node.id not in {"eval", "exec", "__import__"}, path
+            if isinstance(node, ast.keyword):
+                dangerous = node.arg in {"trust_remote_code", "allow_pickle", "shell"}
+                asked = {"trust_remote_code", "spec.trust_remote_code"}  # only the user's own word
+                assert not dangerous or ast.unparse(node.value) in {"False", *asked}, path
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch was-here') }}",
+        "{% set _ = messages.append('x') %}",
+    ],
+)
+def test_a_chat_template_cannot_leave_its_sandbox(model, template, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (model / "chat_template.jinja").write_text(template)
+    edit(model / "tokenizer_config.json", chat_template=template)
+    tokenizer = read_tokenizer(model, None)
+    with pytest.raises(SecurityError):
+        tokenizer.render([{"role": "user", "content": "hi"}])
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_a_prompt_is_text_and_never_a_template():
+    tokenizer = read_tokenizer(TARGET, None)
+    said = tokenizer.decode(tokenizer.render([{"role": "user", "content": "{{ 7 * 7 }} {% x %}"}]))
+    assert "{{ 7 * 7 }} {% x %}" in said
+
+
+WATCHED = """
+import json, sys
+seen = {"open": [], "socket": []}
+def hook(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes)):
+        seen["open"].append(str(args[0]))
+    elif event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system"):
+        seen["socket"].append(f"{event} {args}")
+sys.addaudithook(hook)
+from dspark_batch.cli.main import main
+code = main(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    json.dump(seen, file)
+sys.exit(code)
+"""
+
+
+def test_a_run_opens_no_path_of_a_record_no_socket_and_tells_no_token(tmp_path):
+    forbidden = tmp_path / "forbidden.jsonl"
+    forbidden.write_text('{"prompt": "never read"}\n')
+    job = tmp_path / "job"
+    job.mkdir()
+    path = str(forbidden)
+    records = [
+        {"custom_id": "../../escaped", "prompt": path, "image": path, "file": f"file://{path}"},
+        {"id": path, "messages": [{"role": "user", "content": f"@{path}", "path": path}]},
+        {"prompt": "x", "include": path, "$ref": path, "sampling_params": {"stop": [path]}},
+    ]
+    write_lines(job / "in.jsonl", *records)
+    words = ["run", str(job / "in.jsonl"), "-o", str(job / "out.jsonl"), "--max-tokens", "3"]
+    command = [sys.executable, "-c", WATCHED, str(tmp_path / "seen"), *words]
+    tokens = {"HF_TOKEN": "hf_canary", "HUGGING_FACE_HUB_TOKEN": "hf_canary"}
+    done = subprocess.run(command, capture_output=True, env=os.environ | tokens, check=True)
+
+    seen = json.loads((tmp_path / "seen").read_text())
+    assert any(opened.endswith("in.jsonl") for opened in seen["open"])  # the hook works
+    assert not [opened for opened in seen["open"] if "forbidden" in opened or "escaped" in opened]
+    assert seen["socket"] == []
+    assert [row["custom_id"] for row in rows_in(job / "out.jsonl")] == ["../../escaped", path, "2"]
+    written = [each for each in job.rglob("*") if each.is_file()]
+    ours = {"lock", "manifest.json", "rows.jsonl", "attempts.jsonl", "report.json"}
+    assert {each.name for each in written} == {"in.jsonl", "out.jsonl"} | ours
+    assert {each.name for each in tmp_path.iterdir()} == {"forbidden.jsonl", "job", "seen"}
+    said = done.stdout + done.stderr + b"".join(each.read_bytes() for each in written)
+    assert b"hf_canary" not in said
