@@ -207,8 +207,7 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()
-    started = Start(time.time(), loaded - began, found.total, found.resumed)
-    job.run_dir.add_start(started)
+    _note_start(job, loaded - began)
     tick = _decoded(job, opened, tick)
     return _finished(job, tick, loaded - began, time.monotonic() - loaded)
 
@@ -286,6 +285,12 @@ def _settle(job: _Job, opened: Opened) -> None:
         return
     identity, inputs = opened.identity, job.found.inputs
     job.run_dir.write_manifest(new_manifest(job.spec, fields, identity, inputs, job.run_id))
+
+
+def _note_start(job: _Job, load_s: float) -> None:
+    spec, found = job.spec, job.found
+    start = Start(time.time(), load_s, spec.inputs, spec.limit, found.total, found.resumed)
+    job.run_dir.add_start(start)
 
 
 def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:

@@ -52,7 +52,9 @@ class Start:
 
     began: float  # Unix time at which decoding began, s
     load_s: float
-    total: int  # records of the job
+    inputs: tuple[str, ...]  # as typed
+    limit: int | None  # only the first N records
+    total: int  # rows of the job
     resumed: int  # rows that earlier starts left
 
 
@@ -363,13 +365,24 @@ def _depends_on_drafts(spec: Spec) -> bool:
     return spec.sampling == "rejection"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        Resumable: the disk refused it.
+    """
+    _write_bytes(path, text.encode())
+
+
 def _write_whole(path: Path, value: Mapping[str, Json]) -> None:
     """Write a JSON file so that it is there whole or not at all."""
+    _write_bytes(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     draft = path.with_name(path.name + ".tmp")
     with full_disk_is_resumable(path):
-        draft.write_bytes(
-            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        )
+        draft.write_bytes(content)
         sync_file(draft)
         draft.replace(path)
         _sync_directory(path.parent)
