@@ -289,7 +289,8 @@ def _settle(job: _Job, opened: Opened) -> None:
 
 def _note_start(job: _Job, load_s: float) -> None:
     spec, found = job.spec, job.found
-    start = Start(time.time(), load_s, spec.inputs, spec.limit, found.total, found.resumed)
+    inputs = tuple(map(printable, spec.inputs))
+    start = Start(time.time(), load_s, inputs, spec.limit, found.total, found.resumed)
     job.run_dir.add_start(start)
 
 

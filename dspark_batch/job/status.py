@@ -64,7 +64,7 @@ class _Count:
     def _add(self, entry: Entry) -> None:
         row, at = entry.row, entry.finished_at or 0.0
         place = (entry.where, entry.digest, row["sample_index"])
-        self._failed_at[place] = row["status"] != "succeeded"
+        self._failed_at[place] = row["status"] == "errored"
         self._last = entry.finished_at
         is_new = at >= self._began
         self._new_rows += is_new
