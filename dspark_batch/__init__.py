@@ -31,6 +31,7 @@ _MODULE_BY_NAME = {
     "load_pair": "models.load",
     "run": "run",
     "speculative_generate": "generate",
+    "write_report": "report",
 }
 __all__ = list(_MODULE_BY_NAME)
 

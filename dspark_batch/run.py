@@ -37,6 +37,7 @@ from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
     RunDir,
+    Start,
     asks_for_same_model,
     check_out,
     check_resume,
@@ -48,7 +49,7 @@ from dspark_batch.job.run_dir import (
 )
 from dspark_batch.job.spec import Spec
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
-from dspark_batch.types import Failure, Item, Json, Outcome, Request
+from dspark_batch.types import Failure, Gauge, Item, Json, Outcome, Request
 
 if TYPE_CHECKING:
     from dspark_batch.models.hub import Download
@@ -73,6 +74,7 @@ class Opened(NamedTuple):
     render: Render
     context_length: int  # most positions of prompt and answer together
     identity: Mapping[str, Json]  # digests of what is loaded
+    gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -109,7 +111,10 @@ def open_pair(
         sampling=spec.sampling,
         log_confidence=spec.log_confidence,
     )
-    return Opened(engine, pair.tokenizer.render, pair.config.context_length, pair.config.identity)
+    config = pair.config
+    return Opened(
+        engine, pair.tokenizer.render, config.context_length, config.identity, engine.gauge
+    )
 
 
 def _ignore(tick: Tick) -> None:
@@ -203,6 +208,7 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()
+    _note_start(job, loaded - began)
     tick = _decoded(job, opened, tick)
     return _finished(job, tick, loaded - began, time.monotonic() - loaded)
 
@@ -268,6 +274,7 @@ def _warn_of_growth(job: _Job) -> None:
 
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
     idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
+    idle |= {"prefill_s": None, "round_s": None, "peak_memory_bytes": None}
     return Report(**saved | idle | {"resumed": saved["total"]})
 
 
@@ -281,6 +288,13 @@ def _settle(job: _Job, opened: Opened) -> None:
     job.run_dir.write_manifest(new_manifest(job.spec, fields, identity, inputs, job.run_id))
 
 
+def _note_start(job: _Job, load_s: float) -> None:
+    spec, found = job.spec, job.found
+    inputs = tuple(map(printable, spec.inputs))
+    start = Start(time.time(), load_s, inputs, spec.limit, found.total, found.resumed)
+    job.run_dir.add_start(start)
+
+
 def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     """Give every item that has none a row, and return the last tick."""
     job.run_dir.withdraw_output()
@@ -290,7 +304,7 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
         for outcome in _outcomes(job, opened, attempts):
             _append(job, outcome)
             job.budget.add(outcome)
-            tick = tick.after(outcome)
+            tick = tick.after(outcome, opened.gauge())
             job.observe(tick)
     if TO_DO in job.found.offsets:
         _explain_missing_rows(job, tick)
@@ -383,7 +397,8 @@ def _append(job: _Job, outcome: Outcome) -> None:
     item = outcome.item
     if not job.found.is_to_do(item.index):
         raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
-    entry = Entry(item.index, item.where, item.digest, row_of(outcome))
+    now = round(time.time(), 3)
+    entry = Entry(item.index, item.where, item.digest, row_of(outcome), now)
     job.found.offsets[item.index] = job.journal.append(entry)
 
 
@@ -424,6 +439,9 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
         new_tokens=tick.new_tokens,
         load_s=load_s,
         decode_s=decode_s,
+        prefill_s=tick.gauge and tick.gauge.prefill_s,
+        round_s=tick.gauge and tick.gauge.round_s,
+        peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
         finish_s=time.monotonic() - began,
     )
     job.run_dir.publish(draft, report.to_json(), job.found.inputs)

@@ -102,6 +102,18 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Gauge:
+    """How full the engine is, and what it has spent; seconds are those of this start."""
+
+    active_slots: int
+    slots: int
+    memory_bytes: int  # that MLX holds now
+    peak_memory_bytes: int
+    prefill_s: float  # prompts through the target
+    round_s: float  # drafting and verifying, the wait for the device included
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why an item has no answer."""
 

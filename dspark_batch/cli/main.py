@@ -14,9 +14,11 @@ import click
 from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.pairs_command import pairs_command
+from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
+from dspark_batch.cli.status_command import status_command
 from dspark_batch.errors import DsparkBatchError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -35,6 +37,8 @@ def cli() -> None:
 
 cli.add_command(run_command)
 cli.add_command(run_batch_command)
+cli.add_command(status_command)
+cli.add_command(report_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
 cli.add_command(pairs_command)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Self, TextIO
 
 from dspark_batch.cli.meter import Meter
-from dspark_batch.cli.wording import count, duration, speed
+from dspark_batch.job.wording import count, duration, speed
 
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick

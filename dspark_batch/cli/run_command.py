@@ -1,5 +1,6 @@
 """`dspark-batch run`: every option is a field of Spec, and takes its default from there."""
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 from click.core import ParameterSource
 
-from dspark_batch.errors import UsageError
+from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
 from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec
 from dspark_batch.types import SamplingRule
@@ -192,6 +193,7 @@ class _BitsChoice(click.Choice):
     metavar="TIME",
     help="Begin no item that would end later than this after the start: 6h, 1h30m, 90s.",
 )
+@_option("--report-by", metavar="COLUMN", help="Compare this input column's values in the report.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; warnings and errors still show."
 )
@@ -221,10 +223,22 @@ def run_spec(spec: Spec, *, quiet: bool) -> int:
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)
+    page = _page(spec.out)
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
-            click.echo(summary(report))
+            click.echo(summary(report, page))
     return report.exit_code
+
+
+def _page(out: str) -> str | None:
+    """Write the page of a finished run; None: it cannot be made, which a warning says."""
+    from dspark_batch.report import write_report
+
+    try:
+        return str(write_report(out))
+    except DsparkBatchError as error:  # the output is there all the same
+        logging.getLogger("dspark_batch").warning("%s", error)
+        return None
 
 
 def _spec(context: click.Context, choices: Mapping[str, object]) -> Spec:

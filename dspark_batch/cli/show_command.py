@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from dspark_batch.cli.wording import one_line
 from dspark_batch.errors import UsageError
+from dspark_batch.job.wording import one_line
 from dspark_batch.types import Json
 
 Row = Mapping[str, Json]

@@ -4,16 +4,22 @@ from collections.abc import Iterator
 
 import click
 
-from dspark_batch.cli.wording import count, duration, one_line, speed
 from dspark_batch.job.report import Report
+from dspark_batch.job.wording import count, duration, one_line, speed
 
 _LABEL_WIDTH = 14
 
 
-def summary(report: Report) -> str:
-    """Describe a finished run in a few lines; styled, for `click.echo` to strip if need be."""
+def summary(report: Report, page: str | None = None) -> str:
+    """Describe a finished run in a few lines; styled, for `click.echo` to strip if need be.
+
+    Args:
+        report: of the run.
+        page: the path of its page; None: there is none.
+    """
     lines = [click.style(_headline(report), bold=True), ""]
-    for label, text in _facts(report):
+    facts = [*_facts(report), *([("report", page)] if page else [])]
+    for label, text in facts:
         lines.append(click.style(f"  {label:<{_LABEL_WIDTH if label else 2}}", dim=True) + text)
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The only loop: admit, round, commit."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from functools import partial
@@ -26,7 +27,7 @@ from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule
-from dspark_batch.types import Completion, Failure, Outcome, Request, SamplingRule
+from dspark_batch.types import Completion, Failure, Gauge, Outcome, Request, SamplingRule
 
 
 class _Step(NamedTuple):
@@ -81,6 +82,7 @@ class Engine:
         self._cache, self._context = (RaggedCache(n, slots) for n in self._num_layers)
         self._anchors = mx.zeros(slots, dtype=mx.int32)
         self._sequences: list[Sequence | None] = [None] * slots  # by slot; None: free
+        self._prefill_s = self._round_s = 0.0
 
     def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
         """Answer a stream of requests, in the order in which answers finish.
@@ -93,6 +95,17 @@ class Engine:
             if not any(self._sequences):
                 return
             yield from self._round()
+
+    def gauge(self) -> Gauge:
+        """Tell how full it is, and what it has spent."""
+        return Gauge(
+            active_slots=sum(s is not None for s in self._sequences),
+            slots=len(self._sequences),
+            memory_bytes=mx.get_active_memory(),
+            peak_memory_bytes=mx.get_peak_memory(),
+            prefill_s=self._prefill_s,
+            round_s=self._round_s,
+        )
 
     def _admit(self, pending: Iterator[Request | Failure]) -> Iterator[Outcome]:
         """Fill the free slots; what needs no round comes out at once."""
@@ -113,6 +126,7 @@ class Engine:
             return
         sequence.fallback = filled.fallback
         outcome = self._advanced(sequence, partial(sequence.begin, first.item()))
+        self._prefill_s += sequence.prefill_s
         if outcome is not None:
             yield outcome
             return
@@ -124,7 +138,9 @@ class Engine:
 
     def _round(self) -> Iterator[Outcome]:
         """Draft, verify, accept and commit once for every active slot."""
+        began = time.perf_counter()
         step = self._step()
+        self._round_s += time.perf_counter() - began
         for slot, sequence in enumerate(self._sequences):
             if sequence is None:
                 continue

@@ -40,6 +40,11 @@ class Sequence:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
         return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
+    @property
+    def prefill_s(self) -> float:
+        """Seconds from admission to the first token."""
+        return self._first_token_s - self._admitted_s
+
     def begin(self, token: int) -> int:
         """Commit the first token, which prefill gives; return how many tokens stayed: 1."""
         self._first_token_s = time.perf_counter()
@@ -82,7 +87,7 @@ class Sequence:
             confidence=tuple(self._confidence) or None,
             fallback=self.fallback,
             cached_tokens=num_cached,
-            prefill_s=self._first_token_s - self._admitted_s,
+            prefill_s=self.prefill_s,
             decode_s=time.perf_counter() - self._first_token_s,
         )
 

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 
 from dspark_batch.errors import Resumable
 from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
-from dspark_batch.job.journal import Journal
+from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.openai import response_line
 from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
 from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
 from dspark_batch.job.run_dir import full_disk_is_resumable, sync_file
 from dspark_batch.job.spec import Spec
+from dspark_batch.job.survey import TO_DO
 from dspark_batch.types import Failure, Item, Json
 
 Row: TypeAlias = dict[str, Json]
@@ -24,7 +25,10 @@ Joined: TypeAlias = Iterator[tuple[Chunk, list[Row]]]
 
 
 class Rows:
-    """All rows of a complete job, beside the records they answer; can be walked many times."""
+    """The rows of a job, beside the records they answer; can be walked many times.
+
+    A record that has no row yet is left out; a complete job has none.
+    """
 
     def __init__(
         self, sources: Sequence[Source], journal: Journal, offsets: Sequence[int], samples: int = 1
@@ -34,14 +38,22 @@ class Rows:
         self._samples = samples
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._offsets) - self._offsets.count(TO_DO)
 
     def __iter__(self) -> Iterator[Row]:
-        return (self._journal.read(offset).row for offset in self._offsets)
+        return (self._journal.read(offset).row for offset in self._offsets if offset != TO_DO)
 
     def chunks(self) -> Iterator[Chunk]:
         """Read the records again."""
-        return read_chunks(self._sources, len(self) // self._samples, self._samples)
+        limit = len(self._offsets) // self._samples
+        for chunk in read_chunks(self._sources, limit, self._samples):
+            yield chunk.only([self._offsets[item_of(r).index] != TO_DO for r in chunk.records])
+
+    def answered(self) -> Iterator[tuple[Item, Entry]]:
+        """Yield each item that has a row with its line of the journal."""
+        for chunk in self.chunks():
+            for record in chunk.records:
+                yield item_of(record), self._entry(item_of(record))
 
     def joined(self) -> Joined:
         """Yield each chunk of records with its rows."""
@@ -49,11 +61,13 @@ class Rows:
             yield chunk, [self._row(record) for record in chunk.records]
 
     def _row(self, record: Item | Failure) -> Row:
-        item = item_of(record)
+        return self._entry(item_of(record)).row
+
+    def _entry(self, item: Item) -> Entry:
         entry = self._journal.read(self._offsets[item.index])
         if entry.digest != item.digest:
             raise changed_input(item.where)
-        return entry.row
+        return entry
 
 
 def changed_input(where: str) -> Resumable:

@@ -32,6 +32,7 @@ class Entry:
     where: str  # the record's file and line at that time
     digest: str  # of the record
     row: dict[str, Json]  # our columns; the input columns stay in the input
+    finished_at: float | None = None  # Unix time in s; the output never has it; None: unknown
 
 
 class Line(NamedTuple):
@@ -53,13 +54,16 @@ class Found(NamedTuple):
 class Journal:
     """The rows of one run: verified and cut to its whole lines when opened, then appended to."""
 
-    def __init__(self, path: Path, seed: str, *, fsync_every: int = 1) -> None:
+    def __init__(
+        self, path: Path, seed: str, *, fsync_every: int = 1, read_only: bool = False
+    ) -> None:
         """Open or create.
 
         Args:
             path: of the file.
             seed: names the run; a journal that was begun with another seed is refused.
             fsync_every: rows that a power cut may take.
+            read_only: change nothing, not even a torn tail: another process may be writing it.
         """
         self._path = path
         self._fsync_every = fsync_every
@@ -67,9 +71,12 @@ class Journal:
         self._end, self._crc = 0, _seed_crc(seed)
         # (custom_id, digest, sample index) -> index -> the last row with that index
         self._unclaimed: defaultdict[tuple[str, str, int], dict[int, Found]] = defaultdict(dict)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        mode = os.O_RDONLY if read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT
+        self._fd = os.open(path, mode, 0o644)
         try:
             self._recover(seed)
+            if not read_only:  # else the next line would be glued to a torn one
+                os.ftruncate(self._fd, self._end)
         except BaseException:
             os.close(self._fd)
             raise
@@ -137,7 +144,7 @@ class Journal:
         return _entry(self._stream.readline())
 
     def _recover(self, seed: str) -> None:
-        """Verify every line, index the rows, and cut what a crash has torn."""
+        """Verify every line, and index the rows."""
         with self._path.open("rb") as stream:
             for line in scan(stream, seed, str(self._path)):
                 row = line.entry.row
@@ -145,7 +152,6 @@ class Journal:
                 rows = self._unclaimed[row["custom_id"], line.entry.digest, row["sample_index"]]
                 rows[line.entry.index] = Found(line.offset, failed_at)
                 self._end, self._crc = line.end, line.crc
-        os.ftruncate(self._fd, self._end)  # else the next line would be glued to a torn one
 
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)

@@ -15,10 +15,10 @@ import re
 import shutil
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +59,13 @@ class Chunk:
 
     records: tuple[Item | Failure, ...]
     batch: pa.RecordBatch | None = None  # the same records with their types; None: not from Parquet
+
+    def only(self, keep: Sequence[bool]) -> "Chunk":
+        """Select records."""
+        if all(keep):
+            return self
+        batch = None if self.batch is None else self.batch.filter(pa.array(keep, pa.bool_()))
+        return Chunk(tuple(compress(self.records, keep)), batch)
 
 
 def locate(

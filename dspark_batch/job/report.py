@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self
 
 from dspark_batch.job.rows import ratio
-from dspark_batch.types import Completion, Failure, Json, Outcome
+from dspark_batch.types import Completion, Failure, Gauge, Json, Outcome
 
 Stage = Literal["load", "decode", "finish"]
 
@@ -31,8 +31,9 @@ class Tick:
     new_tokens: int = 0  # completion tokens that this start generated
     outcome: Outcome | None = None  # what was just appended; None: a stage begins
     doing: str = ""  # what a long stage is at, for people; "": nothing to tell
+    gauge: Gauge | None = None  # of the engine; None: it has none
 
-    def after(self, outcome: Outcome) -> "Tick":
+    def after(self, outcome: Outcome, gauge: Gauge | None = None) -> "Tick":
         """Count one more row."""
         tokens = len(outcome.token_ids) if isinstance(outcome, Completion) else 0
         return replace(
@@ -41,6 +42,7 @@ class Tick:
             failed=self.failed + (isinstance(outcome, Failure) and not outcome.is_skipped),
             new_tokens=self.new_tokens + tokens,
             outcome=outcome,
+            gauge=gauge,
         )
 
 
@@ -66,7 +68,10 @@ class Report:
     samples: int = 1  # rows per record
     load_s: float = 0.0
     decode_s: float = 0.0
+    prefill_s: float | None = None  # of decode_s; None: not measured
+    round_s: float | None = None  # of decode_s; what is left is the host's
     finish_s: float = 0.0
+    peak_memory_bytes: int | None = None  # that MLX held; None: not measured
 
     @property
     def exit_code(self) -> int:

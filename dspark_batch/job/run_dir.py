@@ -14,7 +14,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +46,18 @@ PLAN_FIELDS = ("draft_length", "confidence_threshold")
 _PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a job that had something to generate."""
+
+    began: float  # Unix time at which decoding began, s
+    load_s: float
+    inputs: tuple[str, ...]  # as typed
+    limit: int | None  # only the first N records
+    total: int  # rows of the job
+    resumed: int  # rows that earlier starts left
+
+
 class RunDir:
     """The files of one job. Owns none of their contents."""
 
@@ -59,6 +71,8 @@ class RunDir:
         self._lock = self.path / "lock"
         self._manifest = self.path / "manifest.json"
         self._report = self.path / "report.json"
+        self._starts = self.path / "starts.json"
+        self.page = self.path / "report.html"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -82,12 +96,14 @@ class RunDir:
         self.rows.unlink(missing_ok=True)
         _sync_directory(self.path)  # rows must not come back to a job without a manifest
         shutil.rmtree(self.fetched, ignore_errors=True)
+        self._starts.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
 
     def withdraw_output(self) -> None:
         """Withdraw the output, because rows are added. They all stay in the journal."""
         self.out.unlink(missing_ok=True)
         self._report.unlink(missing_ok=True)
+        self.page.unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Json] | None:
         """Read what this directory holds; None: no job yet.
@@ -139,9 +155,38 @@ class RunDir:
         """Begin a job."""
         _write_whole(self._manifest, manifest)
 
+    def add_start(self, start: Start) -> None:
+        """Note a start; for people, nothing depends on it."""
+        _write_whole(self._starts, {"starts": [*map(asdict, self.starts()), asdict(start)]})
+
+    def starts(self) -> list[Start]:
+        """List the starts that generated, the first one first."""
+        if not self._starts.exists():
+            return []
+        return [Start(**start) for start in orjson.loads(self._starts.read_bytes())["starts"]]
+
+    def holder(self) -> str | None:
+        """Name the process that holds the lock; None: nobody does."""
+        try:
+            fd = os.open(self._lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            # Shared, and for a moment only: two that look at once do not see each other.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._lock.read_text().strip() or "another process"
+        finally:
+            os.close(fd)
+        return None
+
     def has_output(self) -> bool:
         """Whether a job of this directory was completed and its output is still there."""
         return self.out.exists() and self._report.exists()
+
+    def report(self) -> dict[str, Json] | None:
+        """Read the report of the output; None: the job is not complete."""
+        return orjson.loads(self._report.read_bytes())["report"] if self.has_output() else None
 
     def finished_report(
         self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
@@ -320,13 +365,24 @@ def _depends_on_drafts(spec: Spec) -> bool:
     return spec.sampling == "rejection"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        Resumable: the disk refused it.
+    """
+    _write_bytes(path, text.encode())
+
+
 def _write_whole(path: Path, value: Mapping[str, Json]) -> None:
     """Write a JSON file so that it is there whole or not at all."""
+    _write_bytes(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     draft = path.with_name(path.name + ".tmp")
     with full_disk_is_resumable(path):
-        draft.write_bytes(
-            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        )
+        draft.write_bytes(content)
         sync_file(draft)
         draft.replace(path)
         _sync_directory(path.parent)

@@ -68,6 +68,7 @@ class Spec:
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
     deadline: str | None = None  # local time of the day by which a start ends, "07:00"
     max_runtime: str | None = None  # how long a start may take, "6h", "1h30m"
+    report_by: str | None = None  # input column whose values the report compares; None: none
 
     def __post_init__(self) -> None:
         if not self.inputs:

@@ -82,6 +82,7 @@ def test_every_option_reaches_its_field(specs):
         "output_column": "answer",
         "deadline": "07:00",
         "max_runtime": "6h",
+        "report_by": "kind",
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
         "--stop=END",

@@ -102,3 +102,23 @@ def test_failures_pass_through_and_requests_are_pulled_one_at_a_time(case):
 def test_a_draft_longer_than_the_block_is_refused(case):
     with pytest.raises(UsageError, match="block has 7 positions"):
         Engine(case.pair, draft_length=8)
+
+
+def test_the_gauge_says_how_full_the_engine_is_and_what_it_spent():
+    case = load_case("qwen3_vanilla")
+    engine = Engine(case.pair, slots=2)
+    before = engine.gauge()
+    assert (before.active_slots, before.slots, before.prefill_s, before.round_s) == (0, 2, 0, 0)
+    requests = [
+        Request(item(n), case.prompt(GREEDY_RUNS[0]), tokens) for n, tokens in enumerate((2, 40))
+    ]
+    answers = engine.generate(requests)
+    next(answers)
+    during = engine.gauge()
+    assert during.active_slots == 1  # the long one goes on
+    list(answers)
+    after = engine.gauge()
+    assert after.active_slots == 0
+    assert 0 < during.round_s < after.round_s
+    assert after.prefill_s == during.prefill_s > 0
+    assert after.peak_memory_bytes >= after.memory_bytes > 0

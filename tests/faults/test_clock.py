@@ -22,6 +22,8 @@ def test_no_module_of_a_run_asks_for_the_time_of_day():
         "job/run_dir.py",  # the manifest says when a job began
         "job/budget.py",  # a deadline is a time of day; it is turned into seconds at the start
         "cli/run_command.py",  # the date in the names of a job file
+        "run.py",  # the journal says when a row was finished, for report and status
+        "job/status.py",  # how long ago that was
     }
 
 

@@ -163,3 +163,20 @@ def test_nul_bytes_before_the_end_are_no_torn_tail(tmp_path, journal_of):
     path.write_bytes(first.replace(b"in.jsonl", bytes(8)) + second)
     with pytest.raises(JournalError, match=r"rows.jsonl:1"):
         Journal(path, "seed")
+
+
+def test_one_who_only_reads_changes_nothing_and_sees_all_whole_lines(tmp_path, journal_of):
+    journal_of(entry(0, "a"), entry(1, "b"))
+    path = tmp_path / "rows.jsonl"
+    half = path.read_bytes() + b'{"crc":"another process is wri'
+    path.write_bytes(half)
+    with Journal(path, "seed", read_only=True) as journal:
+        assert claimed(journal, item(0, "a")) == entry(0, "a")
+        assert claimed(journal, item(1, "b")) == entry(1, "b")
+    assert path.read_bytes() == half
+
+
+def test_one_who_only_reads_creates_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Journal(tmp_path / "rows.jsonl", "seed", read_only=True)
+    assert not list(tmp_path.iterdir())

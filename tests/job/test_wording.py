@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_batch.cli.wording import duration, one_line, parameters, size, speed, table
+from dspark_batch.job.wording import duration, one_line, parameters, size, speed, table
 
 
 @pytest.mark.parametrize(

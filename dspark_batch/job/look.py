@@ -1,0 +1,61 @@
+"""Look at a job, running or not, without touching it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from dspark_batch.errors import UsageError
+from dspark_batch.job.finish import Rows
+from dspark_batch.job.journal import Journal
+from dspark_batch.job.reader import locate
+from dspark_batch.job.run_dir import RunDir, Start
+from dspark_batch.job.spec import Spec
+from dspark_batch.job.survey import survey
+from dspark_batch.types import Json
+
+
+class Look(NamedTuple):
+    """A job as its run directory tells it."""
+
+    run_dir: RunDir
+    manifest: Mapping[str, Json]
+    spec: Spec  # of the last start
+    starts: Sequence[Start]
+
+    @property
+    def run_id(self) -> str:
+        """What seeds the journal."""
+        return self.manifest["run_id"]
+
+    @contextmanager
+    def rows(self) -> Iterator[Rows]:
+        """Join the rows that there are with the input, which is read again.
+
+        Raises:
+            UsageError: an input is gone.
+        """
+        sources = locate(self.spec.inputs, self.run_dir.stdin, self.run_dir.fetched)
+        with Journal(self.run_dir.rows, self.run_id, read_only=True) as journal:
+            # A failure that waits for --retry-failed is a row all the same.
+            found = survey(sources, replace(self.spec, retry_failed=False), journal)
+            yield Rows(sources, journal, found.offsets, self.spec.samples)
+
+
+def look(out: str) -> Look:
+    """Find the job of an output.
+
+    Raises:
+        UsageError: there is none.
+    """
+    run_dir = RunDir(out)
+    manifest = run_dir.manifest()
+    if manifest is None:
+        raise UsageError(f"{run_dir.path}: no job here. Name the --out of a run.")
+    starts = run_dir.starts()
+    # Through JSON a tuple became a list.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()}
+    spec = Spec(**fields)
+    if starts:
+        spec = replace(spec, inputs=tuple(starts[-1].inputs), limit=starts[-1].limit)
+    return Look(run_dir, manifest, spec, starts)

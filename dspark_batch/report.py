@@ -1,0 +1,58 @@
+"""Write the page of a job: what came out of it, in pictures."""
+
+from pathlib import Path
+
+from dspark_batch.errors import UsageError
+from dspark_batch.job.finish import Rows
+from dspark_batch.job.look import Look, look
+from dspark_batch.job.measures import Measures
+from dspark_batch.job.report import Report
+from dspark_batch.job.run_dir import write_text
+
+
+def write_report(out: str, by: str | None = None) -> Path:
+    """Write `OUT.run/report.html` for a job, finished or not, and return its path.
+
+    Args:
+        out: the output of the job.
+        by: an input column whose values are compared; None: what the job's `report_by` says.
+
+    Raises:
+        UsageError: there is no such job or column, its input is gone, or matplotlib is missing.
+    """
+    try:
+        from dspark_batch.page.page import page
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the page of a report needs {error.name}: pip install 'dspark-batch[report]', then "
+            f"dspark-batch report {out}"
+        ) from error
+    job = look(out)
+    by = by or job.spec.report_by
+    with job.rows() as rows:
+        measures = _measures(rows, by)
+        report = _report(job, rows)
+    path = job.run_dir.page
+    write_text(path, page(job, report, measures, by))
+    return path
+
+
+def _report(job: Look, rows: Rows) -> Report:
+    saved = job.run_dir.report()
+    if saved is not None:
+        return Report(**saved)
+    resumed = job.starts[-1].resumed if job.starts else 0
+    return Report.of_rows(rows, out=job.spec.out, resumed=resumed, new_tokens=0)
+
+
+def _measures(rows: Rows, by: str | None) -> Measures:
+    measures = Measures()
+    columns: dict[str, None] = {}
+    for item, entry in rows.answered():
+        columns |= dict.fromkeys(item.record)
+        group = None if by is None else str(item.record.get(by))
+        measures.add(entry.row, entry.finished_at, group)
+    if by is not None and columns and by not in columns:
+        known = ", ".join(f"`{name}`" for name in columns)
+        raise UsageError(f"--report-by {by}: no such input column; columns are {known}.")
+    return measures

@@ -1,0 +1,145 @@
+"""The page of a job: self-contained, honest about what is there, in light and in dark."""
+
+import builtins
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fakes import FakeEngine
+from small_jobs import start, write_lines
+
+from dspark_batch import write_report
+from dspark_batch.cli.main import main
+from dspark_batch.errors import UsageError
+from dspark_batch.types import Completion
+
+
+class Confident(FakeEngine):
+    """Logs confidences, in many rounds."""
+
+    def _outcome(self, request):
+        outcome = super()._outcome(request)
+        if not isinstance(outcome, Completion):
+            return outcome
+        logits = tuple((3.0, 1.0, 0.0, -1.0) for _ in outcome.num_drafted)
+        return Completion(
+            **{name: getattr(outcome, name) for name in outcome.__slots__} | {"confidence": logits}
+        )
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A finished job of 20 answers and a failure, whose topics need escaping."""
+    lines = [{"prompt": f"p{n}", "topic": ["<b>&", "$x$ und $y$"][n % 2]} for n in range(20)]
+    write_lines(tmp_path / "in.jsonl", *lines, b"nope")
+    start(tmp_path, engine=Confident())
+    return tmp_path / "out.jsonl"
+
+
+def page_of(job, **options):
+    return write_report(str(job), **options).read_text(encoding="utf-8")
+
+
+def heads(page):
+    return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+def test_a_page_has_a_picture_of_everything_that_was_measured(job):
+    page = page_of(job, by="topic")
+    assert heads(page) == [
+        *("Throughput", "Accept length by topic", "Tokens per round", "Accept rate by position"),
+        *("Confidence", "Prompt length", "Completion length", "Where the time went", "Failures"),
+        *("Settings", "Models and versions"),
+    ]
+    assert page.count("<svg") == 7
+
+
+def test_a_page_asks_nothing_of_a_network(job):
+    page = page_of(job)
+    assert "//" not in re.sub(r"<td>.*?</td>", "", page)  # no address of any kind
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)", page)
+
+
+def test_a_page_takes_its_colours_from_the_reader(job):
+    page = page_of(job)
+    assert "prefers-color-scheme: dark" in page
+    pictures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--one)" in pictures
+    assert not re.search(r"#[0-9a-f]{6}", pictures)  # a fixed colour would vanish in one of them
+
+
+def test_texts_of_the_input_are_texts_on_the_page(job):
+    page = page_of(job, by="topic")
+    assert "<b>&" not in page
+    assert "&lt;b&gt;&amp; (10)" in page
+    assert "$x$ und $y$ (10)" in page
+
+
+def test_every_element_of_a_page_is_closed(job):
+    class Open(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.tags = []
+
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "path", "use"):
+                self.tags.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in ("path", "use"):
+                assert self.tags.pop() == tag
+
+    parser = Open()
+    parser.feed(page_of(job))
+    assert not parser.tags
+
+
+def test_a_job_that_is_not_finished_has_a_page_of_its_rows(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *({"prompt": f"p{n}"} for n in range(9)))
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, engine=FakeEngine(slots=1, dies_after=4))
+    page = page_of(tmp_path / "out.jsonl")
+    assert "Not finished: 4 of 9 rows" in page
+    assert "Throughput" in heads(page)
+
+
+def test_a_job_without_an_answer_has_a_page_of_its_failures(tmp_path):
+    write_lines(tmp_path / "in.jsonl", b"nope")
+    start(tmp_path)
+    page = page_of(tmp_path / "out.jsonl")
+    assert heads(page) == [*("Where the time went", "Failures", "Settings", "Models and versions")]
+    assert "in.jsonl:1: not JSON" in page
+
+
+def test_the_job_says_by_which_column_unless_the_report_does(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "p", "kind": "k", "topic": "t"})
+    start(tmp_path, report_by="kind")
+    assert "Accept length by kind" in page_of(tmp_path / "out.jsonl")
+    assert "Accept length by topic" in page_of(tmp_path / "out.jsonl", by="topic")
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(job, capsys):
+    assert main(["report", str(job), "--report-by", "kind"]) == 2
+    assert "no such input column; columns are `prompt`, `topic`." in capsys.readouterr().err
+
+
+def test_a_page_of_nothing_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "out.jsonl")]) == 2
+    assert "no job here" in capsys.readouterr().err
+
+
+def test_without_matplotlib_one_line_says_how_to_get_the_page(job, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("dspark_batch.page"):
+            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"needs matplotlib: pip install 'dspark-batch\[report\]'"):
+        write_report(str(job))
+
+
+def test_the_same_job_gives_the_same_page(job):
+    assert page_of(job) == page_of(job)
