@@ -10,6 +10,7 @@ import logging
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +22,7 @@ from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, po
 from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.mapping import Render, num_turns, to_request
 from dspark_batch.job.reader import (
     STDIN,
     Source,
@@ -47,7 +48,7 @@ from dspark_batch.job.run_dir import (
 )
 from dspark_batch.job.spec import Spec
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
-from dspark_batch.types import Failure, Json, Outcome, Request
+from dspark_batch.types import Failure, Item, Json, Outcome, Request
 
 if TYPE_CHECKING:
     from dspark_batch.models.hub import Download
@@ -305,8 +306,43 @@ def _attempts(job: _Job) -> Attempts:
 def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome]:
     """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
     for request in _suspected(job, opened):
-        yield from opened.engine.generate(_admitted(job, attempts, [request]))
-    yield from opened.engine.generate(_admitted(job, attempts, _requests(job, opened)))
+        yield from _answered(job, opened, _admitted(job, attempts, [request]))
+    yield from _answered(job, opened, _admitted(job, attempts, _requests(job, opened)))
+
+
+def _answered(job: _Job, opened: Opened, fresh: Iterator[Request | Failure]) -> Iterator[Outcome]:
+    """Generate; an answer that has turns behind it goes back in with the next one."""
+    waiting: deque[Request | Failure] = deque()
+    answers: dict[int, tuple[str, ...]] = {}  # Item.index -> to the turns so far
+    while True:
+        for outcome in opened.engine.generate(_waiting_first(waiting, fresh)):
+            item = outcome.item
+            earlier = answers.pop(item.index, ())
+            if isinstance(outcome, Failure):
+                yield outcome
+            elif len(earlier) + 1 < num_turns(item.record, job.spec):
+                answers[item.index] = (*earlier, outcome.text)
+                waiting.append(_mapped(job, opened, item, answers[item.index]))
+            else:
+                yield replace(outcome, earlier_answers=earlier)
+        if not waiting:  # else the stream had ended before these were there
+            return
+
+
+def _waiting_first(
+    waiting: deque[Request | Failure], fresh: Iterator[Request | Failure]
+) -> Iterator[Request | Failure]:
+    while True:
+        request = waiting.popleft() if waiting else next(fresh, None)
+        if request is None:
+            return
+        yield request
+
+
+def _mapped(
+    job: _Job, opened: Opened, item: Item, earlier: tuple[str, ...] = ()
+) -> Request | Failure:
+    return to_request(item, job.spec, opened.render, opened.context_length, earlier)
 
 
 def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
@@ -328,7 +364,7 @@ def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
         if isinstance(record, Failure):
             yield record
         else:
-            yield to_request(record, job.spec, opened.render, opened.context_length)
+            yield _mapped(job, opened, record)
 
 
 def _admitted(

@@ -95,6 +95,8 @@ class Completion:
     confidence: tuple[tuple[float, ...], ...] | None = None
     fallback: str | None = None  # why it was decoded plainly from there on; None: it was not
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    # Of an item with several turns, the answers before this one; all else is about this one.
+    earlier_answers: tuple[str, ...] = ()
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
 

@@ -1,4 +1,4 @@
-"""Write prompts.jsonl again as prompts.parquet: `python sample_inputs/to_parquet.py`."""
+"""Write prompts.jsonl and people.jsonl again as Parquet: `python sample_inputs/to_parquet.py`."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 here = Path(__file__).parent
-pyarrow.parquet.write_table(
-    pyarrow.json.read_json(here / "prompts.jsonl"), here / "prompts.parquet"
-)
+for name in ("prompts", "people"):
+    pyarrow.parquet.write_table(
+        pyarrow.json.read_json(here / f"{name}.jsonl"), here / f"{name}.parquet"
+    )

@@ -7,7 +7,9 @@ What README.md (or a page in docs/) must hold:
 docs/DESIGN.md does not count: it is for people who change the code.
 """
 
+import json
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,16 @@ import dspark_batch.errors
 from dspark_batch.cli import main
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.errors import DsparkBatchError
+from dspark_batch.job import openai
+from dspark_batch.job.job_file import read_job
+from dspark_batch.job.mapping import to_request
 from dspark_batch.job.rows import ROW_SCHEMA
+from dspark_batch.job.spec import Spec
+from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = [each.opts for each in run_command.params if each.opts[0].startswith("-")]
+OF_OTHERS = {"--help", "--version", "--user", "--now"}  # of click, and of systemctl
 EXIT_CODES = {0, 1, main.INTERRUPTED, main.TERMINATED} | {
     error.exit_code
     for error in vars(dspark_batch.errors).values()
@@ -41,7 +49,7 @@ def test_every_option_is_described(spellings, pages):
 def test_no_page_names_an_option_that_does_not_exist(pages):
     parameters = [each for command in main.cli.commands.values() for each in command.params]
     options = {word for each in parameters for word in each.opts}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", pages)) <= options | {"--help", "--version"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", pages)) <= options | OF_OTHERS
 
 
 def test_the_table_of_exit_codes_is_complete_and_true(pages):
@@ -63,3 +71,35 @@ def test_every_error_is_drawn_in_the_tree_with_its_exit_code():
         if isinstance(error, type) and issubclass(error, DsparkBatchError)
     }
     assert drawn == tree
+
+
+def blocks(page, language):
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["jobs.md", "nightly.md"])
+def test_the_job_files_that_pages_show_are_job_files(page, tmp_path):
+    path = tmp_path / "job.toml"
+    (tmp_path / "question.txt").write_text("{{ x }}")
+    for block in blocks(page, "toml"):
+        path.write_text(block)
+        Spec(**{"inputs": ("in.jsonl",), "out": "o.jsonl"} | read_job(path, date(2025, 3, 9)))
+
+
+def test_every_job_file_is_listed():
+    page = (ROOT / "docs" / "jobs.md").read_text()
+    for path in (ROOT / "jobs").glob("*.toml"):
+        assert f"| `{path.name}` |" in page
+
+
+def test_the_request_that_the_page_shows_is_one():
+    record = json.loads(blocks("migrating.md", "json")[0])
+    spec = Spec(inputs=("in.jsonl",), out="o.jsonl")
+    asked = to_request(Item(0, "0", "d", "in.jsonl:1", record), spec, lambda m: [1], 9)
+    assert isinstance(asked, Request)
+
+
+@pytest.mark.parametrize("field", [*openai.HARMLESS, *openai.CHOICES, *openai.ONLY])
+def test_every_field_of_a_body_is_described(field):
+    assert f"`{field}`" in (ROOT / "docs" / "migrating.md").read_text()

@@ -231,17 +231,22 @@ def _spec(context: click.Context, choices: Mapping[str, object]) -> Spec:
     """Take options before the job file's keys, and both before the defaults."""
     given = typed(context, choices)
     first, *rest = given.pop("inputs")
-    fields = {"inputs": (first, *rest)}
     if first.endswith(SUFFIX):
-        fields = read_job(Path(first), datetime.now().astimezone().date())
-        fields |= {"inputs": tuple(rest)} if rest else {}
-        if "inputs" not in fields:
-            raise UsageError(f'{first}: no inputs; add `inputs = ["…"]`, or name files after it.')
-    fields |= given
-    if "out" not in fields:
+        return Spec(**_job(first, given | ({"inputs": tuple(rest)} if rest else {})))
+    if "out" not in given:
         out = next(each for each in context.command.params if each.name == "out")
         raise click.MissingParameter(ctx=context, param=out)
-    return Spec(**fields)
+    return Spec(inputs=(first, *rest), **given)
+
+
+def _job(path: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Read a job file, which has to name what the options leave open."""
+    fields = read_job(Path(path), datetime.now().astimezone().date()) | given
+    if "inputs" not in fields:
+        raise UsageError(f'{path}: no inputs; add `inputs = ["…"]`, or name files after it.')
+    if "out" not in fields:
+        raise UsageError(f'{path}: no out; add `out = "…"`, or give -o.')
+    return fields
 
 
 def typed(context: click.Context, choices: Mapping[str, object]) -> dict[str, object]:

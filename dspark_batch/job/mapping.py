@@ -1,6 +1,8 @@
 """Turn an item into a request: pure, one item at a time, nothing read and nothing kept."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from typing import NamedTuple, TypeAlias
 
 from jinja2 import TemplateError
@@ -9,6 +11,7 @@ from dspark_batch.job import openai
 from dspark_batch.job.choices import COLUMN, choices_of
 from dspark_batch.job.messages import (
     Conversation,
+    Message,
     Unusable,
     asked,
     checked_messages,
@@ -26,14 +29,18 @@ Render: TypeAlias = Callable[[Conversation], Sequence[int]]  # conversation -> p
 CONVERSATIONS, TURNS = "conversations", "turns"  # known by name where no other prompt is
 
 
-def to_request(item: Item, spec: Spec, render: Render, context_length: int) -> Request | Failure:
+def to_request(
+    item: Item, spec: Spec, render: Render, context_length: int, earlier: Sequence[str] = ()
+) -> Request | Failure:
     """Render and tokenise one item, or say why it cannot be asked.
 
-    `max_tokens` is cut to the room that the prompt leaves in the context.
+    `max_tokens` is cut to the room that the prompt leaves in the context. With the answers to
+    earlier turns, the next turn is asked.
     """
     try:
-        question = _question(item.record, spec)
+        question = _question(item.record, spec, earlier)
         sampling, max_tokens = choices_of(question.choices, spec, question.column)
+        sampling = replace(sampling, seed=_seed_of_turn(sampling.seed, len(earlier)))
         prompt_ids = _rendered(question.conversation, render)
         if len(prompt_ids) >= context_length and spec.on_overflow.startswith("truncate"):
             shorter = cut(
@@ -51,6 +58,11 @@ def to_request(item: Item, spec: Spec, render: Render, context_length: int) -> R
     return Request(item, tuple(prompt_ids), min(max_tokens, room), sampling)
 
 
+def num_turns(record: Mapping[str, Json], spec: Spec) -> int:
+    """Count the questions that a record asks one after the other, in a conversation."""
+    return len(record[TURNS]) if _has_turns(record, spec) else 1
+
+
 def has_prompt(record: Mapping[str, Json], spec: Spec) -> bool:
     """Whether a record has a column that could be a prompt."""
     names = {spec.prompt_column, spec.messages_column}
@@ -65,18 +77,26 @@ class _Question(NamedTuple):
     column: str = COLUMN
 
 
-def _question(record: Mapping[str, Json], spec: Spec) -> _Question:
+def _question(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) -> _Question:
     own = record.get(COLUMN)
     if spec.template is not None:
         return _Question(_introduced(asked(prompt_of(spec.template, record)), spec), own)
-    is_plain = record.get(spec.prompt_column) is None and record.get(spec.messages_column) is None
-    if is_plain and _other_shape(record) == "body":
+    if _is_plain(record, spec) and _other_shape(record) == "body":
         batched = openai.request_in(record)
         return _Question(_introduced(batched.conversation, spec), batched.choices, "body")
-    return _Question(_introduced(_conversation(record, spec), spec), own)
+    return _Question(_introduced(_conversation(record, spec, earlier), spec), own)
 
 
-def _conversation(record: Mapping[str, Json], spec: Spec) -> Conversation:
+def _is_plain(record: Mapping[str, Json], spec: Spec) -> bool:
+    """Whether neither of the columns that options name has anything."""
+    return record.get(spec.prompt_column) is None and record.get(spec.messages_column) is None
+
+
+def _has_turns(record: Mapping[str, Json], spec: Spec) -> bool:
+    return spec.template is None and _is_plain(record, spec) and _other_shape(record) == TURNS
+
+
+def _conversation(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) -> Conversation:
     """Find the conversation in the column that has one; null means absent."""
     prompt, messages = record.get(spec.prompt_column), record.get(spec.messages_column)
     if prompt is not None and messages is not None:
@@ -91,7 +111,7 @@ def _conversation(record: Mapping[str, Json], spec: Spec) -> Conversation:
     if shape == CONVERSATIONS:
         return checked_messages(record[CONVERSATIONS], CONVERSATIONS)
     if shape == TURNS:
-        return _first_turn(record[TURNS])
+        return _turns_so_far(checked_turns(record[TURNS], TURNS), earlier)
     if spec.prompt_column in record:
         raise Unusable(f"`{spec.prompt_column}` is null, expected a string.")
     raise Unusable(
@@ -100,13 +120,19 @@ def _conversation(record: Mapping[str, Json], spec: Spec) -> Conversation:
     )
 
 
-def _first_turn(turns: Json) -> Conversation:
-    first, *more = checked_turns(turns, TURNS)
-    if more:
-        raise Unusable(
-            f"`{TURNS}` has {1 + len(more)} texts, and only one is supported; use `messages`."
-        )
-    return asked(first)
+def _turns_so_far(turns: Sequence[str], earlier: Sequence[str]) -> list[Message]:
+    """Ask the turn that follows the answers."""
+    messages = asked(turns[0])
+    for answer, question in zip(earlier, turns[1:], strict=False):
+        messages += [{"role": "assistant", "content": answer}, *asked(question)]
+    return messages
+
+
+def _seed_of_turn(seed: int, turn: int) -> int:
+    """Draw each turn's answer with noise of its own."""
+    if turn == 0:
+        return seed
+    return int.from_bytes(sha256(f"{seed}/{turn}".encode()).digest()[:8], "big")
 
 
 def _prompt(prompt: Json, column: str) -> Conversation:

@@ -13,6 +13,7 @@ from dspark_batch.types import Completion, Failure, Json, Outcome
 
 T = TypeVar("T")
 
+_TEXTS = pa.list_(pa.field("element", pa.string()))
 _COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
 
 ROW_SCHEMA = pa.schema(
@@ -22,6 +23,7 @@ ROW_SCHEMA = pa.schema(
         "status": pa.string(),  # succeeded | errored | skipped
         "completion": pa.string(),
         "reasoning": pa.string(),
+        "earlier_answers": _TEXTS,  # to the turns before the last; null: there was one turn
         "finish_reason": pa.string(),  # stop | length
         "error": pa.struct({"code": pa.string(), "message": pa.string()}),
         "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
@@ -69,6 +71,7 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
     return row | {
         "status": "succeeded",
         "completion": outcome.text,
+        "earlier_answers": list(outcome.earlier_answers) or None,
         "finish_reason": outcome.finish_reason,
         "usage": {
             "prompt_tokens": outcome.prompt_tokens,

@@ -22,7 +22,7 @@ def calm(tmp_path):
 
 @pytest.mark.parametrize("fsync_every", [1, 100])
 def test_a_journal_that_cannot_grow_is_resumable(tmp_path, calm, fsync_every):
-    process = spawn(tmp_path, largest_file=2500, fsync_every=fsync_every)
+    process = spawn(tmp_path, largest_file=3300, fsync_every=fsync_every)
     said = process.communicate()[1].decode()
     assert process.returncode == RESUMABLE
     assert said.startswith(

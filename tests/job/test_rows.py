@@ -26,6 +26,7 @@ def test_an_answer_fills_its_columns():
         "status": "succeeded",
         "completion": "hi",
         "reasoning": None,
+        "earlier_answers": None,
         "finish_reason": "stop",
         "error": None,
         "usage": {"prompt_tokens": 9, "completion_tokens": 6},

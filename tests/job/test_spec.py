@@ -26,9 +26,6 @@ from dspark_batch.job.spec import Spec
         ({"stop": ("a", "")}, "stop is ['a', ''], expected strings that are not empty."),
         ({"sampling": "best"}, "sampling is best, expected one of coupled, rejection."),
         ({"confidence_threshold": 2}, "confidence_threshold is 2, expected 0 to 1."),
-        ({"drafter_bits": 7}, "drafter_bits is 7, expected one of auto, stored, 2, 3, 4, 5, 6, 8."),
-        ({"target_bits": 1}, "target_bits is 1, expected one of 2, 3, 4, 5, 6, 8."),
-        ({"target_bits": True}, "target_bits is True, expected one of 2, 3, 4, 5, 6, 8."),
         ({"samples": 0}, "samples is 0, expected 1 or more."),
         (
             {"dtype": "float8"},
@@ -60,6 +57,9 @@ from dspark_batch.job.spec import Spec
         ),
         ({"deadline": "7"}, "deadline is '7', expected a time of the day such as 07:00."),
         ({"max_runtime": "6"}, "max_runtime is '6', expected a duration such as 6h, 1h30m or 90s."),
+        ({"drafter_bits": 7}, "drafter_bits is 7, expected one of auto, stored, 2, 3, 4, 5, 6, 8."),
+        ({"target_bits": 1}, "target_bits is 1, expected one of 2, 3, 4, 5, 6, 8."),
+        ({"target_bits": True}, "target_bits is True, expected one of 2, 3, 4, 5, 6, 8."),
         (
             {"overwrite": True, "resume": "always"},
             "overwrite and resume=always exclude each other; drop one of them.",

@@ -1,0 +1,47 @@
+"""Every job file that we give away runs as it stands, on the bundled pair."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from small_jobs import rows_in
+
+from dspark_batch.engine.engine import Engine
+from dspark_batch.job.job_file import read_job
+from dspark_batch.job.spec import Spec
+from dspark_batch.models.load import load_pair
+from dspark_batch.run import Opened, run
+
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def open_engine():
+    pair = load_pair("tiny", dtype="float32")
+
+    def open_engine(spec, manifest):
+        engine = Engine(pair, slots=spec.slots)
+        config = pair.config
+        return Opened(engine, pair.tokenizer.render, config.context_length, config.identity)
+
+    return open_engine
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_file_runs_as_it_stands(path, tmp_path, open_engine):
+    job = read_job(path, date(2025, 3, 9))
+    out = tmp_path / Path(job["out"]).name
+    job |= {"out": str(out), "limit": 1, "max_tokens": 16, "deadline": None}
+    report = run(Spec(**job), open_engine=open_engine)
+    assert (report.exit_code, report.total) == (0, job.get("samples", 1))
+    name = job.get("output_column", "completion")
+    assert all(row[name] for row in rows_in(out))
+
+
+def test_there_are_at_least_four():
+    assert len(JOBS) >= 4
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_file_says_how_to_run_it(path):
+    assert f"dspark-batch run jobs/{path.name}\n" in path.read_text()
