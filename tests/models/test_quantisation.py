@@ -226,7 +226,7 @@ def stored_quantised(root, name, module, config, bits=8):
     make.write(root / name, config | {"quantization": settings}, weights)
 
 
-def test_a_quantised_checkpoint_loads_as_it_is_stored(folder, configs):
+def test_a_quantised_checkpoint_loads_as_it_is_stored(folder, configs, monkeypatch):
     before = load(folder, target_bits=8, drafter_bits=8)
     stored_quantised(folder, "target8", before.target.model, configs[0])
     stored_quantised(folder, "drafter8", before.drafter, configs[1])
@@ -237,6 +237,10 @@ def test_a_quantised_checkpoint_loads_as_it_is_stored(folder, configs):
         assert mx.array_equal(ours, same)
     assert own(pair) == {"embed_tokens", "lm_head"}  # equal integers are no equal numbers
     assert len(answer(pair)) == 6
+    monkeypatch.setattr(quantisation, "_on_apple_gpu", lambda: True)
+    monkeypatch.setattr(quantisation, "_SMALL_BYTES", 0)
+    automatic = load(folder, "drafter8", "target8")
+    assert automatic.config.identity["drafter_bits"] == "8 bits/64 affine"
     with pytest.raises(ModelError, match="stored with 8 bits/64 affine, and --target-bits asks"):
         load(folder, "drafter8", "target8", target_bits=4)
     with pytest.raises(ModelError, match="stored with 8 bits/64 affine, and --drafter-bits asks"):
