@@ -19,7 +19,7 @@ from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.cli.status_command import status_command
-from dspark_batch.errors import DsparkBatchError
+from dspark_batch.errors import DsparkBatchError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
@@ -70,6 +70,9 @@ def _exit_code(words: list[str]) -> int:
         _say(str(error))
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the last door: all is shown, nothing swallowed
+        if isinstance(error, ImportError) and (error.name or "").startswith("mlx"):
+            _say(f"MLX does not load ({error}); `dspark-batch doctor` says what to install")
+            return UsageError.exit_code
         traceback.print_exc()
         _say(
             f"an error of ours ({type(error).__name__}), please report it with the lines above"

@@ -38,7 +38,8 @@ def default_drafter_bits(drafter: nn.Module) -> int | None:
     small drafter gains nothing anywhere.
     """
     size = sum(array.nbytes for _, array in tree_flatten(drafter.parameters()))
-    return 4 if _on_apple_gpu() and size > _SMALL_BYTES else None
+    gains = _on_apple_gpu() and size > _SMALL_BYTES and described(drafter) is None
+    return 4 if gains else None
 
 
 def quantise_target(

@@ -69,6 +69,15 @@ def test_a_bug_shows_its_traceback_and_what_is_safe(run_raises, capsys):
     )
 
 
+def test_a_machine_without_mlx_is_sent_to_the_doctor(run_raises, capsys):
+    run_raises(ModuleNotFoundError("No module named 'mlx'", name="mlx"))
+    assert main(RUN) == 2
+    assert capsys.readouterr().err == (
+        "dspark-batch: MLX does not load (No module named 'mlx'); "
+        "`dspark-batch doctor` says what to install\n"
+    )
+
+
 def test_the_advice_after_a_stop_does_not_throw_the_rows_away(run_raises, capsys):
     run_raises(KeyboardInterrupt())
     assert main([*RUN, "--overwrite"]) == 130

@@ -55,6 +55,10 @@ def matrices(module):
     }
 
 
+def down_proj(module):
+    return module.layers[4].mlp.down_proj.weight
+
+
 @pytest.fixture
 def released(tmp_path, monkeypatch):
     """Write a released pair: one file by transformers 5, and sharded by 4 in the Hub's cache."""
@@ -103,10 +107,15 @@ def test_a_released_pair_loads_by_its_names_quantised_and_not(tmp_path, released
     assert small.config.identity["drafter_bits"] == "4 bits/64 affine"
     assert quantised(small.drafter) == matrices(plain.drafter) | {"embed_tokens", "lm_head"}
     assert quantised(small.target.model) == matrices(plain.target.model)
-    packed = small.drafter.layers[4].mlp.down_proj
-    expected = mx.quantize(plain.drafter.layers[4].mlp.down_proj.weight, 64, 4)
-    for ours, right in zip((packed.weight, packed.scales, packed.biases), expected, strict=True):
-        assert mx.array_equal(ours, right)
+    for packed, right in (
+        (small.drafter.layers[4].mlp.down_proj, mx.quantize(down_proj(plain.drafter), 64, 4)),
+        (
+            small.target.model.layers[4].mlp.down_proj,
+            mx.quantize(down_proj(plain.target.model), 64, 8),
+        ),
+    ):
+        for name, expected in zip(("weight", "scales", "biases"), right, strict=True):
+            assert mx.array_equal(packed[name], expected)
     for ours, exact in zip(computed(small), outputs, strict=True):
         assert not mx.array_equal(ours, exact)
         assert mx.isfinite(ours).all().item()
@@ -146,6 +155,7 @@ def own(pair):
 
 def test_copies_are_dropped_and_not_one_bit_changes(folder, monkeypatch):
     shared = load(folder)
+    assert own(load(folder, drafter_bits=4)) == set()  # shared first, quantised then
     monkeypatch.setattr("dspark_batch.models.load.share_ends", lambda drafter, model: None)
     apart = load(folder)
     assert own(shared) == set()
@@ -216,7 +226,7 @@ def stored_quantised(root, name, module, config, bits=8):
     make.write(root / name, config | {"quantization": settings}, weights)
 
 
-def test_a_quantised_checkpoint_loads_as_it_is_stored(folder, configs):
+def test_a_quantised_checkpoint_loads_as_it_is_stored(folder, configs, monkeypatch):
     before = load(folder, target_bits=8, drafter_bits=8)
     stored_quantised(folder, "target8", before.target.model, configs[0])
     stored_quantised(folder, "drafter8", before.drafter, configs[1])
@@ -225,7 +235,12 @@ def test_a_quantised_checkpoint_loads_as_it_is_stored(folder, configs):
     assert pair.config.identity["drafter_bits"] == "8 bits/64 affine"
     for ours, same in zip(computed(pair), computed(before), strict=True):
         assert mx.array_equal(ours, same)
+    assert own(pair) == {"embed_tokens", "lm_head"}  # equal integers are no equal numbers
     assert len(answer(pair)) == 6
+    monkeypatch.setattr(quantisation, "_on_apple_gpu", lambda: True)
+    monkeypatch.setattr(quantisation, "_SMALL_BYTES", 0)
+    automatic = load(folder, "drafter8", "target8")
+    assert automatic.config.identity["drafter_bits"] == "8 bits/64 affine"
     with pytest.raises(ModelError, match="stored with 8 bits/64 affine, and --target-bits asks"):
         load(folder, "drafter8", "target8", target_bits=4)
     with pytest.raises(ModelError, match="stored with 8 bits/64 affine, and --drafter-bits asks"):
