@@ -202,6 +202,7 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
         saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
     _warn_of_little_space(job)
+    _warn_of_equal_samples(job.spec)
     began = time.monotonic()
     job.observe(tick)
     open_engine = open_engine or partial(open_pair, on_download=_told(job, tick))
@@ -260,6 +261,16 @@ def _warn_of_changed_inputs(job: _Job) -> None:
             "the input is not what it was at the first start: %d of %d records have a row already",
             job.found.resumed,
             job.found.total,
+        )
+
+
+def _warn_of_equal_samples(spec: Spec) -> None:
+    """Say that several samples without chance are one and the same, unless items choose it."""
+    if spec.samples > 1 and spec.sampling_of_all().is_greedy:
+        log.warning(
+            "samples is %d at temperature 0, where all samples of an item are the same; set a "
+            "temperature",
+            spec.samples,
         )
 
 

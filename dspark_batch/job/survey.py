@@ -42,7 +42,8 @@ def most_bytes(found: Survey, spec: Spec) -> int:
     """Estimate the most that the journal and the output may still grow by."""
     row = _ROW_BYTES + _TOKEN_BYTES * spec.max_tokens
     to_do = found.total - found.resumed
-    return row * (to_do + found.total) + sum(each["bytes"] for each in found.inputs)
+    passed_through = spec.samples * sum(each["bytes"] for each in found.inputs)
+    return row * (to_do + found.total) + passed_through
 
 
 def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:

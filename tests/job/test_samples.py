@@ -1,10 +1,17 @@
 """Several answers to each record: a row for each, beside each other."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeEngine, refuse_to_open
 from small_jobs import prompts, rows_in, start, write_lines
+
+from dspark_batch.job.journal import Journal
+from dspark_batch.job.reader import locate
+from dspark_batch.job.spec import Spec
+from dspark_batch.job.survey import most_bytes, survey
 
 RECORDS = [*prompts("a", "b"), b"nope", {"prompt": "c", "x": [1]}]
 
@@ -89,3 +96,22 @@ def test_as_many_rows_of_other_records_are_no_finished_job(folder):
 def test_a_finished_job_with_samples_has_nothing_to_do(folder):
     start(folder, samples=2)
     assert start(folder, samples=2, opener=refuse_to_open).total == 8
+
+
+def test_samples_without_chance_are_warned_of(folder, caplog):
+    start(folder, samples=2, temperature=0.5)
+    assert not caplog.records
+    start(folder, samples=2, overwrite=True)
+    assert "samples is 2 at temperature 0" in caplog.text
+
+
+def test_space_is_asked_for_every_row_of_a_record(folder):
+    sources = locate([str(folder / "in.jsonl")], folder / "stdin")
+    spec = Spec(inputs=("in.jsonl",), out="o.jsonl", samples=3)
+    with Journal(folder / "rows.jsonl", "seed") as journal:
+        three = most_bytes(survey(sources, spec, journal), spec)
+    with Journal(folder / "rows.jsonl", "seed") as journal:
+        one = most_bytes(
+            survey(sources, replace(spec, samples=1), journal), replace(spec, samples=1)
+        )
+    assert three == 3 * one
