@@ -26,6 +26,7 @@ _MODULE_BY_NAME = {
     "Spec": "job.spec",
     "Tick": "run",
     "calibrate": "calibrate",
+    "check": "check",
     "diagnose": "doctor",
     "list_pairs": "registry",
     "load_pair": "models.load",

@@ -12,7 +12,9 @@ from types import FrameType
 import click
 
 from dspark_batch.cli.calibrate_command import calibrate_command
+from dspark_batch.cli.check_command import check_command
 from dspark_batch.cli.doctor_command import doctor_command
+from dspark_batch.cli.export_command import export_command
 from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
@@ -37,8 +39,10 @@ def cli() -> None:
 
 cli.add_command(run_command)
 cli.add_command(run_batch_command)
+cli.add_command(check_command)
 cli.add_command(status_command)
 cli.add_command(report_command)
+cli.add_command(export_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
 cli.add_command(pairs_command)

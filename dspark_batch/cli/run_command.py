@@ -205,7 +205,7 @@ def run_command(context: click.Context, *, quiet: bool, **choices: object) -> in
     (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
     shape. The same command continues a run that was stopped.
     """
-    return run_spec(_spec(context, choices), quiet=quiet)
+    return run_spec(spec_of(context, choices), quiet=quiet)
 
 
 def run_spec(spec: Spec, *, quiet: bool) -> int:
@@ -241,7 +241,7 @@ def _page(out: str) -> str | None:
         return None
 
 
-def _spec(context: click.Context, choices: Mapping[str, object]) -> Spec:
+def spec_of(context: click.Context, choices: Mapping[str, object]) -> Spec:
     """Take options before the job file's keys, and both before the defaults."""
     given = typed(context, choices)
     first, *rest = given.pop("inputs")

@@ -27,7 +27,7 @@ def expand(name: str) -> list[str]:
         return [name]
     from huggingface_hub import HfFileSystem
 
-    with _hub_errors(name):
+    with hub_errors(f"{name}: cannot be fetched from the Hub"):
         found = sorted(HfFileSystem().glob(name))
     if not found:
         raise UsageError(f"{name}: no file of the data set matches this pattern; check it.")
@@ -47,18 +47,19 @@ def fetch(name: str, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
-    with _hub_errors(name):
+    with hub_errors(f"{name}: cannot be fetched from the Hub"):
         HfFileSystem().get_file(name, str(draft))
     draft.replace(path)
 
 
 @contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn whatever the Hub's client raises into a sentence that begins with `what`."""
     try:
         yield
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(
-            f"{name}: cannot be fetched from the Hub ({reason}). Check the name and the network; "
-            "a private data set needs `hf auth login`."
+            f"{what} ({reason}). Check the name and the network; a private data set needs "
+            "`hf auth login`."
         ) from error

@@ -29,6 +29,7 @@ class Status:
     last_row_at: float | None  # Unix time, s
     tokens_per_s: float | None
     recent_tokens_per_s: float | None  # in the last minute
+    seconds_per_row: float | None
     remaining_s: float | None  # None: unknown, or nobody runs it
 
 
@@ -82,7 +83,8 @@ class _Count:
         # While it runs the clock goes on; then it stood still at the last row.
         until = self._now if holder else self._last or self._began
         worked_s = max(0.0, until - self._began)
-        has_pace = holder is not None and self._new_rows > 0 and total is not None
+        seconds_per_row = ratio(worked_s, self._new_rows)
+        is_going = holder is not None and seconds_per_row is not None and total is not None
         return Status(
             out=job.spec.out,
             state="running" if holder else _rest(job),
@@ -98,7 +100,8 @@ class _Count:
             recent_tokens_per_s=self._recent_tokens / min(_RECENT_S, worked_s)
             if holder and self._new_tokens and worked_s
             else None,
-            remaining_s=(total - done) * worked_s / self._new_rows if has_pace else None,
+            seconds_per_row=seconds_per_row,
+            remaining_s=(total - done) * seconds_per_row if is_going else None,
         )
 
 

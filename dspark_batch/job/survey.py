@@ -4,9 +4,10 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
+from typing import Protocol
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import Journal
+from dspark_batch.job.journal import Found
 from dspark_batch.job.named_columns import NamedColumns
 from dspark_batch.job.reader import Source, count_records, item_of, read
 from dspark_batch.job.rows import Layout, layout_of
@@ -14,6 +15,15 @@ from dspark_batch.job.spec import Spec
 from dspark_batch.types import Item, Json
 
 TO_DO = -1
+
+
+class Claims(Protocol):
+    """The journal, as far as a survey knows it."""
+
+    def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
+        """Take a finished row of this very record; None: it has to run."""
+        ...
+
 
 # A row in JSON: its fixed part, and for each token its text, its id and its share of the metrics.
 _ROW_BYTES, _TOKEN_BYTES = 900, 20
@@ -46,7 +56,7 @@ def most_bytes(found: Survey, spec: Spec) -> int:
     return row * (to_do + found.total) + passed_through
 
 
-def survey(sources: Sequence[Source], spec: Spec, journal: Journal) -> Survey:
+def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
     """Count and digest the inputs, and claim the finished row of every record that has one.
 
     Raises:

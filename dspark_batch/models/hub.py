@@ -20,7 +20,8 @@ from tqdm import tqdm
 from dspark_batch.errors import ModelError
 from dspark_batch.models.checkpoint import check_files, first_line, read_config
 
-_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
+_WEIGHTS = "model*.safetensors"
+_FILES = ("*.json", _WEIGHTS, "tokenizer.model", "*.txt", "*.jinja")
 _CODE = "*.py"  # fetched only where it may be run
 
 
@@ -43,13 +44,18 @@ OnDownload = Callable[[Download], None]
 
 
 def locate(
-    name: str, *, with_code: bool = False, on_download: OnDownload | None = None
+    name: str,
+    *,
+    with_code: bool = False,
+    with_weights: bool = True,
+    on_download: OnDownload | None = None,
 ) -> Checkpoint:
     """Return a checkpoint, downloading what the Hub's cache lacks.
 
     Args:
         name: a directory, ORG/NAME, or ORG/NAME@REVISION with a branch, tag or commit.
         with_code: fetch Python files too.
+        with_weights: fetch the weights too.
         on_download: called from several threads while bytes come in, instead of the Hub's own
             progress bars.
 
@@ -62,11 +68,12 @@ def locate(
     if directory.is_absolute() or name.startswith("."):
         raise ModelError(f"{name}: no such directory. Name a checkpoint directory or a Hub id.")
     repo, _, revision = name.partition("@")
+    patterns = [*_FILES, _CODE] if with_code else list(_FILES)
     try:
         found = snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=[*_FILES, _CODE] if with_code else list(_FILES),
+            allow_patterns=patterns if with_weights else [p for p in patterns if p != _WEIGHTS],
             tqdm_class=_reporting_bar(name, on_download) if on_download else None,
         )
     except (HFValidationError, HTTPError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -120,6 +121,63 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     return Pair(tapped, tokenizer, loaded, pair_config)
 
 
+class Reading(NamedTuple):
+    """What a pair makes of a prompt, known without its weights."""
+
+    tokenizer: Tokenizer
+    context_length: int  # most positions of prompt and answer together
+    identity: dict[str, str | None]  # of the tokenizer and its template, as `PairConfig` has them
+    weight_bytes: int | None  # of target and drafter on the disk; None: not all of it is here
+    cached_values: int | None  # numbers that the target keeps for a token; None: unknown
+
+
+def load_reading(
+    family: str | None = None,
+    *,
+    target: str | None = None,
+    drafter: str | None = None,
+    trust_remote_code: bool = False,
+) -> Reading:
+    """Load only the tokenizer and the configs of a pair; the arguments are those of `load_pair`.
+
+    Raises:
+        ModelError: something is missing, or the target has no tokenizer.
+        UsageError: the family is unknown.
+    """
+    _, target, drafter = _names(family, target, drafter)
+    found = locate(target, with_code=trust_remote_code, with_weights=False)
+    config = read_config(found.directory)
+    _check_code(config, found.directory, trust_remote_code)
+    tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
+    if tokenizer is None:
+        raise ModelError(f"{target}: has no tokenizer, so it cannot read a prompt; name another.")
+    text = text_config(config)
+    if "max_position_embeddings" not in text:
+        raise ModelError(f"{target}: config.json has no max_position_embeddings; name another.")
+    names = [target, *([drafter] if drafter else [])]
+    return Reading(
+        tokenizer,
+        text["max_position_embeddings"],
+        _reading_identity(found.directory, tokenizer),
+        _weight_bytes([locate(name, with_weights=False).directory for name in names]),
+        _cached_values(text),
+    )
+
+
+def _weight_bytes(directories: list[Path]) -> int | None:
+    sizes = [[p.stat().st_size for p in d.glob("model*.safetensors")] for d in directories]
+    return sum(map(sum, sizes)) if all(sizes) else None
+
+
+def _cached_values(text: Mapping[str, Any]) -> int | None:
+    """Count keys and values of all layers; windows and shared layers may need less."""
+    heads = text.get("num_attention_heads")
+    kv_heads = text.get("num_key_value_heads", heads)
+    head_dim = text.get("head_dim") or (heads and text.get("hidden_size", 0) // heads)
+    layers = text.get("num_hidden_layers")
+    return 2 * layers * kv_heads * head_dim if layers and kv_heads and head_dim else None
+
+
 def _names(
     family: str | None, target: str | None, drafter: str | None
 ) -> tuple[str | None, str, str | None]:
@@ -224,14 +282,20 @@ def _stop_ids(config: dict[str, Any]) -> frozenset[int]:
     return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
+def _reading_identity(directory: Path, tokenizer: Tokenizer | None) -> dict[str, str | None]:
+    return {
+        "tokenizer": digest(directory, *_TOKENIZER_FILES),
+        "chat_template": tokenizer.chat_template if tokenizer else None,
+    }
+
+
 def _identity(
     target: Checkpoint, drafter: Checkpoint | None, tokenizer: Tokenizer | None, dtype: str
 ) -> dict[str, str | None]:
     return {
         "target": digest(target.directory, *_TARGET_FILES),
         "target_source": target.source,
-        "tokenizer": digest(target.directory, *_TOKENIZER_FILES),
-        "chat_template": tokenizer.chat_template if tokenizer else None,
+        **_reading_identity(target.directory, tokenizer),
         "dtype": dtype,
         "drafter": digest(drafter.directory, *_DRAFTER_FILES) if drafter else None,
         "drafter_source": drafter.source if drafter else None,

@@ -1,0 +1,179 @@
+"""Check a job before its night: every record, without the weights."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from dspark_batch.errors import UsageError
+from dspark_batch.job.journal import Found, Journal
+from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.prompts import Prompts
+from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
+from dspark_batch.job.run_dir import RunDir, check_out, check_resume, refuse_another_job
+from dspark_batch.job.spec import Spec
+from dspark_batch.job.status import Status, status
+from dspark_batch.job.survey import Survey, most_bytes, survey
+from dspark_batch.types import Failure, Item, Json
+
+_FIRST_FAILURES = 3
+_BYTES_PER_VALUE = {"float32": 4}  # of a number in the cache; 2 for the others
+
+
+class Reads(NamedTuple):
+    """What is known of a model without its weights."""
+
+    render: Render
+    decode: Callable[[tuple[int, ...]], str]
+    context_length: int
+    identity: Mapping[str, Json]
+    weight_bytes: int | None = None  # None: not all of them are here
+    cached_values: int | None = None  # numbers that are kept for each token; None: unknown
+
+
+OpenReading: TypeAlias = Callable[[Spec], Reads]
+
+
+class Example(NamedTuple):
+    """A prompt as the model will see it."""
+
+    where: str
+    tokens: int
+    text: str
+
+
+@dataclass(slots=True)
+class Check:
+    """What a run would find."""
+
+    out: str
+    samples: int
+    slots: int
+    context_length: int
+    prompts: Prompts = field(default_factory=Prompts)
+    records: int = 0
+    without_request: Counter[str] = field(default_factory=Counter)  # error.code -> records
+    first_failures: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    total: int = 0  # rows of the job
+    resumed: int = 0  # of these, how many are there already
+    holder: str | None = None  # the process that runs this job now; None: nobody does
+    has_job: bool = False  # the run directory holds one, and its settings are these
+    seconds: float | None = None  # that are left; None: nobody measured it
+    weight_bytes: int | None = None
+    slot_bytes: int | None = None  # most that the cache of one slot takes; None: unknown
+    disk_bytes: int = 0  # that journal and output may still grow by
+    disk_is_measured: bool = False  # else it is the most that could be
+    free_bytes: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """The one that the run would end with: 1 if rows cannot have an answer, else 0."""
+        return 1 if self.without_request else 0
+
+
+def open_reading(spec: Spec) -> Reads:
+    """Load the tokenizer and the configs of a pair."""
+    from dspark_batch.models.load import load_reading
+
+    found = load_reading(
+        spec.family,
+        target=spec.target,
+        drafter=spec.drafter,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    tokenizer = found.tokenizer
+    return Reads(tokenizer.render, tokenizer.decode, *found[1:])
+
+
+def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_reading) -> Check:
+    """Read, map and count every record as a run would, and write nothing.
+
+    Args:
+        spec: the job.
+        examples: how many of the first prompts to render.
+        open_reading: loads the tokenizer.
+
+    Raises:
+        DsparkBatchError: the run could not begin; the class and the message are those of `run`.
+    """
+    if STDIN in spec.inputs:
+        raise UsageError("-: check reads its input more than once; save it to a file first.")
+    run_dir = RunDir(spec.out)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
+    check_out(run_dir.out, sources)
+    manifest = None if spec.overwrite else run_dir.manifest()
+    if not spec.overwrite:
+        check_resume(spec, run_dir, manifest)
+    fetch(sources)
+    found = _survey(sources, spec, run_dir, manifest)
+    reads = open_reading(spec)
+    known = {**reads.identity, "context_length": reads.context_length}
+    if manifest is not None:
+        refuse_another_job(run_dir, manifest, known)
+    result = Check(spec.out, spec.samples, spec.slots, reads.context_length)
+    result.has_job, result.holder = manifest is not None, run_dir.holder()
+    result.total, result.resumed = found.total, found.resumed
+    for record in read(sources, spec.limit):
+        _count(result, record, spec, reads, examples)
+    _estimate(result, spec, reads, found, status(spec.out) if manifest else None)
+    return result
+
+
+class _NoRows:
+    """The journal of a job that has not begun."""
+
+    def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
+        return None
+
+
+def _survey(
+    sources: tuple[Source, ...], spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | None
+) -> Survey:
+    if manifest is None or not run_dir.rows.exists():
+        return survey(sources, spec, _NoRows())
+    with Journal(run_dir.rows, manifest["run_id"], read_only=True) as journal:
+        return survey(sources, spec, journal)
+
+
+def _count(result: Check, record: Item | Failure, spec: Spec, reads: Reads, examples: int) -> None:
+    result.records += 1
+    result.prompts.see(item_of(record))
+    if isinstance(record, Item):
+        record = to_request(record, spec, reads.render, reads.context_length)
+    if isinstance(record, Failure):
+        result.without_request[record.code] += 1
+        if len(result.first_failures) < _FIRST_FAILURES:
+            result.first_failures.append(record.message)
+        return
+    result.prompts.add(record)
+    if len(result.examples) < examples:
+        ids = record.prompt_ids
+        result.examples.append(Example(record.item.where, len(ids), reads.decode(ids)))
+
+
+def _estimate(
+    result: Check, spec: Spec, reads: Reads, found: Survey, before: Status | None
+) -> None:
+    """Estimate time from what this job showed, memory from the configs, disk from either."""
+    to_do = result.total - result.resumed
+    if before is not None and before.seconds_per_row is not None:
+        result.seconds = to_do * before.seconds_per_row
+    result.weight_bytes = reads.weight_bytes
+    if reads.cached_values is not None:
+        positions = min(reads.context_length, result.prompts.longest + spec.max_tokens)
+        per_value = _BYTES_PER_VALUE.get(spec.dtype or "", 2)
+        result.slot_bytes = positions * reads.cached_values * per_value
+    result.disk_bytes = most_bytes(found, spec)
+    if before is not None and before.done:
+        row_bytes = RunDir(spec.out).rows.stat().st_size / before.done
+        inputs = sum(each["bytes"] for each in found.inputs)
+        result.disk_bytes = round(row_bytes * (to_do + result.total)) + inputs
+        result.disk_is_measured = True
+    result.free_bytes = shutil.disk_usage(_existing(Path(spec.out).absolute().parent)).free
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)

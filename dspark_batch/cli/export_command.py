@@ -1,0 +1,42 @@
+"""`dspark-batch export`: rows to another file, or to the Hub."""
+
+import click
+
+from dspark_batch.errors import UsageError
+from dspark_batch.job.wording import count
+
+
+@click.command("export")
+@click.argument("out", metavar="OUT")
+@click.argument("to", metavar="[TO]", required=False)
+@click.option("--columns", metavar="A,B,...", help="Only these columns, in this order.")
+@click.option("--overwrite", is_flag=True, help="Replace TO if it is there.")
+@click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload as a data set, with its card.")
+@click.option("--license", "licence", metavar="ID", help="Of the data set; the card has no other.")
+@click.option("--private", is_flag=True, help="Make a new data set private.")
+def export_command(  # noqa: PLR0913  one for each option
+    out: str,
+    to: str | None,
+    columns: str | None,
+    overwrite: bool,
+    push_to_hub: str | None,
+    licence: str | None,
+    private: bool,
+) -> None:
+    """Copy the rows of OUT to the file TO, *.jsonl or *.parquet, or to the Hub.
+
+    Of a job that is not finished, or still runs, TO has the rows that there are, in input order.
+    Only a finished output can go to the Hub.
+    """
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    if to is None and push_to_hub is None:
+        raise UsageError("nowhere to export to: name a file, or a data set with --push-to-hub.")
+    if to is not None:
+        from dspark_batch.job.export import export
+
+        click.echo(f"{count(export(out, to, names, overwrite=overwrite))} rows in {to}")
+    if push_to_hub is not None:
+        from dspark_batch.job import push
+
+        address = push.push_to_hub(out, push_to_hub, names, licence=licence, private=private)
+        click.echo(address)

@@ -1,0 +1,175 @@
+"""`check` says before the night what `run` would say in the morning, and writes nothing."""
+
+import pytest
+from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
+from small_jobs import prompts, start, write_lines
+
+from dspark_batch.check import Reads, check
+from dspark_batch.cli.main import main
+from dspark_batch.errors import ResumeMismatch, UsageError
+from dspark_batch.job.prompts import BLOCK, Prompts
+from dspark_batch.job.run_dir import RunDir
+from dspark_batch.job.spec import Spec
+from dspark_batch.models.load import load_pair, load_reading
+from dspark_batch.types import Item, Request
+
+IDENTITY = {"tokenizer": "k0", "chat_template": "c0"}  # as fakes.fake_opener has it
+
+
+def reads(spec):
+    return Reads(
+        fake_render, lambda ids: "".join(map(chr, ids)), CONTEXT_LENGTH, IDENTITY, 5_000, 10
+    )
+
+
+def look(folder, **options):
+    options = {"inputs": (str(folder / "in.jsonl"),), "out": str(folder / "out.jsonl")} | options
+    examples = options.pop("examples", 1)
+    return check(Spec(**options), examples=examples, open_reading=reads)
+
+
+def stop_after(folder, rows):
+    with pytest.raises(KeyboardInterrupt):
+        start(folder, engine=FakeEngine(slots=1, dies_after=rows))
+
+
+def prompt(index, ids):
+    return Request(Item(index, str(index), "d", f"in.jsonl:{index + 1}"), tuple(ids), 5)
+
+
+def test_finds_what_a_run_would_fail_on(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a"), b"nope", {"q": 1}, {"prompt": "x" * 999})
+    found = look(tmp_path)
+    assert found.without_request == {"bad_record": 2, "prompt_too_long": 1}
+    assert found.records == 4
+    assert "in.jsonl:2: not JSON" in found.first_failures[0]
+    report = start(tmp_path)
+    assert found.without_request == report.errors_by_code
+    assert found.exit_code == report.exit_code == 1
+
+
+def test_shows_the_first_prompts_as_the_model_sees_them(tmp_path):
+    write_lines(tmp_path / "in.jsonl", b"nope", *prompts("a", "b", "c"))
+    found = look(tmp_path, examples=2, system_prompt="S")
+    assert [each.where for each in found.examples] == [f"{tmp_path}/in.jsonl:{n}" for n in (2, 3)]
+    assert found.examples[0].text == "system:S\nuser:a\n"
+    assert found.examples[0].tokens == len("system:S\nuser:a\n")
+
+
+def test_counts_the_tokens_that_a_run_would_prefill(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "bb", "dddd"))
+    found = look(tmp_path).prompts
+    assert found.tokens == start(tmp_path).prompt_tokens
+    assert (found.median, found.longest) == (len("user:bb\n"), len("user:dddd\n"))
+    assert found.longest_at == f"{tmp_path}/in.jsonl:3"
+
+
+def test_names_ids_and_contents_that_come_again(tmp_path):
+    twice = {"id": "one", "prompt": "p"}
+    write_lines(tmp_path / "in.jsonl", twice, {"id": "one", "prompt": "q"}, twice)
+    found = look(tmp_path)
+    assert (found.prompts.repeated_ids, found.prompts.repeated_contents) == (2, 1)
+    assert found.prompts.first_repeated_ids == ["one", "one"]
+    assert found.exit_code == 0  # a run takes them
+
+
+def test_shared_beginnings_count_in_whole_blocks():
+    seen = Prompts()
+    seen.add(prompt(0, range(3 * BLOCK)))
+    seen.add(prompt(1, [*range(2 * BLOCK + 5), *[999] * BLOCK]))  # two blocks and a bit
+    seen.add(prompt(2, [999, *range(1, 3 * BLOCK)]))  # only its beginning is other
+    assert seen.repeated_tokens == 2 * BLOCK
+
+
+def test_a_block_in_the_middle_is_no_beginning():
+    seen = Prompts()
+    seen.add(prompt(0, [*[1] * BLOCK, *[2] * BLOCK]))
+    seen.add(prompt(1, [*[3] * BLOCK, *[2] * BLOCK]))
+    assert seen.repeated_tokens == 0
+
+
+def test_says_what_a_resume_would_do(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "b", "c", "d"))
+    assert not look(tmp_path).has_job
+    stop_after(tmp_path, 3)
+    found = look(tmp_path)
+    assert (found.has_job, found.total, found.resumed) == (True, 4, 3)
+    assert look(tmp_path, overwrite=True).resumed == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"max_tokens": 9}, "max_tokens is 512 there and 9 here")]
+)
+def test_says_which_key_a_resume_would_be_refused_for(tmp_path, options, says):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "b"))
+    stop_after(tmp_path, 1)
+    with pytest.raises(ResumeMismatch, match=says):
+        look(tmp_path, **options)
+
+
+def test_another_tokenizer_is_another_job(tmp_path, monkeypatch):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "b"))
+    stop_after(tmp_path, 1)
+    monkeypatch.setitem(IDENTITY, "tokenizer", "k1")
+    with pytest.raises(ResumeMismatch, match='tokenizer is "k0" there and "k1" here'):
+        look(tmp_path)
+
+
+def test_estimates_only_what_somebody_measured(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts(*"abcdefgh"))
+    found = look(tmp_path)
+    assert (found.seconds, found.disk_is_measured) == (None, False)
+    start(tmp_path, engine=FakeEngine(slots=1, pause_s=0.05), limit=2)
+    found = look(tmp_path)
+    assert 6 * 0.05 <= found.seconds < 6 * 0.5
+    assert found.disk_is_measured
+    assert found.disk_bytes < look(tmp_path, overwrite=True).disk_bytes
+
+
+def test_the_cache_of_a_slot_ends_at_the_longest_prompt_and_its_answer(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "bb"))
+    positions = len("user:bb\n") + 20
+    assert look(tmp_path, max_tokens=20).slot_bytes == positions * 10 * 2
+    assert look(tmp_path, max_tokens=20, dtype="float32").slot_bytes == positions * 10 * 4
+    assert look(tmp_path).slot_bytes == CONTEXT_LENGTH * 10 * 2
+
+
+def test_writes_nothing(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a"))
+    look(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_job_that_runs_is_named(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a"))
+    with RunDir(str(tmp_path / "out.jsonl")).lock():
+        assert look(tmp_path).holder.startswith("process ")
+
+
+def test_standard_input_cannot_be_read_twice(tmp_path):
+    with pytest.raises(UsageError, match="save it to a file first"):
+        look(tmp_path, inputs=("-",))
+
+
+def test_the_reading_of_a_pair_is_that_of_the_loaded_pair():
+    reading, pair = load_reading("tiny"), load_pair("tiny")
+    assert reading.context_length == pair.config.context_length
+    assert reading.identity.items() <= pair.config.identity.items()
+    messages = [{"role": "user", "content": "Add 1 and 2."}]
+    assert reading.tokenizer.render(messages) == pair.tokenizer.render(messages)
+    assert reading.weight_bytes > 0
+    layers = pair.target.model.layers
+    heads, head_dim = pair.target.model.args.num_key_value_heads, pair.target.model.args.head_dim
+    assert reading.cached_values == 2 * len(layers) * heads * head_dim
+
+
+def test_the_command_says_it_in_words(tmp_path, capsys):
+    write_lines(tmp_path / "in.jsonl", *prompts("Add 1 and 2."), b"nope")
+    words = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    assert main(["check", *words]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("1 of 2 records can be asked.\n")
+    assert "2 rows, from the start" in said
+    assert "not measured yet: run it with --limit 20, then check again" in said
+    assert "in.jsonl:1 as the model sees it" in said
+    assert "user\nAdd 1 and 2." in said
