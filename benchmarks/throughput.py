@@ -1,6 +1,6 @@
 """Plain and speculative decoding against mlx-lm: one process, same prompts, same token ids.
 
-    python -m benchmarks.throughput [--items 32] [--repeats 5]
+    python -m benchmarks.throughput [--items 32] [--repeats 5] [--batch-sizes 1 4 8 16 32]
 
 Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, so
 that a slow minute of the machine hits all of them. Prefill is part of the time.
@@ -64,7 +64,7 @@ def ours(pair, work, **settings):
     return sorted(completions, key=lambda c: c.item.index)
 
 
-def contestants(pair, work):
+def contestants(pair, work, batch_sizes):
     """Map each contestant's name to a function that answers all of the work with token ids."""
 
     def batched(batch_size):
@@ -75,17 +75,17 @@ def contestants(pair, work):
 
     return {
         "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
-        **{f"mlx_lm_batch_{size}": batched(size) for size in BATCH_SIZES},
+        **{f"mlx_lm_batch_{size}": batched(size) for size in batch_sizes},
         "baseline": engine(draft_length=0),
         "speculation": engine(),
     }
 
 
-def measure(items, repeats):
+def measure(items, repeats, batch_sizes):
     """Run all contestants in turns and compare what they said."""
     pair = load_pair()
     work = requests(pair, [r["prompt"] for r in held_out_records(items)], MAX_TOKENS)
-    runs = contestants(pair, work)
+    runs = contestants(pair, work, batch_sizes)
     answers = {name: run() for name, run in runs.items()}  # also the warm-up
     seconds = {name: [] for name in runs}
     for _ in range(repeats):
@@ -139,11 +139,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--only-this-blas", action="store_true")
     options = parser.parse_args()
-    result = measure(options.items, options.repeats)
+    result = measure(options.items, options.repeats, options.batch_sizes)
     if result["blas"] == "openblas" and not options.only_this_blas:
         numbers = ["--items", str(options.items), "--repeats", str(options.repeats)]
+        numbers += ["--batch-sizes", *map(str, options.batch_sizes)]
         result["with_bundled_blas"] = with_bundled_blas(numbers)
     print_line({"benchmark": "throughput", **result})
 

@@ -16,8 +16,10 @@ _LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 def load() -> Literal["openblas", "bundled"]:
     """Load OpenBLAS for MLX if the system has it, and say which BLAS MLX will use.
 
-    `DSPARK_BATCH_BLAS=bundled` keeps the wheel's own.
+    `DSPARK_BATCH_BLAS=bundled` keeps the wheel's own, and so does whoever imports MLX first.
     """
+    if "mlx.core" in sys.modules:
+        return "bundled"
     if sys.platform != "linux" or os.environ.get("DSPARK_BATCH_BLAS") == "bundled":
         return "bundled"
     for name in _LIBRARIES:
