@@ -169,7 +169,8 @@ def test_a_run_opens_no_path_of_a_record_no_socket_and_tells_no_token(tmp_path):
     assert seen["socket"] == []
     assert [row["custom_id"] for row in rows_in(job / "out.jsonl")] == ["../../escaped", path, "2"]
     written = [each for each in job.rglob("*") if each.is_file()]
-    ours = {"lock", "manifest.json", "rows.jsonl", "attempts.jsonl", "report.json"}
+    ours = {"lock", "manifest.json", "starts.json", "rows.jsonl", "attempts.jsonl"}
+    ours |= {"report.json", "report.html"}
     assert {each.name for each in written} == {"in.jsonl", "out.jsonl"} | ours
     assert {each.name for each in tmp_path.iterdir()} == {"forbidden.jsonl", "job", "seen"}
     said = done.stdout + done.stderr + b"".join(each.read_bytes() for each in written)

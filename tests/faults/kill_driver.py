@@ -1,6 +1,6 @@
 """The real engine on a recorded pair, in a process that is to be killed.
 
-python kill_driver.py INPUT OUT SLOTS; stages go to stderr as they begin.
+python kill_driver.py INPUT OUT SLOTS [retry]; stages go to stderr as they begin.
 """
 
 import sys
@@ -30,12 +30,19 @@ def say(tick):
     sys.stderr.flush()
 
 
-def main(given, out, slots):
+def main(given, out, slots, retry=None):
     say_stage("import")
     from dspark_batch.job.spec import Spec
     from dspark_batch.run import run
 
-    spec = Spec(inputs=(given,), out=out, slots=int(slots), temperature=1.0, max_tokens=8)
+    spec = Spec(
+        inputs=(given,),
+        out=out,
+        slots=int(slots),
+        temperature=1.0,
+        max_tokens=8,
+        retry_failed=retry is not None,
+    )
     return run(spec, open_engine=open_tiny, observe=say).exit_code
 
 

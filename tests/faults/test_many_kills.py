@@ -16,13 +16,17 @@ KILLS = 300
 WORDS = [f"{a} {b}" for a in ("one", "two", "three", "four") for b in ("red", "blue", "green")]
 
 
-def spawn(folder, out, slots=3):
-    command = [sys.executable, DRIVER, folder / "in.jsonl", folder / out, str(slots)]
+def spawn(folder, out, slots=3, *more):
+    command = [sys.executable, DRIVER, folder / "in.jsonl", folder / out, str(slots), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE)
 
 
 def answers(path):
     return [row | {"metrics": None} for row in rows_in(path)]
+
+
+def poisoned_rows(path):
+    return sum((row["error"] or {}).get("code") == "poison" for row in rows_in(path))
 
 
 def killed_after(process, delay):
@@ -49,7 +53,7 @@ def test_300_kills_lose_no_row_and_double_none(tmp_path, capsys):
     expected = answers(tmp_path / "calm.jsonl")
     assert len(expected) == len(records) + 1
 
-    stages, jobs = Counter(), 0
+    stages, jobs, blamed = Counter(), 0, 0
     while stages.total() < KILLS:
         out = f"{jobs}.jsonl"
         while (
@@ -58,10 +62,13 @@ def test_300_kills_lose_no_row_and_double_none(tmp_path, capsys):
             )
         ) is not None:
             stages[stage] += 1
-            assert not (tmp_path / out).exists() or answers(tmp_path / out) == expected
-        assert answers(tmp_path / out) == expected, f"job {jobs} after {stages.total()} kills"
         assert (tmp_path / f"{out}.run/rows.jsonl").read_bytes().count(b"\n") == len(expected)
+        poisoned = poisoned_rows(tmp_path / out)
+        if poisoned:  # three kills with one item alone in flight look as if it were to blame
+            blamed += poisoned
+            spawn(tmp_path, out, 3, "retry").communicate()
+        assert answers(tmp_path / out) == expected, f"job {jobs} after {stages.total()} kills"
         jobs += 1
     with capsys.disabled():
         kills = f"{stages.total()} kills of {jobs} jobs, by last stage told: {dict(stages)}"
-        print(f"\n{kills}; {jobs * len(expected)} rows, 0 lost, 0 doubled")  # noqa: T201
+        print(f"\n{kills}; {jobs * len(expected)} rows, 0 lost, 0 doubled, {blamed} blamed")  # noqa: T201
