@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -57,8 +58,19 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     _open_closed_streams()
-    with _warnings_said(), _signals_raise():
-        return _exit_code(words)
+    try:
+        with _warnings_said(), _signals_raise():
+            return _exit_code(words)
+    finally:
+        _let_go_of(sys.stdout)
+
+
+def _let_go_of(stream: TextIO) -> None:
+    """Flush; a reader that is gone (`| head`) or a full disk changes no exit code."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit_code(words: list[str]) -> int:

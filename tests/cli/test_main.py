@@ -1,6 +1,7 @@
 """Whatever happens ends in the right exit code, and a sentence that helps."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -151,8 +152,13 @@ sys.exit(main(["run", "in.jsonl", "-o", "out.parquet"]))
 
 
 def test_a_reader_of_the_summary_that_is_gone_changes_no_exit_code():
+    buffered = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
-        [sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PRINTS],
+        env=buffered,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == ""
