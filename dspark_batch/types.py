@@ -105,7 +105,7 @@ class Completion:
 class Gauge:
     """How full the engine is, and what it has spent; seconds are those of this start."""
 
-    active_slots: int
+    busy_slots: float  # mean over the rounds; 0 before the first
     slots: int
     memory_bytes: int  # that MLX holds now
     peak_memory_bytes: int

@@ -48,6 +48,13 @@ def test_finds_what_a_run_would_fail_on(tmp_path):
     assert found.exit_code == report.exit_code == 1
 
 
+def test_what_the_job_says_to_skip_is_no_failure(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a"), {"prompt": "x" * 999})
+    found = look(tmp_path, on_overflow="skip")
+    assert found.without_request == {"prompt_too_long": 1}
+    assert found.exit_code == start(tmp_path, on_overflow="skip").exit_code == 0
+
+
 def test_shows_the_first_prompts_as_the_model_sees_them(tmp_path):
     write_lines(tmp_path / "in.jsonl", b"nope", *prompts("a", "b", "c"))
     found = look(tmp_path, examples=2, system_prompt="S")

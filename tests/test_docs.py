@@ -12,6 +12,7 @@ import re
 from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import dspark_batch.errors
@@ -103,3 +104,38 @@ def test_the_request_that_the_page_shows_is_one():
 @pytest.mark.parametrize("field", [*openai.HARMLESS, *openai.CHOICES, *openai.ONLY])
 def test_every_field_of_a_body_is_described(field):
     assert f"`{field}`" in (ROOT / "docs" / "migrating.md").read_text()
+
+
+def test_every_help_in_a_page_is_what_the_program_says(pages, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = re.findall(r"^\$ dspark-batch ((?:[\w-]+ )*)--help\n(.*?)^```", pages, re.M | re.S)
+    assert shown
+    for words, text in shown:
+        main.main([*words.split(), "--help"])
+        assert capsys.readouterr().out == text
+
+
+def test_the_page_of_a_row_has_every_field_and_its_type():
+    page = (ROOT / "docs" / "schema.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\w ]+) \|", page, re.MULTILINE)
+    assert rows == [(name, type_name(kind)) for name, kind in leaves(ROW_SCHEMA)]
+
+
+def leaves(fields, before=""):
+    for field in fields:
+        if pa.types.is_struct(field.type):
+            yield from leaves(field.type, f"{before}{field.name}.")
+        else:
+            yield before + field.name, field.type
+
+
+def type_name(kind):
+    return f"list of {type_name(kind.value_type)}" if pa.types.is_list(kind) else str(kind)
+
+
+def test_every_picture_and_page_that_a_page_links_to_is_there():
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for path in paths:
+        links = re.findall(r"\]\(([^)#:]+)\)|(?:src|srcset)=\"([^\":]+)\"", path.read_text())
+        for link in ("".join(each) for each in links):
+            assert (path.parent / link).exists(), f"{path.name} links to {link}"

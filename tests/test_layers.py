@@ -40,6 +40,7 @@ MAY_IMPORT = {
 NO_MODELS = {"job", "cli", "types", "errors", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
+COMMANDS = ("run", "check", "status", "report", "export", "show")
 FAMILIES_LIVE_IN = {"models", "train", "tiny"}
 
 
@@ -108,7 +109,9 @@ def test_only_models_know_families_by_name():
     assert not named
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in COMMANDS), ["--version"]]
+)
 def test_words_load_neither_models_nor_tables(words):
     program = (
         "import sys; from dspark_batch.cli.main import main; main(sys.argv[1:]);"

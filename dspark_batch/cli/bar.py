@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dspark_batch.cli.meter import Meter
-from dspark_batch.cli.progress import STAGE_TEXT, items_text, speed_texts
+from dspark_batch.cli.progress import STAGE_TEXT, engine_texts, items_text, speed_texts
 
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick
@@ -57,7 +57,9 @@ class Bar:
         width = max(10, min(_BAR_WIDTH, self._live.console.width - _BAR_WIDTH))
         bar = ProgressBar(total=tick.total, completed=tick.done, width=width)
         grid.add_row(bar, Text(items_text(self._meter), no_wrap=True))
-        speeds = Text(
-            " · ".join(speed_texts(self._meter)), style="dim", no_wrap=True, overflow="ellipsis"
-        )
-        return Group(grid, speeds)
+        texts = (speed_texts(self._meter), engine_texts(self._meter))
+        return Group(grid, *(_line(each) for each in texts if each))
+
+
+def _line(texts: list[str]) -> Text:
+    return Text(" · ".join(texts), style="dim", no_wrap=True, overflow="ellipsis")

@@ -1,5 +1,6 @@
 """Progress on stderr: a bar in a terminal, else a plain line every 30 s."""
 
+import json
 import os
 import sys
 import time
@@ -8,17 +9,22 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Self, TextIO
 
 from dspark_batch.cli.meter import Meter
-from dspark_batch.job.wording import count, duration, speed
+from dspark_batch.job.wording import count, duration, size, speed
 
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick
 
 STAGE_TEXT = {"load": "loading the models", "decode": "decoding", "finish": "writing the output"}
 _EVERY_S = 30.0
+_JSON_EVERY_S = 1.0
 
 
-def watch(*, quiet: bool) -> "AbstractContextManager[Callable[[Tick], None]]":
+def watch(
+    *, quiet: bool, as_json: bool = False
+) -> "AbstractContextManager[Callable[[Tick], None]]":
     """Choose how to show a run: the result is called with every tick."""
+    if as_json:
+        return JsonLines(sys.stderr)
     if quiet:
         return nullcontext(lambda tick: None)
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -62,6 +68,58 @@ class Lines:
             self._stream.flush()
 
 
+class JsonLines:
+    """Progress for programs: one JSON object per line, at most one a second for each stage."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._meter = Meter(clock)
+        self._stage: str | None = None  # of the last line; None: nothing written
+        self._written_at = 0.0
+
+    def __call__(self, tick: "Tick") -> None:
+        """Count one tick, and write an object if it is time."""
+        self._meter.add(tick)
+        if tick.stage != self._stage or self._clock() - self._written_at >= _JSON_EVERY_S:
+            self._write()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._meter.tick is not None:
+            self._write()
+
+    def _write(self) -> None:
+        self._stage, self._written_at = self._meter.tick.stage, self._clock()
+        with suppress(OSError):  # whoever read it is gone; the run goes on without
+            self._stream.write(json.dumps(_as_object(self._meter)) + "\n")
+            self._stream.flush()
+
+
+def _as_object(meter: Meter) -> dict[str, object]:
+    """Say all that progress knows; null: not known, or not yet."""
+    tick, gauge = meter.tick, meter.tick.gauge
+    return {
+        "stage": tick.stage,
+        "doing": tick.doing or None,
+        "total": tick.total,
+        "done": tick.done,
+        "failed": tick.failed,
+        "resumed": tick.resumed,
+        "new_tokens": tick.new_tokens,
+        "tokens_per_s": meter.tokens_per_s,
+        "recent_tokens_per_s": meter.recent_tokens_per_s,
+        "accept_length": meter.accept_length,
+        "elapsed_s": meter.elapsed_s,
+        "remaining_s": meter.remaining_s,
+        "busy_slots": gauge and gauge.busy_slots,
+        "slots": gauge and gauge.slots,
+        "memory_bytes": gauge and gauge.memory_bytes,
+    }
+
+
 def items_text(meter: Meter) -> str:
     """Say how far the run is: `312/1,000 items, 14 min 20 s left`."""
     tick = meter.tick
@@ -86,3 +144,14 @@ def speed_texts(meter: Meter) -> list[str]:
     if tick is not None and tick.resumed:
         texts.append(f"{count(tick.resumed)} resumed")
     return texts
+
+
+def engine_texts(meter: Meter) -> list[str]:
+    """Say how full the engine is."""
+    gauge = None if meter.tick is None else meter.tick.gauge
+    if gauge is None:
+        return []
+    return [
+        f"{gauge.busy_slots:.1f} of {gauge.slots} slots busy",
+        f"{size(gauge.memory_bytes)} of memory, {size(gauge.peak_memory_bytes)} at most",
+    ]

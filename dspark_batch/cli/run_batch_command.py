@@ -14,6 +14,7 @@ def _run_batch(
     context: click.Context,
     *,
     quiet: bool,
+    json_progress: bool,
     input_file: tuple[str, ...],
     output_file: str,
     model: str | None,
@@ -27,7 +28,7 @@ def _run_batch(
     if model is not None:
         fields["target" if "/" in model else "family"] = model
     spec = Spec(inputs=input_file, out=output_file, format="openai", **fields)
-    return run_spec(spec, quiet=quiet)
+    return run_spec(spec, quiet=quiet, json_progress=json_progress)
 
 
 run_batch_command = click.Command(

@@ -197,18 +197,23 @@ class _BitsChoice(click.Choice):
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; warnings and errors still show."
 )
+@click.option(
+    "--json-progress", is_flag=True, help="Progress on stderr as one JSON object per line."
+)
 @click.pass_context
-def run_command(context: click.Context, *, quiet: bool, **choices: object) -> int:
+def run_command(
+    context: click.Context, *, quiet: bool, json_progress: bool, **choices: object
+) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
     INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, - for standard input, or a job file
     (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
     shape. The same command continues a run that was stopped.
     """
-    return run_spec(spec_of(context, choices), quiet=quiet)
+    return run_spec(spec_of(context, choices), quiet=quiet, json_progress=json_progress)
 
 
-def run_spec(spec: Spec, *, quiet: bool) -> int:
+def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False) -> int:
     """Run a job in front of a person, and return the exit code."""
     # Heavy imports wait until there is work, so that --help answers at once.
     from dspark_batch.cli.draining import Draining
@@ -216,7 +221,7 @@ def run_spec(spec: Spec, *, quiet: bool) -> int:
     from dspark_batch.cli.summary import summary
     from dspark_batch.run import run
 
-    with watch(quiet=quiet) as show, Draining(spec.grace) as draining:
+    with watch(quiet=quiet, as_json=json_progress) as show, Draining(spec.grace) as draining:
 
         def observe(tick: "Tick") -> None:
             draining(tick)

@@ -83,6 +83,7 @@ class Engine:
         self._anchors = mx.zeros(slots, dtype=mx.int32)
         self._sequences: list[Sequence | None] = [None] * slots  # by slot; None: free
         self._prefill_s = self._round_s = 0.0
+        self._rounds = self._slot_rounds = 0  # of the engine; of all slots that were not free
 
     def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
         """Answer a stream of requests, in the order in which answers finish.
@@ -99,7 +100,7 @@ class Engine:
     def gauge(self) -> Gauge:
         """Tell how full it is, and what it has spent."""
         return Gauge(
-            active_slots=sum(s is not None for s in self._sequences),
+            busy_slots=self._slot_rounds / max(1, self._rounds),
             slots=len(self._sequences),
             memory_bytes=mx.get_active_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
@@ -141,6 +142,8 @@ class Engine:
         began = time.perf_counter()
         step = self._step()
         self._round_s += time.perf_counter() - began
+        self._rounds += 1
+        self._slot_rounds += sum(s is not None for s in self._sequences)
         for slot, sequence in enumerate(self._sequences):
             if sequence is None:
                 continue

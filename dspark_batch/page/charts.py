@@ -104,7 +104,7 @@ def throughput(pace: Pace) -> str:
         if pace.resumed_at_s:
             axes.legend(loc="upper right")
         axes.set(xlabel=f"time at work, {unit}", ylabel="tokens/s", xlim=(0, edges[-1]))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(pace.tokens_per_s))  # the legend has a place of its own
     return chart.svg
 
 

@@ -1,13 +1,15 @@
 """Progress says what a person wants to know, and never breaks a run."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from dspark_batch.cli.bar import Bar
-from dspark_batch.cli.progress import Lines
+from dspark_batch.cli.progress import JsonLines, Lines
+from dspark_batch.types import Gauge
 
 
 @pytest.fixture
@@ -124,3 +126,73 @@ def test_a_bar_of_a_finished_run_makes_room_for_the_summary(screen, make_tick):
     with Bar(screen) as observe:
         observe(make_tick(total=9, done=9))
     assert ERASE_LINE in screen.file.getvalue().rpartition("9/9 items")[2]
+
+
+GAUGE = Gauge(3.96, 4, 8_400_000_000, 9_120_000_000, 1.5, 2.5)
+
+
+def test_the_bar_says_how_full_the_engine_is(screen, clock, make_tick, answer):
+    with Bar(screen, clock) as observe:
+        observe(tick := make_tick(total=9))
+        clock.now += 1
+        observe(tick.after(answer, GAUGE))
+        lines = screen.render_lines(observe._frame(), pad=False)
+    assert "".join(segment.text for segment in lines[-1]) == (
+        "4.0 of 4 slots busy · 8.4 GB of memory, 9.1 GB at most"
+    )
+
+
+def objects_of(log):
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def test_a_program_gets_an_object_per_stage_one_a_second_and_the_last(
+    log, clock, make_tick, answer
+):
+    with JsonLines(log, clock) as observe:
+        observe(make_tick("load", total=20))
+        observe(tick := make_tick(total=20))
+        for _ in range(20):
+            clock.now += 0.25
+            observe(tick := tick.after(answer, GAUGE))
+        observe(replace(tick, stage="finish", outcome=None))
+    found = objects_of(log)
+    assert [each["stage"] for each in found] == ["load", *["decode"] * 6, "finish", "finish"]
+    assert [each["done"] for each in found] == [0, 0, 4, 8, 12, 16, 20, 20, 20]
+
+
+def test_an_object_has_every_number_of_the_view(log, clock, make_tick, answer, failure):
+    with JsonLines(log, clock) as observe:
+        observe(tick := make_tick(total=12, done=2, resumed=2))
+        clock.now += 5
+        observe(tick := tick.after(failure))
+        clock.now += 5
+        observe(tick.after(answer, GAUGE))
+    first, *_, last = objects_of(log)
+    assert first["remaining_s"] is first["accept_length"] is first["memory_bytes"] is None
+    assert last == {
+        "stage": "decode",
+        "doing": None,
+        "total": 12,
+        "done": 4,
+        "failed": 1,
+        "resumed": 2,
+        "new_tokens": 10,
+        "tokens_per_s": 1.0,
+        "recent_tokens_per_s": 1.0,
+        "accept_length": 3.0,
+        "elapsed_s": 10.0,
+        "remaining_s": 40.0,
+        "busy_slots": 3.96,
+        "slots": 4,
+        "memory_bytes": 8_400_000_000,
+    }
+
+
+def test_objects_whose_reader_is_gone_do_not_stop_the_run(clock, make_tick):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with JsonLines(Gone(), clock) as observe:
+        observe(make_tick())

@@ -14,7 +14,8 @@ from dspark_batch.cli.run_command import run_command
 from dspark_batch.job.spec import Spec
 from dspark_batch.run import Opened
 
-ABOUT_THE_SCREEN = {"quiet"}  # changes no row and no file, so it is no field of Spec
+# They change no row and no file, so they are no fields of Spec.
+ABOUT_THE_SCREEN = {"quiet", "json_progress"}
 MIXED = Path(__file__).parents[2] / "sample_inputs" / "mixed.jsonl"
 run_module = importlib.import_module("dspark_batch.run")
 
@@ -176,6 +177,13 @@ def test_a_run_that_is_over_has_nothing_to_do_again(words, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("Nothing to do: all 14 rows were there already.\n")
     assert err == ""
+
+
+def test_progress_can_be_objects_for_a_program(words, capsys):
+    assert main([*words, "--json-progress"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert json.loads(lines[0])["stage"] == "load"
+    assert json.loads(lines[-1])["done"] == 14
 
 
 def test_a_run_can_be_quiet(words, capsys):
