@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -7,3 +8,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
 
 # What the user's own pairs were calibrated to must change no test; nothing is ever there.
 os.environ["DSPARK_BATCH_CACHE"] = str(Path(tempfile.gettempdir()) / "dspark-batch-no-cache")
+
+# A CI that runs us in the background has SIGINT ignored, and our children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)

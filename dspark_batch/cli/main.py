@@ -63,6 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _exit_code(words)
     finally:
         _let_go_of(sys.stdout)
+        _let_go_of(sys.stderr)
 
 
 def _let_go_of(stream: TextIO) -> None:
