@@ -1,8 +1,14 @@
 """Keys and values of all slots: left-aligned rows of different lengths."""
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import mlx.core as mx
 
 from dspark_batch.numerics.masks import ragged_causal
+
+# Runs of positions, one behind the other: keys, values of each layer in turn, [KV, T, D].
+Parts: TypeAlias = Sequence[Sequence[mx.array]]
 
 _STEP = 256  # positions; buffers grow by whole steps, so few shapes exist
 
@@ -18,40 +24,77 @@ class RaggedCache:
         lengths: [S] int32, cached tokens of each slot.
         capacity: positions per slot that the buffers have room for.
         layers: one `LayerCache` per layer; they go where mlx-lm models expect their caches.
+        folds: whether attention over it folds heads into rows; see `numerics.attention`.
     """
 
-    def __init__(self, num_layers: int, slots: int) -> None:
+    def __init__(self, num_layers: int, slots: int, *, folds: bool = False) -> None:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = 0
         self.layers = [LayerCache(self) for _ in range(num_layers)]
+        self.folds = folds
 
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""
-        if positions <= self.capacity:
-            return
-        self.capacity = -(-positions // _STEP) * _STEP
-        for layer in self.layers:
-            layer.grow(self.capacity)
+        if positions > self.capacity:
+            self._resize(list(range(self.lengths.shape[0])), self.lengths.shape[0], positions)
 
     def keep(self, counts: mx.array) -> None:
         """Let the first counts[s] tokens of the last step stay in slot s; [S] int32."""
         self.lengths = self.lengths + counts
 
-    def insert(self, slot: int, row: "RaggedCache", length: int) -> None:
-        """Replace a slot by the only slot of `row`, of which `length` positions are cached."""
-        self.reserve(length)
-        for mine, other in zip(self.layers, row.layers, strict=True):
-            mine.insert(slot, other, length)
-        self.lengths = _set(self.lengths, slot, length)
+    def resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
+        """Keep some slots, in this order, as the first of `slots`; the others are empty.
+
+        `positions` is the room per slot; it must cover what the kept slots hold.
+        """
+        lengths = self.lengths[mx.array(kept, dtype=mx.int32)]
+        self._resize(kept, slots, positions)
+        self.lengths = mx.pad(lengths, (0, slots - len(kept)))
+
+    def insert(self, slots: Sequence[int], rows: "RaggedCache", lengths: Sequence[int]) -> None:
+        """Replace slots by the first slots of `rows`, of which lengths[i] positions are cached."""
+        self.reserve(max(lengths))
+        where = mx.array(slots)
+        for mine, other in zip(self.layers, rows.layers, strict=True):
+            mine.insert(where, other, self.capacity)
+        self.lengths[where] = mx.array(lengths)
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
-        self.lengths = _set(self.lengths, slot, 0)
+        self.lengths[slot] = 0
+
+    def row(self, slot: int, start: int, stop: int) -> list[mx.array]:
+        """Copy positions of a slot: keys, values of each layer in turn, [KV, stop - start, D]."""
+        arrays = [mx.contiguous(a[slot, :, start:stop]) for a in self._buffers()]
+        mx.eval(arrays)  # or they would hold the whole buffers
+        return arrays
+
+    def begin_with(self, rows: Sequence[Parts]) -> None:
+        """Begin slots, for which room is reserved, with what `row` copied.
+
+        Args:
+            rows: for each slot the parts of its beginning, in order; none for an empty slot.
+        """
+        like = next((parts[0] for parts in rows if parts), None)
+        if like is None or not self.layers:
+            return
+        lengths = [sum(part[0].shape[1] for part in parts) for parts in rows]
+        for number, layer in enumerate(self.layers):
+            layer.keys = _begun(rows, 2 * number, self.capacity, like)
+            layer.values = _begun(rows, 2 * number + 1, self.capacity, like)
+        self.lengths = mx.array(lengths, dtype=mx.int32)
 
     def arrays(self) -> list[mx.array]:
         """List the arrays to evaluate after a step, so that no graph grows over rounds."""
-        buffers = [a for layer in self.layers for a in (layer.keys, layer.values) if a is not None]
-        return [self.lengths, *buffers]
+        return [self.lengths, *self._buffers()]
+
+    def _buffers(self) -> list[mx.array]:
+        return [a for layer in self.layers for a in (layer.keys, layer.values) if a is not None]
+
+    def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
+        self.capacity = -(-positions // _STEP) * _STEP
+        for layer in self.layers:
+            layer.resize(kept, slots, self.capacity)
 
 
 class LayerCache:
@@ -69,6 +112,11 @@ class LayerCache:
     def offset(self) -> mx.array:
         """The position of each slot's next token, [S] int32."""
         return self._owner.lengths
+
+    @property
+    def folds(self) -> bool:
+        """Whether attention over it folds heads into rows."""
+        return self._owner.folds
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return both whole buffers.
@@ -92,25 +140,25 @@ class LayerCache:
         """Build the causal mask of a step; see `numerics.masks.ragged_causal`."""
         return ragged_causal(self._owner.lengths, width, self._owner.capacity, window_size)
 
-    def grow(self, capacity: int) -> None:
-        """Extend the buffers to `capacity` positions."""
+    def resize(self, kept: Sequence[int], slots: int, capacity: int) -> None:
+        """Keep some slots, in this order, as the first of `slots`; zeros follow everywhere."""
         if self.keys is not None:
-            self.keys, self.values = _padded(self.keys, capacity), _padded(self.values, capacity)
+            self.keys = _resized(self.keys, kept, slots, capacity)
+            self.values = _resized(self.values, kept, slots, capacity)
 
-    def insert(self, slot: int, other: "LayerCache", length: int) -> None:
-        """Copy the first positions of `other`'s only slot over a slot of mine.
+    def insert(self, slots: mx.array, other: "LayerCache", capacity: int) -> None:
+        """Replace slots [n] by the first n of `other`, whole.
 
         Zeros follow: a masked position has weight 0, and 0 times the NaN of a former owner is NaN.
         """
         if other.keys is None:  # nothing was written, so nothing of it will be read
             return
         if self.keys is None:
-            slots = self._owner.lengths.shape[0]
-            self.keys = _empty(other.keys, self._owner.capacity, slots)
-            self.values = _empty(other.values, self._owner.capacity, slots)
-        self.keys[slot], self.values[slot] = 0, 0
-        self.keys[slot, :, :length] = other.keys[0, :, :length]
-        self.values[slot, :, :length] = other.values[0, :, :length]
+            self.keys = _empty(other.keys, capacity, self._owner.lengths.shape[0])
+            self.values = _empty(other.values, capacity, self._owner.lengths.shape[0])
+        first = list(range(slots.shape[0]))
+        self.keys[slots] = _resized(other.keys, first, len(first), capacity)
+        self.values[slots] = _resized(other.values, first, len(first), capacity)
 
 
 def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
@@ -118,10 +166,22 @@ def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
     return mx.zeros((slots or batch, heads, capacity, dim), dtype=like.dtype)
 
 
-def _padded(buffer: mx.array, capacity: int) -> mx.array:
-    missing = capacity - buffer.shape[2]
-    return mx.pad(buffer, [(0, 0), (0, 0), (0, missing), (0, 0)])
+def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -> mx.array:
+    if list(kept) != list(range(buffer.shape[0])):
+        buffer = buffer[mx.array(kept, dtype=mx.int32)]
+    buffer = buffer[:, :, :capacity]
+    missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
+    return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
 
 
-def _set(lengths: mx.array, slot: int, length: int) -> mx.array:
-    return mx.where(mx.arange(lengths.shape[0]) == slot, length, lengths)
+def _begun(rows: Sequence[Parts], number: int, capacity: int, like: Sequence[mx.array]) -> mx.array:
+    """Build one buffer, [S, KV, capacity, D]; slots that begin alike share a concatenation."""
+    built: dict[tuple[int, ...], mx.array] = {}
+    for parts in rows:
+        arrays = [part[number] for part in parts] or [like[number][:, :0]]
+        key = tuple(map(id, arrays)) if parts else ()
+        if key not in built:
+            joined = mx.concatenate(arrays, axis=1)
+            built[key] = mx.pad(joined, [(0, 0), (0, capacity - joined.shape[1]), (0, 0)])
+    keys = [tuple(id(part[number]) for part in parts) for parts in rows]
+    return mx.stack([built[key] for key in keys])

@@ -1,14 +1,22 @@
-"""The only loop: admit, round, commit."""
+"""The only loop: admit, round, commit.
+
+    admit    the window's next requests into free slots, their prompts through the target
+    round    draft, verify, accept for all slots: one drafter pass, one target pass
+    commit   what stayed, into the sequences; a slot whose answer ended is free again
+
+While the device runs a round, the host decodes and hands over the answers that ended in the round
+before, and reads, renders and tokenises the next prompts.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as ListLike
-from functools import partial
-from typing import NamedTuple
+from itertools import takewhile
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.fallback import (
     FAULTS,
     NOT_FINITE,
@@ -17,48 +25,82 @@ from dspark_batch.engine.fallback import (
     is_sane,
     propose,
 )
-from dspark_batch.engine.prefill import prefill
+from dspark_batch.engine.prefill import Prefilled, prefill
+from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
 from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.stopping import StopStrings
+from dspark_batch.engine.window import Window
 from dspark_batch.errors import UsageError
 from dspark_batch.models.dspark import Draft
 from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule
-from dspark_batch.types import Completion, Failure, Gauge, Outcome, Request, SamplingRule
+from dspark_batch.types import Completion, Failure, Gauge, Item, Outcome, Request, SamplingRule
+
+MayBegin: TypeAlias = Callable[[Item], bool]
+
+
+_ANY_SHAPE = Shapes()
+_PREFIX_POSITIONS = 1 << 14
+_LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
+
+
+def _always(item: Item) -> bool:
+    """Let every item begin."""
+    return True
+
+
+class _Round(NamedTuple):
+    """What one round gives, by slot; the free slots' part means nothing."""
+
+    first: mx.array  # [S], the anchors before the round
+    drafts: mx.array  # [S, K]
+    verify_len: mx.array  # [S], drafts that the target verified
+    accepted: mx.array  # [S]
+    bonus: mx.array  # [S]
+    finite: mx.array  # [S, 1 + l], by verified position: are the logits numbers?
+    confidence: mx.array  # [S, K], or [S, 0] if it is not logged
+    is_sane: mx.array  # [S], were the drafts chosen from numbers?
 
 
 class _Step(NamedTuple):
-    """What one round gave, by slot; the free slots' part means nothing."""
+    """A round on the host; the fields of `_Round`."""
 
+    first: list[int]
     drafts: list[list[int]]
-    verify_len: list[int]  # drafts that the target verified
+    verify_len: list[int]
     accepted: list[int]
     bonus: list[int]
-    finite: list[list[bool]]  # by verified position: are the logits numbers?
-    confidence: list[list[float]]  # by draft; empty if it is not logged
-    is_sane: list[bool]  # were the drafts chosen from numbers?
+    finite: list[list[bool]]
+    confidence: list[list[float]]
+    is_sane: list[bool]
 
 
 class Engine:
-    """Answers requests with a resident pair; owns the slots and their caches.
+    """Answers requests with a resident pair; owns the slots, their caches and the prefix cache.
 
     Args:
         pair: target, tokenizer and drafter.
-        slots: sequences that decode together.
+        slots: most sequences that decode together.
         draft_length: drafts per round; None for the drafter's block, 0 for plain decoding.
         confidence_threshold: a block is verified up to its first draft below this; 0 for all.
         sampling: how requests with a temperature are drawn; both ways are exact.
         log_confidence: completions tell the confidence of every verified draft.
+        shapes: the passes that may run.
+        most_positions: that all slots together may need in the cache; None for any number. A
+            request that alone needs more runs alone.
+        prefix_positions: most that the prefix cache keeps; 0 for none.
 
     Raises:
         UsageError: draft_length is more than the drafter's block, there is no confidence head, or
             nobody knows this sampling.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  settings, each with a default
         self,
         pair: Pair,
         *,
@@ -67,6 +109,9 @@ class Engine:
         confidence_threshold: float = 0.0,
         sampling: SamplingRule = "coupled",
         log_confidence: bool = False,
+        shapes: Shapes = _ANY_SHAPE,
+        most_positions: int | None = None,
+        prefix_positions: int = _PREFIX_POSITIONS,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
         if self._draft_length > 0 and not pair.drafter.has_confidence:
@@ -78,81 +123,168 @@ class Engine:
         self._sampling = _known_rule(sampling)
         self._log_confidence = log_confidence and self._draft_length > 0
         self._temperatures = _temperatures(pair, self._draft_length)
-        self._num_layers = (pair.target.num_caches, pair.drafter.num_layers)
-        self._cache, self._context = (RaggedCache(n, slots) for n in self._num_layers)
-        self._anchors = mx.zeros(slots, dtype=mx.int32)
-        self._sequences: list[Sequence | None] = [None] * slots  # by slot; None: free
-        self._prefill_s = self._round_s = 0.0
-        self._rounds = self._slot_rounds = 0  # of the engine; of all slots that were not free
+        self._shapes = shapes
+        self._num_slots = slots
+        self._most_positions = most_positions
+        self._prefixes = PrefixCache(prefix_positions)
+        self._window = Window(max(_LEAST_WINDOW, 2 * slots), self._prefixes)
+        self._slots = Slots(pair, shapes, 1 + self._draft_length)
+        self._wave: list[Sequence] = []  # their prompts are on their way through the target
+        self._filling: Generator[None, None, Prefilled] | None = None  # of the wave
+        self._first_finite: dict[Sequence, mx.array] = {}  # of those that just entered
+        self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
+        self._clock = Clock()
 
-    def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
+    def generate(
+        self, stream: Iterable[Request | Failure], may_begin: MayBegin = _always
+    ) -> Iterator[Outcome]:
         """Answer a stream of requests, in the order in which answers finish.
 
-        Pulls a request only when a slot is free for it; failures pass through.
+        Pulls a few requests ahead; failures pass through.
+
+        Args:
+            stream: of requests.
+            may_begin: asked about each item right before it is generated; after a no, what is in
+                flight is finished and nothing more is begun.
         """
         pending = iter(stream)
         while True:
-            yield from self._admit(pending)
-            if not any(self._sequences):
-                return
-            yield from self._round()
+            yield from self._window.fill(pending)
+            self._clock.begin()
+            if not self._admit(may_begin):
+                pending = iter(())
+            if self._slots.active:
+                launched = self._launch()
+                yield from self._hand_over()  # while the device runs
+                yield from self._window.fill(pending)
+                self._commit(self._wait(launched))
+            elif self._filling is None:
+                yield from self._hand_over()
+                if not self._window:
+                    return
 
     def gauge(self) -> Gauge:
         """Tell how full it is, and what it has spent."""
+        clock = self._clock
         return Gauge(
-            busy_slots=self._slot_rounds / max(1, self._rounds),
-            slots=len(self._sequences),
+            busy_slots=clock.slot_rounds / max(1, clock.rounds),
+            slots=self._num_slots,
             memory_bytes=mx.get_active_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
-            prefill_s=self._prefill_s,
-            round_s=self._round_s,
+            prefill_s=clock.prefill_s,
+            round_s=clock.round_s,
+            idle_s=clock.idle_s,
         )
 
-    def _admit(self, pending: Iterator[Request | Failure]) -> Iterator[Outcome]:
-        """Fill the free slots; what needs no round comes out at once."""
-        while None in self._sequences:
-            request = next(pending, None)
-            if request is None:
-                return
-            yield from [request] if isinstance(request, Failure) else self._begin(request)
+    def _admit(self, may_begin: MayBegin) -> bool:
+        """Bring the next requests into free slots; return whether more may begin."""
+        goes_on = self._filling is not None or self._begin_wave(may_begin)
+        if self._filling is not None:
+            self._clock.add_prompts()
+            try:
+                next(self._filling)  # one pass; rounds go on behind it
+            except StopIteration as through:
+                self._enter(through.value)
+        self._slots.shrink()
+        return goes_on
 
-    def _begin(self, request: Request) -> Iterator[Outcome]:
-        """Prefill a request into a free slot, unless its first token already ends it."""
-        stops = self._stop_strings(request)
-        sequence = Sequence(request, self._pair.config.stop_ids, stops)
-        filled = prefill(self._pair, self._num_layers, request.prompt_ids)
-        first = rule_of(self._sampling, [sequence]).first(filled.logits[None])[0]
-        if not mx.isfinite(filled.logits).all().item():
-            yield _not_finite(sequence)
-            return
-        sequence.fallback = filled.fallback
-        outcome = self._advanced(sequence, partial(sequence.begin, first.item()))
-        self._prefill_s += sequence.prefill_s
-        if outcome is not None:
-            yield outcome
-            return
-        slot = self._sequences.index(None)
-        self._cache.insert(slot, filled.cache, sequence.cached_len)
-        self._context.insert(slot, filled.context, sequence.cached_len)
-        self._anchors[slot] = first
-        self._sequences[slot] = sequence
+    def _begin_wave(self, may_begin: MayBegin) -> bool:
+        """Take the next requests from the window, if it is worth a pass."""
+        num_active = len(self._slots.active)
+        num_free = self._num_slots - num_active
+        if num_active and num_free < min(max(1, self._num_slots // 8), len(self._window)):
+            return True
+        most = min(num_free, self._shapes.most_prompts)
+        requests = self._window.take(most, self._fits()) if most else []
+        begun = list(takewhile(lambda request: may_begin(request.item), requests))
+        if begun:
+            self._wave = [self._sequence(request) for request in begun]
+            prompts = [request.prompt_ids for request in begun]
+            self._filling = prefill(self._pair, self._shapes, prompts, self._prefixes)
+        if len(begun) < len(requests):
+            self._window.clear()
+        return len(begun) == len(requests)
 
-    def _round(self) -> Iterator[Outcome]:
-        """Draft, verify, accept and commit once for every active slot."""
-        began = time.perf_counter()
-        step = self._step()
-        self._round_s += time.perf_counter() - began
-        self._rounds += 1
-        self._slot_rounds += sum(s is not None for s in self._sequences)
-        for slot, sequence in enumerate(self._sequences):
+    def _fits(self) -> Callable[[Request], bool]:
+        """Make what tells whether one more request fits beside those that it was told of."""
+        planned: list[Sequence] = []
+
+        def fits(request: Request) -> bool:
+            more = [*planned, self._sequence(request)]
+            is_alone = len(more) == 1 and not self._slots.active
+            limit = self._most_positions
+            if limit is not None and not is_alone and self._slots.positions(more) > limit:
+                return False
+            planned.append(more[-1])
+            return True
+
+        return fits
+
+    def _sequence(self, request: Request) -> Sequence:
+        return Sequence(request, self._pair.config.stop_ids, self._stop_strings(request))
+
+    def _enter(self, filled: Prefilled) -> None:
+        """Give slots to the wave, whose first tokens the host does not know yet."""
+        first = rule_of(self._sampling, self._wave, is_first=True).first(filled.logits)
+        finite = mx.isfinite(filled.logits).all(axis=-1)
+        for row, sequence in enumerate(self._wave):
+            sequence.num_cached = filled.cached[row]
+            sequence.fallback = filled.fallback
+            self._first_finite[sequence] = finite[row]
+        self._slots.enter(self._wave, filled, first)
+        self._wave, self._filling = [], None
+
+    def _launch(self) -> _Round:
+        """Send one round over all slots to the device, and move the caches to the new anchors."""
+        slots = self._slots
+        slots.reserve()
+        rule = rule_of(self._sampling, slots.sequences)
+        first, draft = slots.anchors, self._propose(rule)
+        sane = is_sane(draft)
+        drafts, verify_len = self._choose_verified(draft, sane)
+        num_drafts = drafts.shape[1]
+        padding = mx.zeros((first.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
+        tokens = mx.concatenate([first[:, None], drafts, padding], axis=1)
+        logits, features = self._pair.target(tokens, slots.cache.layers)
+        logits = logits[:, : 1 + num_drafts]
+        accepted, bonus = rule.verify(drafts, verify_len, logits)
+        finite = mx.isfinite(logits).all(axis=-1)
+        self._extend(features)
+        slots.keep(accepted, bonus)
+        confidence = draft.confidence if self._log_confidence else drafts[:, :0]
+        launched = _Round(first, drafts, verify_len, accepted, bonus, finite, confidence, sane)
+        mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
+        self._clock.launch(len(slots.active))
+        return launched
+
+    def _wait(self, launched: _Round) -> _Step:
+        """Wait for a round."""
+        since = time.perf_counter()
+        mx.eval(*launched)
+        self._clock.wait(since)
+        return _Step(*(array.tolist() for array in launched))
+
+    def _commit(self, step: _Step) -> None:
+        """Commit a round to all sequences; free the slots of those that ended."""
+        for slot, sequence in enumerate(self._slots.sequences):
             if sequence is None:
                 continue
-            outcome = self._advanced(sequence, partial(self._commit, step, slot, sequence))
-            if outcome is not None:
-                yield self._release(slot, outcome)
+            try:
+                is_finite = self._advance(step, slot, sequence)
+                failure = None if is_finite else _not_finite(sequence)
+            except _Undecodable as error:
+                failure = _undecodable(sequence, error)
+            if failure is not None or sequence.finish_reason is not None:
+                self._ended.append((sequence, failure))
+                self._slots.release(slot)
 
-    def _commit(self, step: _Step, slot: int, sequence: Sequence) -> bool:
+    def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""
+        if sequence in self._first_finite:
+            is_finite = self._first_finite.pop(sequence).item()
+            sequence.begin(step.first[slot])
+            if not is_finite or sequence.finish_reason is not None:
+                return is_finite
         if not step.is_sane[slot]:
             sequence.fallback = sequence.fallback or NOT_FINITE
         stay = step.drafts[slot][: step.accepted[slot]]
@@ -160,83 +292,48 @@ class Engine:
         stayed = sequence.advance(stay, step.bonus[slot], step.verify_len[slot], confidence)
         return all(step.finite[slot][:stayed])
 
-    def _advanced(self, sequence: Sequence, advance: Callable[[], bool]) -> Outcome | None:
-        """Let a sequence advance; return the outcome if that ends its answer."""
-        try:
-            if not advance():
-                return _not_finite(sequence)
-            return self._finished(sequence) if sequence.finish_reason is not None else None
-        except _Undecodable as error:
-            return _failure(sequence, f"the tokenizer cannot decode the answer ({error}).")
-
-    def _step(self) -> "_Step":
-        """Run drafter and target once over all slots and move the caches to the new anchors."""
-        self._reserve()
-        rule = rule_of(self._sampling, self._sequences)
-        draft = self._propose(rule)
-        sane = is_sane(draft)
-        drafts, verify_len = self._choose_verified(draft, sane)
-        tokens = mx.concatenate([self._anchors[:, None], drafts], axis=1)
-        logits, features = self._pair.target(tokens, self._cache.layers)
-        accepted, bonus = rule.verify(drafts, verify_len, logits)
-        finite = mx.isfinite(logits).all(axis=-1)
-
-        self._extend(features)
-        active = mx.array([s is not None for s in self._sequences])
-        count = mx.where(active, accepted + 1, 0)
-        self._cache.keep(count)
-        self._context.keep(count)
-        self._anchors = bonus
-        confidence = draft.confidence if self._log_confidence else drafts[:, :0]
-        results = (drafts, verify_len, accepted, bonus, finite, confidence, sane)
-        mx.eval(*results, self._cache.arrays(), self._context.arrays())
-        return _Step(*(array.tolist() for array in results))
-
-    def _reserve(self) -> None:
-        """Make room for the anchor and the block of the slot that is furthest."""
-        longest = max(s.cached_len for s in self._sequences if s is not None)
-        self._cache.reserve(longest + 1 + self._draft_length)
-        self._context.reserve(longest + 1 + self._pair.drafter.block_size)
+    def _hand_over(self) -> Iterator[Outcome]:
+        """Decode and hand over the answers that ended."""
+        ended, self._ended = self._ended, []
+        for sequence, failure in ended:
+            try:
+                yield failure or self._finished(sequence)
+            except _Undecodable as error:
+                yield _undecodable(sequence, error)
 
     def _propose(self, rule: Rule) -> Draft:
         """Draft for all slots; nothing, where nobody is left whom the drafter serves."""
-        drafter, none = self._pair.drafter, NoDrafter()
-        if all(s is None or s.fallback for s in self._sequences):
-            return none.propose(self._anchors, self._context, 0, rule.draft)
+        slots, none = self._slots, NoDrafter()
+        serve = (self._pair.drafter, slots.anchors, slots.context)
+        if all(sequence.fallback for sequence in slots.active):
+            return none.propose(slots.anchors, slots.context, 0, rule.draft)
         try:
-            return propose(drafter, self._anchors, self._context, self._draft_length, rule.draft)
+            return propose(*serve, self._draft_length, rule.draft)
         except DrafterFault as fault:
             self._fall_back(fault)
-            return none.propose(self._anchors, self._context, 0, rule.draft)
+            return none.propose(slots.anchors, slots.context, 0, rule.draft)
 
     def _extend(self, features: mx.array | None) -> None:
         """Take the round's features into the drafter's context."""
         try:
-            extend(self._pair.drafter, self._context, features)
+            extend(self._pair.drafter, self._slots.context, features)
         except DrafterFault as fault:
             self._fall_back(fault)
 
     def _fall_back(self, fault: DrafterFault) -> None:
         """Decode what is in flight plainly from here on; a pass is one for all slots."""
-        for sequence in self._sequences:
-            if sequence is not None:
-                sequence.fallback = sequence.fallback or str(fault)
+        for sequence in self._slots.active:
+            sequence.fallback = sequence.fallback or str(fault)
 
     def _choose_verified(self, draft: Draft, sane: mx.array) -> tuple[mx.array, mx.array]:
         """Return the drafts to send to the target, [S, l], and how many count per slot, [S]."""
-        served = mx.array([s is not None and s.fallback is None for s in self._sequences])
+        served = mx.array([s is not None and s.fallback is None for s in self._slots.sequences])
         most = mx.where(served & sane, draft.tokens.shape[1], 0)
         if self._threshold <= 0 or draft.confidence is None:
             return draft.tokens, most
         verify_len = threshold_lengths(draft.confidence / self._temperatures, self._threshold)
         verify_len = mx.minimum(verify_len, most)
         return draft.tokens[:, : verify_len.max().item()], verify_len
-
-    def _release(self, slot: int, outcome: Outcome) -> Outcome:
-        self._sequences[slot] = None
-        self._cache.clear(slot)
-        self._context.clear(slot)
-        return outcome
 
     def _finished(self, sequence: Sequence) -> Completion:
         spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
@@ -263,6 +360,10 @@ class Engine:
 
 class _Undecodable(Exception):
     """The tokenizer has no text for the ids of an answer."""
+
+
+def _undecodable(sequence: Sequence, error: _Undecodable) -> Failure:
+    return _failure(sequence, f"the tokenizer cannot decode the answer ({error}).")
 
 
 def _not_finite(sequence: Sequence) -> Failure:

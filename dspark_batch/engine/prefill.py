@@ -1,53 +1,136 @@
-"""The prompt through the target, in chunks at absolute positions."""
+"""Prompts through the target: several in one pass, and what they share only once."""
 
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.fallback import DrafterFault, extend
+from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
+from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.load import Pair
 
-CHUNK = 256  # positions; a chunk begins at a multiple of it, whatever was cached before
+Prompt: TypeAlias = Sequence[int]  # token ids, at least one
+
+_NOTHING = Prefix(0, [])
 
 
 class Prefilled(NamedTuple):
-    """One prompt, ready to decode; the caches have a single slot."""
+    """Prompts that are ready to decode; slot i of the caches holds prompt i."""
 
     cache: RaggedCache  # the target's
     context: RaggedCache  # the drafter's
-    logits: mx.array  # [V], of the first token of the answer
+    logits: mx.array  # [P, V], of the first tokens of the answers
+    cached: list[int]  # positions of each prompt that came from the prefix cache
     fallback: str | None  # why the drafter has no context; None: it has one
 
 
-def prefill(pair: Pair, num_layers: tuple[int, int], prompt_ids: tuple[int, ...]) -> Prefilled:
-    """Run a prompt through the target and its features into the drafter's context.
+def prefill(
+    pair: Pair, shapes: Shapes, prompts: Sequence[Prompt], prefixes: PrefixCache
+) -> Generator[None, None, Prefilled]:
+    """Run prompts through the target, and its features into the drafter's context.
+
+    Beginnings that other prompts share come from the prefix cache, and go there first if they are
+    not in it. A generator that yields between passes, so that rounds can go on meanwhile.
 
     Args:
         pair: target and drafter.
-        num_layers: of the target's and of the drafter's cache.
-        prompt_ids: at least one token.
+        shapes: the passes that may run.
+        prompts: at most as many as one pass can take.
+        prefixes: what is stored already.
     """
-    cache, context = (RaggedCache(layers, slots=1) for layers in num_layers)
-    cache.reserve(len(prompt_ids))
-    context.reserve(len(prompt_ids))
-    fallback = None
-    for start in range(0, len(prompt_ids), CHUNK):
-        tokens = mx.array([prompt_ids[start : start + CHUNK]])
-        logits, features = pair.target(tokens, cache.layers)
-        if fallback is None:
-            fallback = _extended(pair, context, features)
-        count = mx.array([tokens.shape[1]])
-        cache.keep(count)
-        context.keep(count)
-        mx.eval(cache.arrays(), context.arrays())  # intermediate chunks need no logits
-    return Prefilled(cache, context, logits[0, -1], fallback)
+    for beginning in _missing(prompts, prefixes):
+        found = prefixes.find(beginning)
+        filled = yield from _computed(pair, shapes, [beginning], [found])
+        yield
+        if filled.fallback is None:
+            where = (0, found.length, len(beginning))
+            prefixes.store(beginning, filled.cache.row(*where) + filled.context.row(*where))
+    found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
+    return (yield from _computed(pair, shapes, prompts, found))
 
 
-def _extended(pair: Pair, context: RaggedCache, features: mx.array | None) -> str | None:
-    """Extend the drafter's context, and say why if that failed."""
-    try:
-        extend(pair.drafter, context, features)
-    except DrafterFault as fault:
-        return str(fault)
-    return None
+def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache) -> list[Prompt]:
+    """List the shared beginnings that are not stored, short ones first."""
+    lengths = [CHUNK * prefixes.num_shared(chunks_of(ids)) for ids in prompts]
+    shared = {tuple(ids[:length]) for ids, length in zip(prompts, lengths, strict=True)} - {()}
+    missing = [ids for ids in shared if prefixes.find(ids).length < len(ids)]
+    return sorted(missing, key=len)
+
+
+def _computed(
+    pair: Pair, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
+) -> Generator[None, None, Prefilled]:
+    """Compute what is not found of some prompts."""
+    passes = _Passes(pair, shapes, prompts, found)
+    passes.run()
+    while passes.left:
+        yield
+        passes.run()
+    cached = [prefix.length for prefix in found]
+    return Prefilled(passes.cache, passes.context, mx.stack(passes.logits), cached, passes.fallback)
+
+
+class _Passes:
+    """The passes over some prompts, row by row; ends with the logits of all."""
+
+    def __init__(
+        self, pair: Pair, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
+    ) -> None:
+        self._pair = pair
+        self._shapes = shapes
+        self._prompts = prompts
+        self._done = [prefix.length for prefix in found]
+        self.fallback: str | None = None
+        self.logits: list[mx.array | None] = [None] * len(prompts)
+        rows, width = shapes.prefill_pass(len(prompts), self.left)
+        # A row that is through still gets its padding written.
+        room = max(max(map(len, prompts)) + width, shapes.least_capacity)
+        spare = [_NOTHING] * (rows - len(prompts))
+        target, drafter = pair.target.num_caches, pair.drafter.num_layers
+        self.cache = _begun(RaggedCache(target, rows), room, [*found, *spare], 0)
+        self.context = _begun(RaggedCache(drafter, rows), room, [*found, *spare], 2 * target)
+
+    @property
+    def left(self) -> int:
+        """Tokens of the prompt that has the most left."""
+        return max(len(ids) - n for ids, n in zip(self._prompts, self._done, strict=True))
+
+    def run(self) -> None:
+        """Run one pass over all rows."""
+        rows, width = self._shapes.prefill_pass(len(self._prompts), self.left)
+        pairs = zip(self._prompts, self._done, strict=True)
+        pieces = [list(ids[done : done + width]) for ids, done in pairs]
+        pieces += [[]] * (rows - len(pieces))
+        counts = list(map(len, pieces))
+        tokens = mx.array([piece + [0] * (width - len(piece)) for piece in pieces])
+        logits, features = self._pair.target(tokens, self.cache.layers)
+        self._extend(features)
+        for cache in (self.cache, self.context):
+            cache.keep(mx.array(counts))
+        self._note(counts, logits)
+        ready = [row for row in self.logits if row is not None]
+        mx.async_eval(ready, self.cache.arrays(), self.context.arrays())
+
+    def _note(self, counts: Sequence[int], logits: mx.array) -> None:
+        for row, ids in enumerate(self._prompts):
+            self._done[row] += counts[row]
+            if counts[row] and self._done[row] == len(ids):
+                self.logits[row] = logits[row, counts[row] - 1]
+
+    def _extend(self, features: mx.array | None) -> None:
+        """Extend the drafter's context, and note why if that failed."""
+        if self.fallback is None:
+            try:
+                extend(self._pair.drafter, self.context, features)
+            except DrafterFault as fault:
+                self.fallback = str(fault)
+
+
+def _begun(cache: RaggedCache, room: int, found: Sequence[Prefix], first: int) -> RaggedCache:
+    """Begin a cache with its arrays of what is stored, from the first of them on."""
+    arrays = 2 * len(cache.layers)
+    cache.reserve(room)
+    cache.begin_with([[part[first : first + arrays] for part in p.parts] for p in found])
+    return cache

@@ -14,6 +14,7 @@ class Sequence:
         token_ids: the committed tokens, a stop token included.
         finish_reason: None while more may come.
         fallback: why it is decoded plainly; None while the drafter serves it.
+        num_cached: prompt tokens that came from the prefix cache.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Sequence:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.fallback: str | None = None
+        self.num_cached = 0
         self._stop_ids = stop_ids | request.sampling.stop_ids
         self._stop_strings = stop_strings
         self._accept_lengths: list[int] = []
@@ -33,22 +35,27 @@ class Sequence:
         self._num_drafted: list[int] = []
         self._confidence: list[tuple[float, ...]] = []
         self._admitted_s = time.perf_counter()
-        self._first_token_s = self._admitted_s
+        self._first_token_s = self._last_token_s = self._admitted_s
+
+    @property
+    def position(self) -> int:
+        """The answer position that a round decides first; the one before it is the anchor's."""
+        return max(1, len(self.token_ids))
 
     @property
     def cached_len(self) -> int:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
-        return len(self.request.prompt_ids) + len(self.token_ids) - 1
+        return len(self.request.prompt_ids) + self.position - 1
 
     @property
-    def prefill_s(self) -> float:
-        """Seconds from admission to the first token."""
-        return self._first_token_s - self._admitted_s
+    def most_cached(self) -> int:
+        """Tokens that may be in the cache when the answer ends."""
+        return len(self.request.prompt_ids) + self.request.max_tokens
 
-    def begin(self, token: int) -> int:
-        """Commit the first token, which prefill gives; return how many tokens stayed: 1."""
-        self._first_token_s = time.perf_counter()
-        return self._commit([token])
+    def begin(self, token: int) -> None:
+        """Commit the first token, which prefill gives; it may already be in the next round."""
+        self._first_token_s = self._last_token_s = time.perf_counter()
+        self._commit([token])
 
     def advance(
         self,
@@ -64,6 +71,7 @@ class Sequence:
         plain decoding come out.
         """
         stayed = self._commit([*accepted, bonus])
+        self._last_token_s = time.perf_counter()
         self._accept_lengths.append(stayed)
         self._num_accepted.append(min(stayed, len(accepted)))
         self._num_drafted.append(num_drafted)
@@ -71,7 +79,7 @@ class Sequence:
             self._confidence.append(tuple(confidence[:num_drafted]))
         return stayed
 
-    def completion(self, text: str, num_cached: int = 0) -> Completion:
+    def completion(self, text: str) -> Completion:
         """Describe the finished answer, whose spoken tokens decode to `text`."""
         if self.finish_reason is None:
             raise ValueError(f"{self.request.item.where}: the answer is not finished")
@@ -86,9 +94,9 @@ class Sequence:
             num_drafted=tuple(self._num_drafted),
             confidence=tuple(self._confidence) or None,
             fallback=self.fallback,
-            cached_tokens=num_cached,
-            prefill_s=self.prefill_s,
-            decode_s=time.perf_counter() - self._first_token_s,
+            cached_tokens=self.num_cached,
+            prefill_s=self._first_token_s - self._admitted_s,
+            decode_s=self._last_token_s - self._first_token_s,
         )
 
     def spoken_ids(self) -> list[int]:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.rope_utils import initialize_rope
 
+from dspark_batch.models.attention import attend
 from dspark_batch.models.config_reader import ConfigReader
 
 
@@ -103,9 +104,8 @@ class BlockAttention(nn.Module):
         """Attend from blocks [B, A*K, E] that start at offset [B, A]; see `keys_values`."""
         queries = self.q_norm(_split_heads(self.q_proj(hidden), self.num_heads))
         keys, values = cache.update_and_fetch(*self.keys_values(hidden, offset))
-        attended = mx.fast.scaled_dot_product_attention(
-            _rotate(self.rope, queries, offset), keys, values, scale=self.scale, mask=mask
-        )
+        queries = _rotate(self.rope, queries, offset)
+        attended = attend(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
         return self.o_proj(attended.transpose(0, 2, 1, 3).flatten(2))
 
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dspark_batch.errors import ModelError
+from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.dspark import TargetEnds
 from dspark_batch.models.taps import Taps
 
@@ -105,6 +106,7 @@ class Target:
     def __init__(
         self, model: nn.Module, tap_ids: Sequence[int] = (), config: PairConfig | None = None
     ) -> None:
+        let_caches_choose(model)
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)

@@ -82,11 +82,11 @@ def test_neighbours_change_nothing(case, slots, draft_length):
     assert together == six_answers_alone()
 
 
-def test_failures_pass_through_and_requests_are_pulled_one_at_a_time(case):
+def test_failures_pass_through_and_few_requests_are_pulled_ahead(case):
     pulled = []
 
     def stream():
-        for index in range(4):
+        for index in range(100):
             pulled.append(index)
             if index == 1:
                 yield Failure(item(1), "bad_record", "no prompt")
@@ -94,9 +94,24 @@ def test_failures_pass_through_and_requests_are_pulled_one_at_a_time(case):
                 yield Request(item(index), case.prompt("greedy0"), 3)
 
     outcomes = Engine(case.pair).generate(stream())
+    assert next(outcomes).item.index == 1
+    assert pulled == [0, 1]
     assert next(outcomes).item.index == 0
-    assert pulled == [0]
-    assert [type(o).__name__ for o in outcomes] == ["Failure", "Completion", "Completion"]
+    assert len(pulled) < 20
+    assert len(list(outcomes)) == 98
+
+
+def test_once_no_item_may_begin_what_is_in_flight_is_finished_and_the_rest_is_left(case):
+    asked = []
+
+    def may_begin(asked_about):
+        asked.append(asked_about.index)
+        return len(asked) < 4
+
+    requests = [Request(item(n), case.prompt("greedy0"), 20) for n in range(50)]
+    outcomes = list(Engine(case.pair, slots=2).generate(requests, may_begin))
+    assert len(asked) == 4
+    assert {o.item.index for o in outcomes} == set(asked[:3])
 
 
 def test_a_draft_longer_than_the_block_is_refused(case):
@@ -115,10 +130,10 @@ def test_the_gauge_says_how_full_the_engine_is_and_what_it_spent():
     answers = engine.generate(requests)
     next(answers)
     during = engine.gauge()
-    assert during.busy_slots == 2  # both, until now
+    assert 1.5 <= during.busy_slots < 2  # both, until the round that runs now
     list(answers)
     after = engine.gauge()
     assert 1 < after.busy_slots < 1.5  # then the long one alone, for more rounds
-    assert 0 < during.round_s < after.round_s
+    assert 0 <= during.round_s < after.round_s
     assert after.prefill_s == during.prefill_s > 0
     assert after.peak_memory_bytes >= after.memory_bytes > 0

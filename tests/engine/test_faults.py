@@ -60,8 +60,9 @@ class SickTarget(Wrapped):
     def __call__(self, tokens, caches):
         logits, features = self._whole(tokens, caches)
         owner = caches[0]._owner
-        if tokens[0, 0].item() == MARK and owner.lengths.shape[0] == 1:
-            caches[0].keys[0, 0, 0] = 12345.0  # a sign that stays in the cache
+        begins = ((tokens[:, 0] == MARK) & (owner.lengths == 0))[:, None, None]
+        signs = caches[0].keys[:, 0, :1]
+        caches[0].keys[:, 0, :1] = mx.where(begins, 12345.0, signs)  # stays in the cache
         sick = (caches[0].keys[:, 0, 0, 0] == 12345.0) & (owner.lengths >= self.sick_from)
         for each in caches:
             each.values = mx.where(sick[:, None, None, None], mx.nan, each.values)
@@ -90,7 +91,7 @@ def test_a_slot_holds_nothing_of_its_former_owner():
         row = RaggedCache(1, slots=1)
         row.reserve(length)
         row.layers[0].update_and_fetch(*[mx.full((1, 1, length, 2), value)] * 2)
-        cache.insert(1, row, length)
+        cache.insert([1], row, [length])
     for buffer in (cache.layers[0].keys, cache.layers[0].values):
         assert buffer[1, 0, :, 0].tolist() == [1.0] * 3 + [0.0] * (cache.capacity - 3)
 
@@ -174,10 +175,23 @@ def test_a_drafter_that_crashes_costs_speed_and_no_byte(slots, call, calm):
     assert seen[2].fallback == "the drafter failed (ValueError: shapes do not fit)"
 
 
+class LonelyDrafter(Wrapped):
+    """Cannot take in a prompt that comes alone."""
+
+    def extend(self, context, features):
+        if context.lengths.tolist() == [0]:
+            raise ValueError("alone")
+        self._whole.extend(context, features)
+
+
 def test_an_item_without_a_drafter_context_verifies_no_draft_while_its_neighbour_does():
-    drafter = CrashingDrafter(pair().drafter, "extend", calm=1)
-    seen = answers(pair()._replace(drafter=drafter), [request(0), request(1)], slots=2)
-    assert sum(seen[0].num_drafted) > 0 == sum(seen[1].num_drafted)
+    requests = [request(0, max_tokens=3), request(1, max_tokens=30), request(2)]
+    used = pair()._replace(drafter=LonelyDrafter(pair().drafter))
+    seen = answers(used, requests, slots=2)
+    assert sum(seen[1].num_drafted) > 0 == sum(seen[2].num_drafted)
+    assert [seen[n].fallback for n in range(3)] == [None, None, seen[2].fallback]
+    assert "alone" in seen[2].fallback
+    assert seen[1].num_drafted[-1] > 0
 
 
 def test_a_drafter_that_recovers_serves_the_next_item():

@@ -1,0 +1,142 @@
+"""Beginnings that several prompts share: computed once, kept while there is room."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import mlx.core as mx
+
+CHUNK = 8  # positions; only whole chunks are shared
+_MOST_COUNTED = 1 << 17  # chunks of past prompts that are remembered, some 20 MB
+
+Ids: TypeAlias = Sequence[int]
+Chunks: TypeAlias = tuple[int, ...]  # of a prompt: a hash of each beginning of whole chunks
+Part: TypeAlias = list[mx.array]  # keys and values of all layers for a run of positions
+
+
+class Prefix(NamedTuple):
+    """The longest stored beginning of some tokens."""
+
+    length: int  # positions
+    parts: list[Part]  # one behind the other
+
+
+class PrefixCache:
+    """A tree of beginnings; what was used longest ago goes first.
+
+    Stored is what more than one prompt begins with: a beginning counts as shared as soon as a
+    second prompt with it is in sight, so prompts of their own cost a few bytes per chunk.
+
+    Args:
+        most_positions: of all that is stored; 0 stores nothing.
+    """
+
+    def __init__(self, most_positions: int) -> None:
+        self._room = most_positions
+        self._most = most_positions
+        self._root = _Segment(None, 0, ())
+        self._by_age: OrderedDict[_Segment, None] = OrderedDict()  # used longest ago first
+        self._prompts: OrderedDict[int, int] = OrderedDict()  # hash of a beginning -> prompts
+
+    def expect(self, chunks: Chunks) -> None:
+        """Count a prompt that will come."""
+        for chunk in chunks:
+            self._prompts[chunk] = self._prompts.pop(chunk, 0) + 1
+        while len(self._prompts) > _MOST_COUNTED:
+            self._prompts.popitem(last=False)
+
+    def num_shared(self, chunks: Chunks) -> int:
+        """Count the chunks with which another prompt begins too, as many as can be stored."""
+        most = min(len(chunks), self._most // CHUNK)
+        shared = (n for n in range(most) if self._prompts.get(chunks[n], 0) < 2)
+        return next(shared, most)
+
+    def find(self, ids: Ids) -> Prefix:
+        """Find the longest stored beginning of some tokens."""
+        length, parts = 0, []
+        for segment, stop in self._path(ids):
+            self._touch(segment)
+            parts.append(segment.part(stop))
+            length += stop
+        return Prefix(length, parts)
+
+    def store(self, ids: Ids, part: Part) -> None:
+        """Store the end of a beginning, behind as much of it as is stored.
+
+        Args:
+            ids: the whole beginning, whole chunks.
+            part: arrays [KV, T, D] of its positions that are not stored yet.
+        """
+        path = self._path(ids)
+        start = sum(stop for _, stop in path)
+        parent, stop = path[-1] if path else (self._root, 0)
+        segment = _Segment(parent, start, ids[start:], part)
+        parent.children[stop, tuple(ids[start : start + CHUNK])] = segment
+        self._room -= len(segment.ids)
+        for above, _ in path:
+            self._touch(above)
+        self._touch(segment)
+        self._make_room()
+
+    def _path(self, ids: Ids) -> list[tuple["_Segment", int]]:
+        """Walk down along some tokens: segments, and in how many positions each one agrees."""
+        path: list[tuple[_Segment, int]] = []
+        segment, stop = self._root, 0
+        while True:
+            at = segment.start + stop
+            child = segment.children.get((stop, tuple(ids[at : at + CHUNK])))
+            if child is None:
+                return path
+            segment, stop = child, child.common_len(ids)
+            path.append((segment, stop))
+
+    def _touch(self, segment: "_Segment") -> None:
+        self._by_age[segment] = None
+        self._by_age.move_to_end(segment)
+
+    def _make_room(self) -> None:
+        for segment in list(self._by_age):
+            if self._room >= 0:
+                return
+            if not segment.children:
+                segment.remove()
+                del self._by_age[segment]
+                self._room += len(segment.ids)
+
+
+class _Segment:
+    """A run of tokens behind a part of its parent's, and their arrays."""
+
+    def __init__(self, parent: "_Segment | None", start: int, ids: Ids, part: Part = ()) -> None:
+        self.parent = parent
+        self.start = start  # position of the first token
+        self.ids = tuple(ids)
+        # How many positions of this segment come before the child; the child's first chunk.
+        self.children: dict[tuple[int, tuple[int, ...]], _Segment] = {}
+        self._part = part
+
+    def part(self, stop: int) -> Part:
+        """Return the arrays of the first `stop` positions."""
+        return self._part if stop == len(self.ids) else [a[:, :stop] for a in self._part]
+
+    def common_len(self, ids: Ids) -> int:
+        """Count the positions, whole chunks, in which a prompt agrees with this segment."""
+        for at in range(0, len(self.ids), CHUNK):
+            there = self.start + at
+            if self.ids[at : at + CHUNK] != tuple(ids[there : there + CHUNK]):
+                return at
+        return len(self.ids)
+
+    def remove(self) -> None:
+        """Leave the tree."""
+        siblings = self.parent.children
+        del siblings[next(key for key, child in siblings.items() if child is self)]
+
+
+def chunks_of(ids: Ids) -> Chunks:
+    """Hash every beginning of whole chunks that leaves at least one token of a prompt."""
+    hashes, so_far = [], 0
+    for at in range(0, (len(ids) - 1) // CHUNK * CHUNK, CHUNK):
+        so_far = hash((so_far, *ids[at : at + CHUNK]))
+        hashes.append(so_far)
+    return tuple(hashes)

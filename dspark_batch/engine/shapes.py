@@ -1,0 +1,88 @@
+"""The shape class: passes of which a probe has shown that they give the same bits."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from dspark_batch.types import Json
+
+Shape = tuple[int, int]  # slots and width of a pass
+
+_FREE_WIDTH = 256  # of a prefill pass without a class; keeps its scores small
+_FREE_TOKENS = 2048  # of a prefill pass without a class
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Which passes the engine may run; the default is all, as `--mode fast` has it.
+
+    Inside a class, padding, batching and draft lengths change no bit of a token's logits.
+
+    Source:
+        DESIGN.md, section 4.
+    """
+
+    steps: tuple[Shape, ...] = ()  # target passes of a round; (): any
+    prefill: tuple[Shape, ...] = ()  # target passes over prompts; (): any
+    least_capacity: int = 0  # positions of the cache's buffers
+    folds: bool = False  # attention of rounds folds heads into rows
+
+    def rows(self, slots: int, widest: int) -> int:
+        """Say over how many slots a pass must run that holds some, in rounds up to a width.
+
+        Raises:
+            ValueError: no pass of the class is that large.
+        """
+        if not self.steps:
+            return slots
+        return _smallest(self.steps, slots, widest)[0]
+
+    def width(self, rows: int, width: int) -> int:
+        """Say how wide a pass over that many slots must be."""
+        if not self.steps:
+            return width
+        return min(known for slots, known in self.steps if slots == rows and known >= width)
+
+    @property
+    def most_width(self) -> int:
+        """The width of the widest round; 0: any."""
+        return max((width for _, width in self.steps), default=0)
+
+    @property
+    def most_prompts(self) -> int:
+        """How many prompts one prefill pass can take."""
+        return max((slots for slots, _ in self.prefill), default=8)
+
+    def prefill_pass(self, prompts: int, length: int) -> Shape:
+        """Choose the pass for prompts of which the longest has `length` tokens left."""
+        if not self.prefill:
+            return prompts, min(length, _FREE_WIDTH, max(1, _FREE_TOKENS // prompts))
+        rows = min(slots for slots, _ in self.prefill if slots >= prompts)
+        widest = max(width for slots, width in self.prefill if slots == rows)
+        return _smallest(self.prefill, rows, min(length, widest))
+
+    def to_json(self) -> dict[str, Json]:
+        """Describe it for the manifest."""
+        return {
+            "steps": self.steps,
+            "prefill": self.prefill,
+            "least_capacity": self.least_capacity,
+            "folds": self.folds,
+        }
+
+    @classmethod
+    def from_json(cls, described: dict[str, Json]) -> Self:
+        """Read what `to_json` wrote."""
+        known = dict(described)
+        for name in ("steps", "prefill"):
+            known[name] = tuple((slots, width) for slots, width in known[name])
+        return cls(**known)
+
+
+def _smallest(shapes: tuple[Shape, ...], slots: int, width: int) -> Shape:
+    fitting = [shape for shape in shapes if shape[0] >= slots and shape[1] >= width]
+    if not fitting:
+        raise ValueError(
+            f"{slots} slots with {width} tokens each: no pass of the shape class is that large "
+            f"(largest: {max(shapes)}). Take fewer, or --mode fast."
+        )
+    return min(fitting, key=lambda shape: (shape[0] * shape[1], shape))

@@ -1,0 +1,113 @@
+"""The slots: who sits where, and what is cached of them."""
+
+from collections.abc import Sequence as ListLike
+
+import mlx.core as mx
+
+from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.engine.prefill import Prefilled
+from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.shapes import Shapes
+from dspark_batch.models.load import Pair
+
+
+class Slots:
+    """The sequences that decode together; a pass runs over all slots, the free ones too.
+
+    There are as many slots as the shape class asks for to hold who is there, so their number and
+    their room follow the load.
+
+    Args:
+        pair: target and drafter.
+        shapes: the passes that may run.
+        widest: of all rounds: 1 + the longest draft.
+
+    Attributes:
+        sequences: by slot; None: free.
+        cache: the target's.
+        context: the drafter's.
+        anchors: [S] int32.
+    """
+
+    def __init__(self, pair: Pair, shapes: Shapes, widest: int) -> None:
+        self._shapes = shapes
+        self._widest = widest
+        self._block_size = pair.drafter.block_size
+        self.sequences: list[Sequence | None] = []
+        self.cache = RaggedCache(pair.target.num_caches, 0, folds=shapes.folds)
+        self.context = RaggedCache(pair.drafter.num_layers, 0, folds=shapes.folds)
+        self.anchors = mx.zeros(0, dtype=mx.int32)
+
+    @property
+    def active(self) -> list[Sequence]:
+        """The sequences, without the free slots."""
+        return [sequence for sequence in self.sequences if sequence is not None]
+
+    def width(self, num_drafts: int) -> int:
+        """Say how wide the pass must be that verifies some drafts."""
+        return self._shapes.width(len(self.sequences), 1 + num_drafts)
+
+    def positions(self, planned: ListLike[Sequence]) -> int:
+        """Count the cached positions that those who are there and some more may need at most."""
+        together = [*self.active, *planned]
+        rows = self._shapes.rows(len(together), self._widest)
+        return rows * self._room(max(sequence.most_cached for sequence in together))
+
+    def enter(self, newcomers: ListLike[Sequence], filled: Prefilled, first: mx.array) -> None:
+        """Give slots to sequences; slot i of `filled`, and first[i], are newcomers[i]'s."""
+        self._make_rows(len(self.active) + len(newcomers))
+        free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
+        slots = free[: len(newcomers)]
+        lengths = [sequence.cached_len for sequence in newcomers]
+        self.cache.insert(slots, filled.cache, lengths)
+        self.context.insert(slots, filled.context, lengths)
+        self.anchors[mx.array(slots)] = first
+        for slot, sequence in zip(slots, newcomers, strict=True):
+            self.sequences[slot] = sequence
+
+    def release(self, slot: int) -> None:
+        """Free a slot."""
+        self.sequences[slot] = None
+        self.cache.clear(slot)
+        self.context.clear(slot)
+
+    def shrink(self) -> None:
+        """Give back slots and room that nobody needs, if it is a good part of them."""
+        active = self.active
+        if not active:
+            return
+        rows = self._shapes.rows(len(active), self._widest)
+        room = self._room(max(sequence.cached_len for sequence in active))
+        if 4 * rows <= 3 * len(self.sequences) or 2 * room <= self.cache.capacity:
+            self._resize(rows, room)
+
+    def reserve(self) -> None:
+        """Make room for the next round of the slot that is furthest."""
+        room = self._room(max(sequence.cached_len for sequence in self.active))
+        self.cache.reserve(room)
+        self.context.reserve(room)
+
+    def keep(self, accepted: mx.array, bonus: mx.array) -> None:
+        """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""
+        is_active = mx.array([sequence is not None for sequence in self.sequences])
+        counts = mx.where(is_active, accepted + 1, 0)
+        self.cache.keep(counts)
+        self.context.keep(counts)
+        self.anchors = bonus
+
+    def _room(self, cached_len: int) -> int:
+        """Say how many positions a slot needs for a round: the pass, or the drafter's block."""
+        behind = max(self._widest, self._shapes.most_width, self._block_size)
+        return max(cached_len + behind, self._shapes.least_capacity)
+
+    def _make_rows(self, needed: int) -> None:
+        rows = self._shapes.rows(needed, self._widest)
+        if rows > len(self.sequences):
+            self._resize(rows, self.cache.capacity)
+
+    def _resize(self, rows: int, room: int) -> None:
+        kept = [slot for slot, sequence in enumerate(self.sequences) if sequence is not None]
+        self.cache.resize(kept, rows, room)
+        self.context.resize(kept, rows, room)
+        self.anchors = mx.pad(self.anchors[mx.array(kept, dtype=mx.int32)], (0, rows - len(kept)))
+        self.sequences = [self.sequences[slot] for slot in kept] + [None] * (rows - len(kept))

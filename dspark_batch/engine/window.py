@@ -1,0 +1,88 @@
+"""The look-ahead window: a few requests that are ready, and which of them go next."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from dspark_batch.engine.prefix_cache import Chunks, PrefixCache, chunks_of
+from dspark_batch.types import Failure, Request
+
+
+class _Waiting(NamedTuple):
+    request: Request
+    arrival: int  # its number among all that came
+    chunks: Chunks  # of its prompt
+
+
+class Window:
+    """Requests that were pulled from the stream and wait for a slot.
+
+    Those with the same beginning go together, long ones first, since what runs side by side should
+    be of a length; the group that came first goes first. Nobody waits for ever: a request that
+    too many others have passed goes before all, and lets nobody pass while it does not fit.
+
+    Args:
+        size: most requests that wait.
+        prefixes: told of every prompt; knows what prompts share.
+    """
+
+    def __init__(self, size: int, prefixes: PrefixCache) -> None:
+        self._size = size
+        self._patience = 4 * size  # departures
+        self._prefixes = prefixes
+        self._waiting: list[_Waiting] = []
+        self._arrivals = self._departures = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def fill(self, stream: Iterator[Request | Failure]) -> Iterator[Failure]:
+        """Pull until the window is full or the stream ends; failures pass through."""
+        while len(self._waiting) < self._size:
+            pulled = next(stream, None)
+            if pulled is None:
+                return
+            if isinstance(pulled, Failure):
+                yield pulled
+            else:
+                self._add(pulled)
+
+    def take(self, most: int, fits: Callable[[Request], bool]) -> list[Request]:
+        """Take out the next requests that fit, in the order in which they should run."""
+        taken: list[_Waiting] = []
+        for waiting in sorted(self._waiting, key=self._order()):
+            if len(taken) < most and fits(waiting.request):
+                taken.append(waiting)
+            elif self._is_impatient(waiting):
+                break
+        arrivals = {waiting.arrival for waiting in taken}
+        self._waiting = [w for w in self._waiting if w.arrival not in arrivals]
+        self._departures += len(taken)
+        return [waiting.request for waiting in taken]
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self._waiting = []
+
+    def _add(self, request: Request) -> None:
+        chunks = chunks_of(request.prompt_ids)
+        self._prefixes.expect(chunks)
+        self._waiting.append(_Waiting(request, self._arrivals, chunks))
+        self._arrivals += 1
+
+    def _order(self) -> Callable[[_Waiting], tuple[bool, int, int, int]]:
+        """Make the sort key: the impatient, then group by group, each from long to short."""
+        first: dict[int, int] = {}  # the last shared chunk of a group -> arrival of its first
+        group_of: dict[int, int] = {}  # arrival -> that of its group's first
+        for waiting in self._waiting:
+            num_shared = self._prefixes.num_shared(waiting.chunks)
+            group = waiting.chunks[num_shared - 1] if num_shared else ~waiting.arrival
+            group_of[waiting.arrival] = first.setdefault(group, waiting.arrival)
+        return lambda w: (
+            not self._is_impatient(w),
+            group_of[w.arrival],
+            -len(w.request.prompt_ids) - w.request.max_tokens,
+            w.arrival,
+        )
+
+    def _is_impatient(self, waiting: _Waiting) -> bool:
+        return self._departures - waiting.arrival > self._patience
