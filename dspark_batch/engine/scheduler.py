@@ -202,7 +202,7 @@ def verify_lengths(
     Drafts are admitted step by step, and the best beginning of this path wins, the shortest of
     equals. The paper's step is a single draft, the likeliest left: right where a pass costs by its
     number of tokens. A rectangular pass costs by its width, and drafts within a width that is paid
-    for are free, but no single draft pays for one. With `by_position` a step is therefore the next
+    for are free, but a single one seldom pays. With `by_position` a step is therefore the next
     position of all slots, and without the early stop no other choice is better.
 
     Where the rejection rule samples, a draft may be admitted only by what is known without it.
