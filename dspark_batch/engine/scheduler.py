@@ -5,6 +5,7 @@ from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from dspark_batch.types import Json
@@ -182,9 +183,11 @@ def _why(chosen: tuple[int, int], rates: Mapping[tuple[int, int], float], plain:
 
 
 class _Draft(NamedTuple):
+    """A draft, so that sorted ones begin with the likeliest; of equals, with the earlier."""
+
+    minus_survival: float
     position: int  # 1..K
     slot: int
-    survival: float
 
 
 def verify_lengths(
@@ -199,7 +202,7 @@ def verify_lengths(
     Drafts are admitted step by step, and the best beginning of this path wins, the shortest of
     equals. The paper's step is a single draft, the likeliest left: right where a pass costs by its
     number of tokens. A rectangular pass costs by its width, and drafts within a width that is paid
-    for are free, but no single draft pays for one. With `by_position` a step is therefore the next
+    for are free, but a single one seldom pays. With `by_position` a step is therefore the next
     position of all slots, and without the early stop no other choice is better.
 
     Where the rejection rule samples, a draft may be admitted only by what is known without it.
@@ -228,7 +231,7 @@ def verify_lengths(
     for step in _steps(survival, by_position=by_position):
         path += step
         width = max(width, 1 + step[0].position)
-        expected += sum(draft.survival for draft in step)
+        expected -= sum(draft.minus_survival for draft in step)
         rate = expected / seconds(num_slots + len(path), width)
         if rate > best:
             best, best_len = rate, len(path)
@@ -241,14 +244,15 @@ def verify_lengths(
 def _steps(survival: ListLike[ListLike[float]], *, by_position: bool) -> list[list[_Draft]]:
     """Return the drafts that may survive, in the order in which they are admitted."""
     drafts = [
-        _Draft(position, slot, chance)
+        _Draft(-chance, position, slot)
         for slot, block in enumerate(survival)
         for position, chance in enumerate(block, 1)
         if chance > 0
     ]
-    if by_position:
-        return [list(step) for _, step in groupby(sorted(drafts), key=lambda d: d.position)]
-    return [[draft] for draft in sorted(drafts, key=lambda d: (-d.survival, d.position))]
+    if not by_position:
+        return [[draft] for draft in sorted(drafts)]
+    drafts.sort(key=attrgetter("position"))
+    return [list(step) for _, step in groupby(drafts, key=attrgetter("position"))]
 
 
 class Acceptance:
