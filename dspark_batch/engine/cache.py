@@ -1,7 +1,7 @@
 """Keys and values of all slots: left-aligned rows of different lengths."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import mlx.core as mx
 
@@ -13,6 +13,15 @@ Parts: TypeAlias = Sequence[Sequence[mx.array]]
 _STEP = 256  # positions; buffers grow by whole steps, so few shapes exist
 
 
+class _Extent:
+    """What all layers share: how far the slots are, and how far they may go."""
+
+    def __init__(self, slots: int, folds: bool) -> None:
+        self.lengths = mx.zeros(slots, dtype=mx.int32)
+        self.capacity = 0
+        self.folds = folds
+
+
 class RaggedCache:
     """The cached tokens of every slot, for all layers of one model.
 
@@ -21,17 +30,40 @@ class RaggedCache:
     next step, so a rollback moves no data.
 
     Attributes:
-        lengths: [S] int32, cached tokens of each slot.
-        capacity: positions per slot that the buffers have room for.
         layers: one `LayerCache` per layer; they go where mlx-lm models expect their caches.
-        folds: whether attention over it folds heads into rows; see `numerics.attention`.
     """
 
     def __init__(self, num_layers: int, slots: int, *, folds: bool = False) -> None:
-        self.lengths = mx.zeros(slots, dtype=mx.int32)
-        self.capacity = 0
-        self.layers = [LayerCache(self) for _ in range(num_layers)]
-        self.folds = folds
+        # Layers do not know this object: a cycle would keep dead buffers until Python looks for it.
+        self._extent = _Extent(slots, folds)
+        self.layers = [LayerCache(self._extent) for _ in range(num_layers)]
+
+    @classmethod
+    def of(cls, lengths: mx.array, buffers: Sequence[mx.array], *, folds: bool) -> Self:
+        """Make a cache of arrays: `lengths` [S], and what `buffers` lists."""
+        cache = cls(len(buffers) // 2, lengths.shape[0], folds=folds)
+        cache.lengths = lengths
+        cache.replace(buffers)
+        return cache
+
+    @property
+    def lengths(self) -> mx.array:
+        """Cached tokens of each slot, [S] int32."""
+        return self._extent.lengths
+
+    @lengths.setter
+    def lengths(self, lengths: mx.array) -> None:
+        self._extent.lengths = lengths
+
+    @property
+    def capacity(self) -> int:
+        """Positions per slot that the buffers have room for."""
+        return self._extent.capacity
+
+    @property
+    def folds(self) -> bool:
+        """Whether attention over it folds heads into rows; see `numerics.attention`."""
+        return self._extent.folds
 
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""
@@ -65,7 +97,7 @@ class RaggedCache:
 
     def row(self, slot: int, start: int, stop: int) -> list[mx.array]:
         """Copy positions of a slot: keys, values of each layer in turn, [KV, stop - start, D]."""
-        arrays = [mx.contiguous(a[slot, :, start:stop]) for a in self._buffers()]
+        arrays = [mx.contiguous(a[slot, :, start:stop]) for a in self.buffers()]
         mx.eval(arrays)  # or they would hold the whole buffers
         return arrays
 
@@ -86,37 +118,44 @@ class RaggedCache:
 
     def arrays(self) -> list[mx.array]:
         """List the arrays to evaluate after a step, so that no graph grows over rounds."""
-        return [self.lengths, *self._buffers()]
+        return [self.lengths, *self.buffers()]
 
-    def _buffers(self) -> list[mx.array]:
+    def buffers(self) -> list[mx.array]:
+        """List keys and values of each layer in turn, [S, KV, capacity, D]; none before a step."""
         return [a for layer in self.layers for a in (layer.keys, layer.values) if a is not None]
 
+    def replace(self, buffers: Sequence[mx.array]) -> None:
+        """Put other arrays in place of all that `buffers` lists."""
+        for layer, keys, values in zip(self.layers, buffers[::2], buffers[1::2], strict=True):
+            layer.keys, layer.values = keys, values
+            self._extent.capacity = keys.shape[2]
+
     def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
-        self.capacity = -(-positions // _STEP) * _STEP
+        self._extent.capacity = -(-positions // _STEP) * _STEP
         for layer in self.layers:
             layer.resize(kept, slots, self.capacity)
 
 
 class LayerCache:
-    """One layer's buffers, [S, KV, capacity, D] each; shares its owner's lengths.
+    """One layer's buffers, [S, KV, capacity, D] each; shares the extent of its owner.
 
     Offers what mlx-lm's models use of a cache: `offset`, `update_and_fetch`, `make_mask`.
     """
 
-    def __init__(self, owner: RaggedCache) -> None:
-        self._owner = owner
+    def __init__(self, extent: _Extent) -> None:
+        self._extent = extent
         self.keys: mx.array | None = None  # None: nothing written yet
         self.values: mx.array | None = None
 
     @property
     def offset(self) -> mx.array:
         """The position of each slot's next token, [S] int32."""
-        return self._owner.lengths
+        return self._extent.lengths
 
     @property
     def folds(self) -> bool:
         """Whether attention over it folds heads into rows."""
-        return self._owner.folds
+        return self._extent.folds
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return both whole buffers.
@@ -126,9 +165,9 @@ class LayerCache:
                 of lengths can be checked, so the caller reserves.
         """
         if self.keys is None:
-            self.keys = _empty(keys, self._owner.capacity)
-            self.values = _empty(values, self._owner.capacity)
-        position = self._owner.lengths[:, None] + mx.arange(keys.shape[2])
+            self.keys = _empty(keys, self._extent.capacity)
+            self.values = _empty(values, self._extent.capacity)
+        position = self._extent.lengths[:, None] + mx.arange(keys.shape[2])
         index = position[:, None, :, None]
         self.keys = mx.put_along_axis(self.keys, index, keys, axis=2)
         self.values = mx.put_along_axis(self.values, index, values, axis=2)
@@ -138,7 +177,7 @@ class LayerCache:
         self, width: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array:
         """Build the causal mask of a step; see `numerics.masks.ragged_causal`."""
-        return ragged_causal(self._owner.lengths, width, self._owner.capacity, window_size)
+        return ragged_causal(self._extent.lengths, width, self._extent.capacity, window_size)
 
     def resize(self, kept: Sequence[int], slots: int, capacity: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; zeros follow everywhere."""
@@ -154,8 +193,8 @@ class LayerCache:
         if other.keys is None:  # nothing was written, so nothing of it will be read
             return
         if self.keys is None:
-            self.keys = _empty(other.keys, capacity, self._owner.lengths.shape[0])
-            self.values = _empty(other.values, capacity, self._owner.lengths.shape[0])
+            self.keys = _empty(other.keys, capacity, self._extent.lengths.shape[0])
+            self.values = _empty(other.values, capacity, self._extent.lengths.shape[0])
         first = list(range(slots.shape[0]))
         self.keys[slots] = _resized(other.keys, first, len(first), capacity)
         self.values[slots] = _resized(other.values, first, len(first), capacity)

@@ -21,13 +21,14 @@ from dspark_batch.engine.fallback import (
     FAULTS,
     NOT_FINITE,
     DrafterFault,
-    extend,
+    guarded,
     is_sane,
-    propose,
 )
+from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, prefill
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
+from dspark_batch.engine.scheduler import Acceptance, Pace, StepCurve, next_draft_length, next_pace
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
@@ -91,6 +92,7 @@ class Engine:
         sampling: how requests with a temperature are drawn; both ways are exact.
         log_confidence: completions tell the confidence of every verified draft.
         shapes: the passes that may run.
+        curve: what rounds cost; with it, and without a draft length, each round drafts what pays.
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
@@ -110,6 +112,7 @@ class Engine:
         sampling: SamplingRule = "coupled",
         log_confidence: bool = False,
         shapes: Shapes = _ANY_SHAPE,
+        curve: StepCurve | None = None,
         most_positions: int | None = None,
         prefix_positions: int = _PREFIX_POSITIONS,
     ) -> None:
@@ -128,7 +131,15 @@ class Engine:
         self._most_positions = most_positions
         self._prefixes = PrefixCache(prefix_positions)
         self._window = Window(max(_LEAST_WINDOW, 2 * slots), self._prefixes)
-        self._slots = Slots(pair, shapes, 1 + self._draft_length)
+        self._passes = Passes(pair.target, pair.drafter)
+        self._acceptance = Acceptance(slots)
+        self._curve = curve if draft_length is None and self._draft_length > 0 else None
+        self._pace = Pace(self._draft_length)
+        if self._curve is not None:
+            self._pace = Pace(
+                next_draft_length(curve, self._acceptance.survival(self._draft_length), slots, 0)
+            )
+        self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
         self._wave: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of the wave
         self._first_finite: dict[Sequence, mx.array] = {}  # of those that just entered
@@ -237,7 +248,7 @@ class Engine:
     def _launch(self) -> _Round:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
-        slots.reserve()
+        slots.fit(self._pace.draft_length)
         rule = rule_of(self._sampling, slots.sequences)
         first, draft = slots.anchors, self._propose(rule)
         sane = is_sane(draft)
@@ -245,7 +256,7 @@ class Engine:
         num_drafts = drafts.shape[1]
         padding = mx.zeros((first.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([first[:, None], drafts, padding], axis=1)
-        logits, features = self._pair.target(tokens, slots.cache.layers)
+        logits, features = self._passes.verify(slots.cache, tokens)
         logits = logits[:, : 1 + num_drafts]
         accepted, bonus = rule.verify(drafts, verify_len, logits)
         finite = mx.isfinite(logits).all(axis=-1)
@@ -277,6 +288,19 @@ class Engine:
             if failure is not None or sequence.finish_reason is not None:
                 self._ended.append((sequence, failure))
                 self._slots.release(slot)
+        self._choose_pace(step)
+
+    def _choose_pace(self, step: _Step) -> None:
+        """Choose the next round's draft length by what drafts were worth so far."""
+        if self._curve is None:
+            return
+        for slot, sequence in enumerate(self._slots.sequences):
+            if sequence is not None:
+                self._acceptance.add(step.accepted[slot], step.verify_len[slot])
+        survival = self._acceptance.survival(self._draft_length)
+        num_active = len(self._slots.active)
+        if num_active > 0:
+            self._pace = next_pace(self._pace, self._curve, survival, num_active)
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""
@@ -303,20 +327,19 @@ class Engine:
 
     def _propose(self, rule: Rule) -> Draft:
         """Draft for all slots; nothing, where nobody is left whom the drafter serves."""
-        slots, none = self._slots, NoDrafter()
-        serve = (self._pair.drafter, slots.anchors, slots.context)
-        if all(sequence.fallback for sequence in slots.active):
-            return none.propose(slots.anchors, slots.context, 0, rule.draft)
-        try:
-            return propose(*serve, self._draft_length, rule.draft)
-        except DrafterFault as fault:
-            self._fall_back(fault)
-            return none.propose(slots.anchors, slots.context, 0, rule.draft)
+        anchors, context = self._slots.anchors, self._slots.context
+        num_drafts = self._pace.draft_length
+        if num_drafts > 0 and not all(sequence.fallback for sequence in self._slots.active):
+            try:
+                return guarded(lambda: self._passes.propose(context, anchors, num_drafts, rule))
+            except DrafterFault as fault:
+                self._fall_back(fault)
+        return NoDrafter().propose(anchors, context, 0, rule.draft)
 
     def _extend(self, features: mx.array | None) -> None:
         """Take the round's features into the drafter's context."""
         try:
-            extend(self._pair.drafter, self._slots.context, features)
+            guarded(lambda: self._passes.extend(self._slots.context, features))
         except DrafterFault as fault:
             self._fall_back(fault)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
-from dspark_batch.engine.fallback import DrafterFault, extend
+from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.load import Pair
@@ -123,7 +123,7 @@ class _Passes:
         """Extend the drafter's context, and note why if that failed."""
         if self.fallback is None:
             try:
-                extend(self._pair.drafter, self.context, features)
+                guarded(lambda: self._pair.drafter.extend(self.context, features))
             except DrafterFault as fault:
                 self.fallback = str(fault)
 

@@ -36,11 +36,12 @@ class Shapes:
             return slots
         return _smallest(self.steps, slots, widest)[0]
 
-    def width(self, rows: int, width: int) -> int:
-        """Say how wide a pass over that many slots must be."""
+    def width(self, rows: int, width: int) -> int | None:
+        """Say how wide a pass over that many slots must be; None: there is none so wide."""
         if not self.steps:
             return width
-        return min(known for slots, known in self.steps if slots == rows and known >= width)
+        wide = (known for slots, known in self.steps if slots == rows and known >= width)
+        return min(wide, default=None)
 
     @property
     def most_width(self) -> int:

@@ -20,7 +20,7 @@ class Slots:
     Args:
         pair: target and drafter.
         shapes: the passes that may run.
-        widest: of all rounds: 1 + the longest draft.
+        widest: of the first round: 1 + its draft length.
 
     Attributes:
         sequences: by slot; None: free.
@@ -43,8 +43,17 @@ class Slots:
         """The sequences, without the free slots."""
         return [sequence for sequence in self.sequences if sequence is not None]
 
+    def fit(self, draft_length: int) -> None:
+        """Get ready for rounds with so many drafts: slots that a pass runs over, and their room."""
+        self._widest = 1 + draft_length
+        if self._shapes.width(len(self.sequences), self._widest) is None:
+            self._resize(self._shapes.rows(len(self.active), self._widest), self.cache.capacity)
+        room = self._room(max(sequence.cached_len for sequence in self.active))
+        self.cache.reserve(room)
+        self.context.reserve(room)
+
     def width(self, num_drafts: int) -> int:
-        """Say how wide the pass must be that verifies some drafts."""
+        """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(len(self.sequences), 1 + num_drafts)
 
     def positions(self, planned: ListLike[Sequence]) -> int:
@@ -80,12 +89,6 @@ class Slots:
         room = self._room(max(sequence.cached_len for sequence in active))
         if 4 * rows <= 3 * len(self.sequences) or 2 * room <= self.cache.capacity:
             self._resize(rows, room)
-
-    def reserve(self) -> None:
-        """Make room for the next round of the slot that is furthest."""
-        room = self._room(max(sequence.cached_len for sequence in self.active))
-        self.cache.reserve(room)
-        self.context.reserve(room)
 
     def keep(self, accepted: mx.array, bonus: mx.array) -> None:
         """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""

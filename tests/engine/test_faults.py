@@ -59,7 +59,7 @@ class SickTarget(Wrapped):
 
     def __call__(self, tokens, caches):
         logits, features = self._whole(tokens, caches)
-        owner = caches[0]._owner
+        owner = caches[0]._extent
         begins = ((tokens[:, 0] == MARK) & (owner.lengths == 0))[:, None, None]
         signs = caches[0].keys[:, 0, :1]
         caches[0].keys[:, 0, :1] = mx.where(begins, 12345.0, signs)  # stays in the cache

@@ -1,0 +1,306 @@
+"""Measures this machine: which passes give the same bits, and how long each one takes."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.engine.machine import Machine
+from dspark_batch.engine.passes import Passes
+from dspark_batch.engine.scheduler import DrafterPass, StepCurve, TargetPass, best_plan
+from dspark_batch.engine.shapes import Shape, Shapes
+from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.models.plain import NoDrafter
+from dspark_batch.models.target import Target
+from dspark_batch.numerics.rules import Greedy
+
+_BLOCK = 8  # tokens of a round that a class must be able to verify
+
+_PROMPT = 32  # tokens: of prompts that are compared, and before answers that are
+_ANSWER = 4  # tokens of answers that are compared
+_CONTENTS = 4  # rows that are compared, if there are so many
+_LEAST_S = 0.06  # in the passes of one shape, if not
+_MOST = 12  # passes
+_TIMES = 4  # that a drafter is timed, the warm-up included
+_GAIN = 1.1  # of tokens per second, for which twice the slots are worth a try
+
+_PRIOR = tuple(0.8**k for k in range(1, _BLOCK))  # survival, for any drafter
+_DRAFTER_SHARE = 0.2  # of a target pass, for any drafter
+_SAME_SPEED = 0.95  # of the best: fast enough for what is simpler, or larger
+
+
+class Limits(NamedTuple):
+    """What is tried on a device."""
+
+    rows: tuple[int, ...]  # slots of a round
+    widths: tuple[
+        int, ...
+    ]  # of a round; the same for every drafter, so that none changes the class
+    prompts: tuple[int, ...]  # rows of a prefill pass
+    lengths: tuple[int, ...]  # width of a prefill pass
+    capacities: tuple[int, ...]  # of the caches' buffers
+    most_positions: int | None = None  # that a cache may hold; None: any number
+
+
+def default_limits() -> Limits:
+    """Say what is worth trying here: a CPU gains little by many slots, a GPU much."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        rows, lengths = (1, 2, 4, 8, 16, 32), (16, 24, 32, 48, 64)
+        return Limits(rows, (1, 2, 4, 8), (1,), lengths, (256, 512, 1024))
+    return Limits(
+        rows=(1, 2, 4, 8, 16, 32, 64, 128),
+        widths=(1, 2, 4, 8, 16),
+        prompts=(1, 2, 4, 8, 16),
+        lengths=(16, 32, 64, 128, 256),
+        capacities=(256, 512, 1024, 2048),
+    )
+
+
+def probe(target: Target, limits: Limits) -> Machine:
+    """Find the shape class of a target on this device, and what its passes cost.
+
+    Two passes are alike if some rows get the same bits from both, logits as well as cached keys
+    and values: wherever they lie among other rows, and whether token by token or several at once.
+    The class is the likeness that can verify whole blocks and allows the fastest plan, or nearly
+    so with more shapes. It depends on the target only, so that no drafter changes an answer.
+
+    Source:
+        DESIGN.md, section 4.
+    """
+    bench = _Bench(target)
+    folds = _is_faster_folded(bench, limits)
+    capacity = _least_capacity(bench, limits, folds)
+    found = [
+        each for width in limits.widths for each in _grown(bench, width, limits, capacity, folds)
+    ]
+    chosen = _best(_alike(found))
+    others = [each for each in found if each not in chosen]
+    return Machine(
+        Shapes(
+            steps=tuple(each.shape for each in chosen),
+            prefill=_prefill_class(bench, limits, capacity),
+            least_capacity=capacity,
+            folds=folds,
+        ),
+        chosen[0].bits[0],
+        tuple(each.timed for each in chosen),
+        tuple(each.timed for each in others),
+        max((_distance(chosen[0], each) for each in others), default=0.0),
+    )
+
+
+def numerics(target: Target, shapes: Shapes) -> str:
+    """Name the bits that a class has on this device, as `probe` did."""
+    found = _Bench(target).round(shapes.steps[0], shapes.least_capacity, folds=shapes.folds)
+    return found.bits[0]
+
+
+def time_drafter(
+    target: Target, drafter: DSparkDrafter, rows: Sequence[int]
+) -> tuple[DrafterPass, ...]:
+    """Measure what a drafter's two passes of a round take, by slots."""
+    return tuple(DrafterPass(n, _drafter_s(target, drafter, n)) for n in rows)
+
+
+class _Found(NamedTuple):
+    """One measured pass."""
+
+    shape: Shape
+    seconds: float
+    bits: tuple[str, ...]  # a digest for each compared row
+    logits: np.ndarray  # of the first compared row, [_ANSWER, V] float32
+
+    @property
+    def timed(self) -> TargetPass:
+        """What the scheduler reads."""
+        return TargetPass(*self.shape, self.seconds)
+
+    def is_like(self, other: "_Found") -> bool:
+        """Whether both have the same bits in the rows that both have."""
+        return all(a == b for a, b in zip(self.bits, other.bits, strict=False))
+
+
+class _Bench:
+    """Runs the same few rows in passes of any shape."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._passes = Passes(target, NoDrafter())
+        self._vocab_size = self._pass(mx.array([[0]]), self._cache(1, 1)).shape[-1]
+        self._prompt = self._cache(1, _PROMPT)
+        self._pass(mx.array([self._ids(0, 0, _PROMPT)]), self._prompt)
+
+    def round(self, shape: Shape, capacity: int, *, folds: bool) -> _Found:
+        """Decode some tokens behind prompts of different lengths, and time the passes."""
+        rows, width = shape
+        contents = _contents(rows)
+        lengths = [_PROMPT - 3 * content for content in contents]
+        cache = self._cache(rows, capacity, folds=folds)
+        cache.begin_with([[self._prompt.row(0, 0, length)] for length in lengths])
+        logits, seconds = self._chain(contents, width, cache, -(-_ANSWER // width), _LEAST_S)
+        where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
+        bits = [
+            _digest(logits[row, :_ANSWER], *cache.row(row, lengths[row], lengths[row] + _ANSWER))
+            for row in where
+        ]
+        first = np.array(logits[where[0], :_ANSWER].astype(mx.float32))
+        return _Found(shape, min(seconds[1:]), tuple(bits), first)  # the first is the warm-up
+
+    def prompts(self, shape: Shape, capacity: int) -> _Found:
+        """Run prompts through in passes of one shape."""
+        rows, width = shape
+        contents = _contents(rows)
+        cache = self._cache(rows, max(capacity, 2 * _PROMPT, 2 * width))
+        logits, _ = self._chain(contents, width, cache, -(-_PROMPT // width))
+        where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
+        bits = [_digest(logits[row, :_PROMPT], *cache.row(row, 0, _PROMPT)) for row in where]
+        return _Found(shape, 0.0, tuple(bits), np.zeros(0))
+
+    def _chain(
+        self,
+        contents: Sequence[int],
+        width: int,
+        cache: RaggedCache,
+        least: int,
+        least_s: float = 0,
+    ) -> tuple[mx.array, list[float]]:
+        """Run passes of a width; return their logits [R, T, V], and each pass's seconds."""
+        logits, seconds = [], []
+        while len(seconds) < max(least, 2) or (sum(seconds) < least_s and len(seconds) < _MOST):
+            start = len(seconds) * width
+            tokens = mx.array([self._ids(1 + c, start, width) for c in contents])
+            began = time.perf_counter()
+            logits.append(self._pass(tokens, cache))
+            seconds.append(time.perf_counter() - began)
+        return mx.concatenate(logits, axis=1), seconds
+
+    def _pass(self, tokens: mx.array, cache: RaggedCache) -> mx.array:
+        if cache.buffers():
+            logits, _ = self._passes.verify(cache, tokens)
+        else:
+            logits, _ = self._target(tokens, cache.layers)
+        cache.keep(mx.full(tokens.shape[:1], tokens.shape[1], dtype=mx.int32))
+        mx.eval(logits, cache.arrays())
+        return logits
+
+    def _cache(self, rows: int, capacity: int, *, folds: bool = False) -> RaggedCache:
+        cache = RaggedCache(self._target.num_caches, rows, folds=folds)
+        cache.reserve(capacity)
+        return cache
+
+    def _ids(self, content: int, start: int, count: int) -> list[int]:
+        places = range(start, start + count)
+        return [(7919 * content + 104729 * place) % self._vocab_size for place in places]
+
+
+def _contents(rows: int) -> list[int]:
+    """Give each row a content; the compared ones lie at other places in every number of rows."""
+    places = dict.fromkeys([rows - 1, 0, rows // 2, rows // 3])
+    contents = dict(zip(places, range(_CONTENTS), strict=False))
+    return [contents.get(row, _CONTENTS + row % 3) for row in range(rows)]
+
+
+def _digest(*arrays: mx.array) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.array(array.reshape(-1).view(mx.uint8)).tobytes())
+    return digest.hexdigest()
+
+
+def _grown(
+    bench: _Bench, width: int, limits: Limits, capacity: int, folds: bool
+) -> Iterator[_Found]:
+    """Measure a width over more and more slots, as long as they bring more tokens per second."""
+    best = 0.0
+    for rows in limits.rows:
+        if limits.most_positions is not None and rows * capacity > limits.most_positions:
+            return
+        found = bench.round((rows, width), capacity, folds=folds)
+        yield found
+        if rows / found.seconds < _GAIN * best:
+            return
+        best = rows / found.seconds
+
+
+def _alike(found: Sequence[_Found]) -> list[list[_Found]]:
+    """Group what is alike; a pass that agrees with a group in part only is alone."""
+    groups: list[list[_Found]] = []
+    for each in found:
+        group = next((g for g in groups if all(each.is_like(other) for other in g)), None)
+        if group is None:
+            groups.append([each])
+        else:
+            group.append(each)
+    return groups
+
+
+def _best(groups: Sequence[list[_Found]]) -> list[_Found]:
+    """Choose the largest of the groups that verify whole blocks almost as fast as any."""
+    groups = [g for g in groups if any(each.shape[1] >= _BLOCK for each in g)]
+    rates = [_rate(group) for group in groups]
+    fast = [g for g, rate in zip(groups, rates, strict=True) if rate >= _SAME_SPEED * max(rates)]
+    return max(fast, key=len)
+
+
+def _rate(group: Sequence[_Found]) -> float:
+    """Expect the tokens per second of the best plan, with a drafter like many."""
+    least: dict[int, float] = {}
+    for each in group:
+        rows = each.shape[0]
+        least[rows] = min(each.seconds, least.get(rows, each.seconds))
+    drafter = [DrafterPass(rows, _DRAFTER_SHARE * seconds) for rows, seconds in least.items()]
+    curve = StepCurve(tuple(each.timed for each in group), tuple(drafter))
+    return best_plan(curve, _PRIOR).tokens_per_s
+
+
+def _distance(one: _Found, other: _Found) -> float:
+    return float(np.abs(one.logits - other.logits).max())
+
+
+def _is_faster_folded(bench: _Bench, limits: Limits) -> bool:
+    shape = (limits.rows[len(limits.rows) // 2], _BLOCK)
+    room = limits.capacities[1]
+    stock, folded = (bench.round(shape, room, folds=folds).seconds for folds in (False, True))
+    # Where both are as fast, folding: on CPUs it leaves more passes alike.
+    return _SAME_SPEED * folded < stock
+
+
+def _least_capacity(bench: _Bench, limits: Limits, folds: bool) -> int:
+    """Find the least room from which on more of it changes no bit."""
+    shape = (limits.rows[len(limits.rows) // 2 - 1], _BLOCK)
+    least = limits.capacities[-1]
+    last = [bench.round(shape, least, folds=folds), bench.prompts((1, _PROMPT), least)]
+    for capacity in reversed(limits.capacities[:-1]):
+        found = [bench.round(shape, capacity, folds=folds), bench.prompts((1, _PROMPT), capacity)]
+        if not all(a.is_like(b) for a, b in zip(found, last, strict=True)):
+            break
+        least = capacity
+    return least
+
+
+def _prefill_class(bench: _Bench, limits: Limits, capacity: int) -> tuple[Shape, ...]:
+    """Choose the likeness with the most passes; it need not be that of the rounds."""
+    shapes = [(rows, width) for rows in limits.prompts for width in limits.lengths]
+    groups = _alike([bench.prompts(shape, capacity) for shape in shapes])
+    return tuple(each.shape for each in max(groups, key=len))
+
+
+def _drafter_s(target: Target, drafter: DSparkDrafter, rows: int) -> float:
+    cache, context = RaggedCache(target.num_caches, rows), RaggedCache(drafter.num_layers, rows)
+    for each in (cache, context):
+        each.reserve(1 + drafter.block_size)
+    anchors = mx.zeros(rows, dtype=mx.int32)
+    _, features = target(mx.zeros((rows, 1), dtype=mx.int32), cache.layers)
+    mx.eval(features)
+    seconds = []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        drafter.extend(context, features)
+        draft = drafter.propose(anchors, context, drafter.block_size, Greedy().draft)
+        mx.eval(draft.tokens, context.arrays())
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
