@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
-from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec
+from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec, Thinking
 from dspark_batch.types import SamplingRule
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ class _BitsChoice(click.Choice):
     help="Compute in this type.  [default: the faster, measured]",
 )
 @_option("--system-prompt", metavar="TEXT", help="For every item that brings none of its own.")
+@_option(
+    "--thinking",
+    type=click.Choice(get_args(Thinking)),
+    help="Let the target think before it answers.  [default: as the family's drafter was trained; "
+    "without --family as the chat template does]",
+)
 @_option("--prompt-column", metavar="COLUMN", help="Field that holds a prompt.")
 @_option("--messages-column", metavar="COLUMN", help="Field that holds a list of chat messages.")
 @_option(

@@ -71,6 +71,7 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
     return row | {
         "status": "succeeded",
         "completion": outcome.text,
+        "reasoning": outcome.reasoning,
         "earlier_answers": list(outcome.earlier_answers) or None,
         "finish_reason": outcome.finish_reason,
         "usage": {

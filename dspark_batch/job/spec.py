@@ -15,6 +15,7 @@ DrafterBits = Literal["auto", "stored", Bits]
 Resume = Literal["if-possible", "always", "never"]
 Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
 Format = Literal["rows", "openai"]
+Thinking = Literal["on", "off"]
 
 OUTPUTS = (".jsonl", ".parquet")
 
@@ -36,6 +37,7 @@ class Spec:
     trust_remote_code: bool = False  # let a target run Python code of its own
     dtype: Dtype | None = None  # None: chosen by measurement at the first start
     system_prompt: str | None = None  # for every item that brings none of its own
+    thinking: Thinking | None = None  # before an answer; None: the family's, else the template's
     prompt_column: str = "prompt"
     messages_column: str = "messages"
     template: str | None = None  # Jinja over the columns: what it renders is the prompt
@@ -104,6 +106,7 @@ class Spec:
         _one_of(SamplingRule, sampling=self.sampling)
         _one_of(Overflow, on_overflow=self.on_overflow)
         _one_of(Format, format=self.format)
+        _one_of(Thinking, thinking=self.thinking)
 
     def _check_output(self) -> None:
         if self.keep and self.drop:

@@ -131,6 +131,13 @@ def test_a_target_with_other_bits_is_refused(folder):
         start(folder, opener=fake_opener(target_bits="8 bits"), target_bits=8)
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_another_thinking_is_refused(folder, complete):
+    start(folder) if complete else stop_after(folder, 1)
+    with pytest.raises(ResumeMismatch, match='thinking is null there and "on" here'):
+        start(folder, opener=fake_opener(thinking="on"), thinking="on")
+
+
 def test_a_complete_output_is_no_excuse_for_other_bits(folder):
     start(folder)
     with pytest.raises(ResumeMismatch, match='target_bits is null there and "8 bits" here'):
@@ -389,7 +396,8 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["identity"]["drafter"] == "d0"
     assert manifest["inputs"][0]["records"] == 4
     assert manifest["fingerprint"]["fields"].keys() == {
-        *("target", "tokenizer", "chat_template", "dtype", "target_bits", "context_length"),
+        *("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits"),
+        "context_length",
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         *("template", "on_overflow", "keep", "drop", "output_column", "format"),
