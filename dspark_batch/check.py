@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import Found, Journal
+from dspark_batch.job.journal import Found, Journal, Retries
 from dspark_batch.job.mapping import Render, to_request
 from dspark_batch.job.prompts import Prompts
 from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
@@ -136,7 +136,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
 class _NoRows:
     """The journal of a job that has not begun."""
 
-    def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
+    def claim(self, item: Item, retries: Retries) -> Found | None:
         return None
 
 

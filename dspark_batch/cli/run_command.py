@@ -178,7 +178,16 @@ class _BitsChoice(click.Choice):
     help="Continue what OUT.run holds; always: refuse to begin; never: refuse to continue.",
 )
 @_option("--overwrite", is_flag=True, help="Discard what OUT and OUT.run hold, and start over.")
-@_option("--retry-failed", is_flag=True, help="Run items again whose last row failed.")
+@_option(
+    "--retry-failed", is_flag=True, help="Run failed items again: --retry-where status=errored."
+)
+@_option(
+    "--retry-where",
+    metavar="COLUMN=VALUE",
+    multiple=True,
+    help="Run items again whose last row has this status (errored, skipped) or error.code; "
+    "repeatable: one of them is enough.",
+)
 @_option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N records.")
 @_option(
     "--fsync-every", metavar="N", type=click.IntRange(min=1), help="Rows per fsync of the journal."

@@ -26,7 +26,7 @@ class Tick:
     stage: Stage
     total: int  # records of the job
     done: int  # rows in the journal, those of earlier starts included
-    failed: int  # of these, how many are failures
+    failed: int  # of these, how many are failures; what the job says to skip is none
     resumed: int  # rows that earlier starts left
     new_tokens: int = 0  # completion tokens that this start generated
     outcome: Outcome | None = None  # what was just appended; None: a stage begins
