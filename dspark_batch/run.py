@@ -346,7 +346,7 @@ def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome
 def _answered(job: _Job, opened: Opened, fresh: Iterator[Request | Failure]) -> Iterator[Outcome]:
     """Generate; an answer that has turns behind it goes back in with the next one."""
     waiting: deque[Request | Failure] = deque()
-    answers: dict[int, tuple[str, ...]] = {}  # Item.index -> to the turns so far
+    answers: dict[int, tuple[Completion, ...]] = {}  # Item.index -> to the turns so far
     while True:
         for outcome in opened.engine.generate(_waiting_first(waiting, fresh)):
             item = outcome.item
@@ -356,10 +356,10 @@ def _answered(job: _Job, opened: Opened, fresh: Iterator[Request | Failure]) -> 
                 continue
             answer = _split(job, opened, outcome)
             if len(earlier) + 1 < num_turns(item.record, job.spec):
-                answers[item.index] = (*earlier, answer.text)
+                answers[item.index] = (*earlier, answer)
                 waiting.append(_mapped(job, opened, item, answers[item.index]))
             else:
-                yield replace(answer, earlier_answers=earlier)
+                yield replace(answer, earlier=earlier)
         if not waiting:  # else the stream had ended before these were there
             return
 
@@ -383,9 +383,10 @@ def _waiting_first(
 
 
 def _mapped(
-    job: _Job, opened: Opened, item: Item, earlier: tuple[str, ...] = ()
+    job: _Job, opened: Opened, item: Item, earlier: tuple[Completion, ...] = ()
 ) -> Request | Failure:
-    return to_request(item, job.spec, opened.render, opened.context_length, earlier)
+    said = [answer.text for answer in earlier]
+    return to_request(item, job.spec, opened.render, opened.context_length, said)
 
 
 def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:

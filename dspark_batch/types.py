@@ -102,11 +102,21 @@ class Completion:
     confidence: tuple[tuple[float, ...], ...] | None = None
     fallback: str | None = None  # why it was decoded plainly from there on; None: it was not
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
-    # Of an item with several turns, the answers before this one; all else is about this one.
-    earlier_answers: tuple[str, ...] = ()
+    # The answers to the turns before the last; all other fields are about the last.
+    earlier: tuple["Completion", ...] = ()
     reasoning: str | None = None  # the thinking before the answer; None: there was none
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
+
+    @property
+    def turns(self) -> tuple["Completion", ...]:
+        """List the answers of all turns, this one last."""
+        return (*self.earlier, self)
+
+    @property
+    def num_generated(self) -> int:
+        """Count the tokens that all turns generated."""
+        return sum(len(turn.token_ids) for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True)

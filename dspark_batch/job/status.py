@@ -8,7 +8,7 @@ from typing import Literal
 from dspark_batch.job.journal import Entry, scan
 from dspark_batch.job.look import Look, look
 from dspark_batch.job.row_index import RowIndex, key_of
-from dspark_batch.job.rows import ratio
+from dspark_batch.job.rows import committed_in, ratio
 
 State = Literal["running", "stopped", "finished"]
 _RECENT_S = 60.0
@@ -72,7 +72,7 @@ class _Count:
         if row["status"] != "succeeded":
             return
         tokens = row["usage"]["completion_tokens"]
-        self._committed += tokens - 1  # the first comes from prefill
+        self._committed += committed_in(row)
         self._rounds += row["metrics"]["speculative_decoding"]["num_spec_steps"]
         self._new_tokens += tokens * is_new
         self._recent_tokens += tokens * (is_new and at >= self._now - _RECENT_S)
