@@ -63,6 +63,16 @@ def num_turns(record: Mapping[str, Json], spec: Spec) -> int:
     return len(record[TURNS]) if _has_turns(record, spec) else 1
 
 
+def last_question(record: Mapping[str, Json], spec: Spec) -> str:
+    """Say, for people, what the answer to a record answers; "" if it asks nothing."""
+    try:
+        earlier = [""] * (num_turns(record, spec) - 1)
+        conversation = _question(record, spec, earlier).conversation
+    except Unusable:
+        return ""
+    return conversation if isinstance(conversation, str) else conversation[-1]["content"]
+
+
 def is_continued(record: Mapping[str, Json], spec: Spec) -> bool:
     """Whether a record is a text to be continued as it stands, without the chat template."""
     return _is_body(record, spec) and record.get("url") == openai.COMPLETIONS
