@@ -40,7 +40,7 @@ def first_rows(out: str, limit: int) -> list[Shown]:
         limit: most rows.
     """
     lines = _first_lines(Path(out), limit)
-    spec = look(out).spec if RunDir(out).path.exists() else Spec(inputs=("-",), out=out)
+    spec = look(out).spec if RunDir(out).has_output() else Spec(inputs=("-",), out=out)
     items = _first_items(out, spec, len(lines))
     items += [None] * (len(lines) - len(items))
     return [_shown(line, item, spec) for line, item in zip(lines, items, strict=True)]
@@ -58,7 +58,7 @@ def _first_lines(out: Path, limit: int) -> Sequence[Row]:
 def _first_items(out: str, spec: Spec, most: int) -> list[Item | None]:
     """Read the records of the first rows again; none, if the input is not here any more."""
     run_dir = RunDir(out)
-    if not run_dir.path.exists() or any(name.startswith(hub.SCHEME) for name in spec.inputs):
+    if not run_dir.has_output() or any(name.startswith(hub.SCHEME) for name in spec.inputs):
         return []
     try:
         sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
