@@ -82,9 +82,8 @@ class RowIndex:
         columns = [self._high, self._low, self._indexes, self._places]
         table = pa.table([_arrow(column) for column in columns], names=[*"hlip"])
         order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in "hlip"])
-        self._high, self._low, self._indexes, self._places = (
-            _taken(column, order) for column in columns
-        )
+        for column in columns:
+            _reorder(column, order)
         self._states = bytearray(_FAILED if place % 2 else _FREE for place in self._places)
         items = zip(self._high, self._low, self._indexes, strict=True)
         for row, (here, following) in enumerate(pairwise(items)):
@@ -97,8 +96,8 @@ def _arrow(column: array) -> pa.Array:
     return pa.Array.from_buffers(_TYPES[column.typecode], len(column), [None, pa.py_buffer(column)])
 
 
-def _taken(column: array, order: pa.Array) -> array:
-    sorted_column = array(column.typecode)
-    size = len(column) * column.itemsize
-    sorted_column.frombytes(memoryview(pc.take(_arrow(column), order).buffers()[1])[:size])
-    return sorted_column
+def _reorder(column: array, order: pa.Array) -> None:
+    """Put a column in order, in its place."""
+    whole = memoryview(column).cast("B")
+    ordered = memoryview(pc.take(_arrow(column), order).buffers()[1]).cast("B")
+    whole[:] = ordered[: len(whole)]  # Arrow's buffers may be longer
