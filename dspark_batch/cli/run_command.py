@@ -232,11 +232,13 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False) -> int:
     """Run a job in front of a person, and return the exit code."""
     # Heavy imports wait until there is work, so that --help answers at once.
     from dspark_batch.cli.draining import Draining
-    from dspark_batch.cli.progress import watch
+    from dspark_batch.cli.progress import is_live, watch
     from dspark_batch.cli.summary import summary
     from dspark_batch.run import run
 
-    with watch(quiet=quiet, as_json=json_progress) as show, Draining(spec.grace) as draining:
+    shown = {"quiet": quiet, "as_json": json_progress}
+    draining = Draining(spec.grace, is_shown=is_live(**shown))
+    with watch(**shown, notice=draining.notice) as show, draining:
 
         def observe(tick: "Tick") -> None:
             draining(tick)
