@@ -335,7 +335,7 @@ def refuse_another_job(
 def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
     """Whether the model options are those of the manifest, so that no model has to be loaded."""
     names = MODEL_OPTIONS + DRAFTER_OPTIONS if _depends_on_drafts(spec) else MODEL_OPTIONS
-    return all(getattr(spec, name) == manifest["spec"][name] for name in names)
+    return all(getattr(spec, name) == manifest["spec"].get(name) for name in names)
 
 
 @contextmanager

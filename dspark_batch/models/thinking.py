@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from jinja2 import TemplateError
+
 from dspark_batch.errors import UsageError
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.tokenizer import Tokenizer
@@ -107,7 +109,11 @@ def _begins_in_it(tokenizer: Tokenizer, switch: bool | None) -> bool:
 
 
 def _probed(tokenizer: Tokenizer, switch: bool | None) -> list[int]:
-    return tokenizer.render(_PROBE, thinking=switch)
+    """Render a question; no tokens, if the template refuses even that."""
+    try:
+        return tokenizer.render(_PROBE, thinking=switch)
+    except TemplateError:
+        return []
 
 
 def _switch(choice: Choice | None) -> bool | None:

@@ -119,6 +119,11 @@ def test_the_thinking_is_told_from_the_answer(tokenizer_with, template, text, sa
     assert Thinking(tokenizer_with(template), None, None).split(text) == said
 
 
+def test_a_template_that_refuses_a_question_is_left_to_the_items(tokenizer_with):
+    refuses = "{{ raise_exception('no') if messages | length == 1 }}" + SWITCH
+    assert Thinking(tokenizer_with(refuses), None, None).split("Yes.") == (None, "Yes.")
+
+
 def test_a_model_without_marks_says_only_answers(tokenizer_with):
     said = Thinking(tokenizer_with(PLAIN, ()), None, None).split("<think>a</think>b")
     assert said == (None, "<think>a</think>b")
