@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import Found, Journal
+from dspark_batch.job.journal import Found, Journal, Retries
 from dspark_batch.job.mapping import Render, to_request
 from dspark_batch.job.prompts import Prompts
 from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
@@ -78,6 +78,7 @@ class Check:
 def open_reading(spec: Spec) -> Reads:
     """Load the tokenizer and the configs of a pair."""
     from dspark_batch.models.load import load_reading
+    from dspark_batch.models.thinking import settle_thinking
 
     found = load_reading(
         spec.family,
@@ -86,7 +87,16 @@ def open_reading(spec: Spec) -> Reads:
         trust_remote_code=spec.trust_remote_code,
     )
     tokenizer = found.tokenizer
-    return Reads(tokenizer.render, tokenizer.decode, *found[1:])
+    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target)
+    identity = found.identity | {"thinking": thinking.choice}
+    return Reads(
+        thinking.render,
+        tokenizer.decode,
+        found.context_length,
+        identity,
+        found.weight_bytes,
+        found.cached_values,
+    )
 
 
 def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_reading) -> Check:
@@ -126,7 +136,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
 class _NoRows:
     """The journal of a job that has not begun."""
 
-    def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
+    def claim(self, item: Item, retries: Retries) -> Found | None:
         return None
 
 

@@ -22,7 +22,7 @@ from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, po
 from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.mapping import Render, num_turns, to_request
+from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
 from dspark_batch.job.reader import (
     STDIN,
     Source,
@@ -49,7 +49,7 @@ from dspark_batch.job.run_dir import (
 )
 from dspark_batch.job.spec import Spec
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
-from dspark_batch.types import Failure, Gauge, Item, Json, Outcome, Request
+from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
     from dspark_batch.models.hub import Download
@@ -75,6 +75,7 @@ class Opened(NamedTuple):
     context_length: int  # most positions of prompt and answer together
     identity: Mapping[str, Json]  # digests of what is loaded
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
+    split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -88,8 +89,13 @@ def open_pair(
 ) -> Opened:
     """Load target and drafter; a number type that an earlier start measured is kept."""
     from dspark_batch.engine.engine import Engine
-    from dspark_batch.models.load import load_pair
+    from dspark_batch.models.load import load_pair, load_reading
+    from dspark_batch.models.thinking import settle_thinking
 
+    names = (spec.thinking, spec.family, spec.target)
+    if spec.thinking is not None:  # refused before gigabytes are fetched
+        code = {"trust_remote_code": spec.trust_remote_code}
+        settle_thinking(load_reading(spec.family, target=spec.target, **code).tokenizer, *names)
     dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else None)
     pair = load_pair(
         spec.family,
@@ -103,6 +109,7 @@ def open_pair(
     )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
+    thinking = settle_thinking(pair.tokenizer, *names)
     engine = Engine(
         pair,
         slots=spec.slots,
@@ -112,8 +119,9 @@ def open_pair(
         log_confidence=spec.log_confidence,
     )
     config = pair.config
+    identity = config.identity | {"thinking": thinking.choice}
     return Opened(
-        engine, pair.tokenizer.render, config.context_length, config.identity, engine.gauge
+        engine, thinking.render, config.context_length, identity, engine.gauge, thinking.split
     )
 
 
@@ -338,20 +346,30 @@ def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome
 def _answered(job: _Job, opened: Opened, fresh: Iterator[Request | Failure]) -> Iterator[Outcome]:
     """Generate; an answer that has turns behind it goes back in with the next one."""
     waiting: deque[Request | Failure] = deque()
-    answers: dict[int, tuple[str, ...]] = {}  # Item.index -> to the turns so far
+    answers: dict[int, tuple[Completion, ...]] = {}  # Item.index -> to the turns so far
     while True:
         for outcome in opened.engine.generate(_waiting_first(waiting, fresh)):
             item = outcome.item
             earlier = answers.pop(item.index, ())
             if isinstance(outcome, Failure):
                 yield outcome
-            elif len(earlier) + 1 < num_turns(item.record, job.spec):
-                answers[item.index] = (*earlier, outcome.text)
+                continue
+            answer = _split(job, opened, outcome)
+            if len(earlier) + 1 < num_turns(item.record, job.spec):
+                answers[item.index] = (*earlier, answer)
                 waiting.append(_mapped(job, opened, item, answers[item.index]))
             else:
-                yield replace(outcome, earlier_answers=earlier)
+                yield replace(answer, earlier=earlier)
         if not waiting:  # else the stream had ended before these were there
             return
+
+
+def _split(job: _Job, opened: Opened, completion: Completion) -> Completion:
+    """Tell the reasoning from the answer; a text that is continued has none."""
+    if is_continued(completion.item.record, job.spec):
+        return completion
+    said = opened.split(completion.text)
+    return replace(completion, text=said.answer, reasoning=said.reasoning)
 
 
 def _waiting_first(
@@ -365,9 +383,10 @@ def _waiting_first(
 
 
 def _mapped(
-    job: _Job, opened: Opened, item: Item, earlier: tuple[str, ...] = ()
+    job: _Job, opened: Opened, item: Item, earlier: tuple[Completion, ...] = ()
 ) -> Request | Failure:
-    return to_request(item, job.spec, opened.render, opened.context_length, earlier)
+    said = [answer.text for answer in earlier]
+    return to_request(item, job.spec, opened.render, opened.context_length, said)
 
 
 def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -75,6 +75,13 @@ class Request:
             raise ValueError(f"{self.item.where}: max_tokens is {self.max_tokens}, expected >= 1")
 
 
+class Said(NamedTuple):
+    """The two parts of what a model said."""
+
+    reasoning: str | None  # None: it did not think
+    answer: str
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The answer to one item, and how the run went for it.
@@ -84,7 +91,7 @@ class Completion:
     """
 
     item: Item
-    text: str  # the decoded answer, without the stop token
+    text: str  # the decoded answer, without the stop token; once split, without the reasoning
     token_ids: tuple[int, ...]  # the generated ids, with the stop token where one ended it
     finish_reason: FinishReason
     prompt_tokens: int
@@ -95,10 +102,21 @@ class Completion:
     confidence: tuple[tuple[float, ...], ...] | None = None
     fallback: str | None = None  # why it was decoded plainly from there on; None: it was not
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
-    # Of an item with several turns, the answers before this one; all else is about this one.
-    earlier_answers: tuple[str, ...] = ()
+    # The answers to the turns before the last; all other fields are about the last.
+    earlier: tuple["Completion", ...] = ()
+    reasoning: str | None = None  # the thinking before the answer; None: there was none
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
+
+    @property
+    def turns(self) -> tuple["Completion", ...]:
+        """List the answers of all turns, this one last."""
+        return (*self.earlier, self)
+
+    @property
+    def num_generated(self) -> int:
+        """Count the tokens that all turns generated."""
+        return sum(len(turn.token_ids) for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True)

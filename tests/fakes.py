@@ -69,8 +69,9 @@ def fake_answer(request: Request) -> Completion:
     )
 
 
-def fake_opener(engine=None, **identity):
+def fake_opener(engine=None, split=None, **identity):
     """Make an `open_engine` whose model can be told apart by its identity."""
+    more = {} if split is None else {"split": split}
     known = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
 
     def open_engine(spec, manifest):
@@ -80,6 +81,7 @@ def fake_opener(engine=None, **identity):
             fake_render,
             CONTEXT_LENGTH,
             known | {"dtype": dtype} | identity,
+            **more,
         )
 
     return open_engine

@@ -1,10 +1,12 @@
 """`check` says before the night what `run` would say in the morning, and writes nothing."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
 from small_jobs import prompts, start, write_lines
 
-from dspark_batch.check import Reads, check
+from dspark_batch.check import Reads, check, open_reading
 from dspark_batch.cli.main import main
 from dspark_batch.errors import ResumeMismatch, UsageError
 from dspark_batch.job.prompts import BLOCK, Prompts
@@ -168,6 +170,13 @@ def test_the_reading_of_a_pair_is_that_of_the_loaded_pair():
     layers = pair.target.model.layers
     heads, head_dim = pair.target.model.args.num_key_value_heads, pair.target.model.args.head_dim
     assert reading.cached_values == 2 * len(layers) * heads * head_dim
+
+
+def test_a_prompt_is_shown_with_the_thinking_that_a_run_would_have():
+    spec = Spec(inputs=("in.jsonl",), out="out.jsonl")
+    assert open_reading(spec).identity["thinking"] == "off"
+    with pytest.raises(UsageError, match="has no thinking"):
+        open_reading(replace(spec, thinking="on"))
 
 
 def test_the_command_says_it_in_words(tmp_path, capsys):

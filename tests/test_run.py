@@ -3,7 +3,7 @@
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
-from dspark_batch.errors import ModelError
+from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.hub import Download
 from dspark_batch.run import open_pair, run
@@ -77,3 +77,16 @@ def test_an_interrupted_job_ends_with_the_rows_of_one_that_was_not(tmp_path):
     assert start(tmp_path, **options).resumed == 2
     start(tmp_path, out=f"{tmp_path}/calm.jsonl", **options)
     assert without_metrics(tmp_path / "out.jsonl") == without_metrics(tmp_path / "calm.jsonl")
+
+
+def test_thinking_that_the_target_has_not_is_refused_before_it_is_loaded(tmp_path, asked):
+    write_lines(tmp_path / "in.jsonl", *prompts("one"))
+    spec = Spec(inputs=(f"{tmp_path}/in.jsonl",), out=f"{tmp_path}/out.jsonl", thinking="on")
+    with pytest.raises(UsageError, match="the target's chat template has no thinking"):
+        run(spec)
+    assert not asked
+
+
+def test_the_setting_of_thinking_is_part_of_what_answers():
+    spec = Spec(inputs=("in.jsonl",), out="out.jsonl", dtype="float32")
+    assert open_pair(spec, None).identity["thinking"] == "off"

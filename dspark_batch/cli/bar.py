@@ -25,9 +25,13 @@ class Bar:
     """A live display that disappears when the run ends well, and stays when it was stopped."""
 
     def __init__(
-        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        notice: Callable[[], str] = str,
     ) -> None:
         self._meter = Meter(clock)
+        self._notice = notice
         self._spinner = Spinner("dots", STAGE_TEXT["load"])
         self._live = Live(
             console=console or Console(stderr=True),
@@ -58,7 +62,9 @@ class Bar:
         bar = ProgressBar(total=tick.total, completed=tick.done, width=width)
         grid.add_row(bar, Text(items_text(self._meter), no_wrap=True))
         texts = (speed_texts(self._meter), engine_texts(self._meter))
-        return Group(grid, *(_line(each) for each in texts if each))
+        lines = [_line(each) for each in texts if each]
+        notice = self._notice()
+        return Group(grid, *lines, *([Text(notice)] if notice else []))
 
 
 def _line(texts: list[str]) -> Text:

@@ -19,10 +19,12 @@ class Draining:
 
     Args:
         grace_s: after a first signal, the time for what is in flight.
+        is_shown: a live display shows the `notice`, and would swallow what is written beside it.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, *, is_shown: bool = False) -> None:
         self._grace_s = grace_s
+        self._is_shown = is_shown
         self._is_decoding = False
         self._number: int | None = None  # of the first signal; None: there was none
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,13 +63,17 @@ class Draining:
             return
         self._number = number
         signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+        if self._is_shown:
+            return
         with suppress(OSError):  # a handler may interrupt a print, so it does not print
-            os.write(_STDERR, self._what_happens().encode())
+            os.write(_STDERR, f"dspark-batch: {self.notice()}\n".encode())
 
-    def _what_happens(self) -> str:
+    def notice(self) -> str:
+        """Say what happens after a first signal; "" before."""
+        if self._number is None:
+            return ""
         return (
-            f"dspark-batch: stopping: what is in flight has {self._grace_s:g} s to finish; "
-            "again to stop at once\n"
+            f"stopping: what is in flight has {self._grace_s:g} s to finish; again to stop at once"
         )
 
     def _end_of_grace(self, number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,16 @@ from dspark_batch.job.wording import count
 @click.argument("out", metavar="OUT")
 @click.argument("to", metavar="[TO]", required=False)
 @click.option("--columns", metavar="A,B,...", help="Only these columns, in this order.")
+@click.option(
+    "--where",
+    metavar="COLUMN=VALUE",
+    multiple=True,
+    help="Only rows with this value, such as finish_reason=length or error.code=engine; "
+    "repeatable: one of them is enough.",
+)
+@click.option(
+    "--inputs", is_flag=True, help="Not the rows, but the input records that they answer."
+)
 @click.option("--overwrite", is_flag=True, help="Replace TO if it is there.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload as a data set, with its card.")
 @click.option("--license", "licence", metavar="ID", help="Of the data set; the card has no other.")
@@ -18,6 +28,8 @@ def export_command(  # noqa: PLR0913  one for each option
     out: str,
     to: str | None,
     columns: str | None,
+    where: tuple[str, ...],
+    inputs: bool,
     overwrite: bool,
     push_to_hub: str | None,
     licence: str | None,
@@ -31,12 +43,35 @@ def export_command(  # noqa: PLR0913  one for each option
     names = [name.strip() for name in columns.split(",")] if columns else []
     if to is None and push_to_hub is None:
         raise UsageError("nowhere to export to: name a file, or a data set with --push-to-hub.")
+    if (inputs or where) and push_to_hub is not None:
+        raise UsageError("--inputs and --where are for a file; drop them, or --push-to-hub.")
+    if inputs and names:
+        raise UsageError("--inputs takes whole records, to be run again; drop --columns.")
     if to is not None:
-        from dspark_batch.job.export import export
-
-        click.echo(f"{count(export(out, to, names, overwrite=overwrite))} rows in {to}")
+        click.echo(_written(out, to, names, where=where, inputs=inputs, overwrite=overwrite))
     if push_to_hub is not None:
         from dspark_batch.job import push
 
         address = push.push_to_hub(out, push_to_hub, names, licence=licence, private=private)
         click.echo(address)
+
+
+def _written(
+    out: str,
+    to: str,
+    names: list[str],
+    *,
+    where: tuple[str, ...],
+    inputs: bool,
+    overwrite: bool,
+) -> str:
+    """Write a file, and say what is in it."""
+    from dspark_batch.job.export import export, export_inputs
+    from dspark_batch.job.where import read_where
+
+    conditions = [read_where("--where", each) for each in where]
+    if inputs:
+        records = export_inputs(out, to, where=conditions, overwrite=overwrite)
+        return f"{count(records)} records in {to}"
+    rows = export(out, to, names, where=conditions, overwrite=overwrite)
+    return f"{count(rows)} rows in {to}"

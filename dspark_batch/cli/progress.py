@@ -19,18 +19,30 @@ _EVERY_S = 30.0
 _JSON_EVERY_S = 1.0
 
 
+def is_live(*, quiet: bool, as_json: bool = False) -> bool:
+    """Whether progress is a display that is drawn again and again."""
+    in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return in_terminal and not (quiet or as_json)
+
+
 def watch(
-    *, quiet: bool, as_json: bool = False
+    *, quiet: bool, as_json: bool = False, notice: Callable[[], str] = str
 ) -> "AbstractContextManager[Callable[[Tick], None]]":
-    """Choose how to show a run: the result is called with every tick."""
+    """Choose how to show a run: the result is called with every tick.
+
+    Args:
+        quiet: show nothing.
+        as_json: for programs.
+        notice: what a live display says below the rest; "": nothing.
+    """
     if as_json:
         return JsonLines(sys.stderr)
     if quiet:
         return nullcontext(lambda tick: None)
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if is_live(quiet=quiet):
         from dspark_batch.cli.bar import Bar  # rich is slow to import
 
-        return Bar()
+        return Bar(notice=notice)
     return Lines(sys.stderr)
 
 

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
-from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec
+from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec, Thinking
 from dspark_batch.types import SamplingRule
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ class _BitsChoice(click.Choice):
     help="Compute in this type.  [default: the faster, measured]",
 )
 @_option("--system-prompt", metavar="TEXT", help="For every item that brings none of its own.")
+@_option(
+    "--thinking",
+    type=click.Choice(get_args(Thinking)),
+    help="Let the target think before it answers.  [default: as the family's drafter was trained; "
+    "without --family as the chat template does]",
+)
 @_option("--prompt-column", metavar="COLUMN", help="Field that holds a prompt.")
 @_option("--messages-column", metavar="COLUMN", help="Field that holds a list of chat messages.")
 @_option(
@@ -172,7 +178,16 @@ class _BitsChoice(click.Choice):
     help="Continue what OUT.run holds; always: refuse to begin; never: refuse to continue.",
 )
 @_option("--overwrite", is_flag=True, help="Discard what OUT and OUT.run hold, and start over.")
-@_option("--retry-failed", is_flag=True, help="Run items again whose last row failed.")
+@_option(
+    "--retry-failed", is_flag=True, help="Run failed items again: --retry-where status=errored."
+)
+@_option(
+    "--retry-where",
+    metavar="COLUMN=VALUE",
+    multiple=True,
+    help="Run items again whose last row has this status (errored, skipped) or error.code; "
+    "repeatable: one of them is enough.",
+)
 @_option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N records.")
 @_option(
     "--fsync-every", metavar="N", type=click.IntRange(min=1), help="Rows per fsync of the journal."
@@ -217,11 +232,13 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False) -> int:
     """Run a job in front of a person, and return the exit code."""
     # Heavy imports wait until there is work, so that --help answers at once.
     from dspark_batch.cli.draining import Draining
-    from dspark_batch.cli.progress import watch
+    from dspark_batch.cli.progress import is_live, watch
     from dspark_batch.cli.summary import summary
     from dspark_batch.run import run
 
-    with watch(quiet=quiet, as_json=json_progress) as show, Draining(spec.grace) as draining:
+    shown = {"quiet": quiet, "as_json": json_progress}
+    draining = Draining(spec.grace, is_shown=is_live(**shown))
+    with watch(**shown, notice=draining.notice) as show, draining:
 
         def observe(tick: "Tick") -> None:
             draining(tick)

@@ -1,17 +1,11 @@
 """`dspark-batch show`: the first rows of an output, one line each."""
 
-import json
-from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 import click
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.wording import one_line
-from dspark_batch.types import Json
-
-Row = Mapping[str, Json]
 
 
 @click.command("show")
@@ -36,47 +30,15 @@ def show_command(out: Path, limit: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from dspark_batch.job.shown import first_rows
+
     table = Table(box=None, expand=True, pad_edge=False)
     table.add_column("custom_id", no_wrap=True)
     table.add_column("prompt", no_wrap=True, ratio=2, style="dim")
     table.add_column("completion", no_wrap=True, ratio=3)
     table.add_column("accept length", justify="right")
-    for row in _first_rows(out, limit):
-        table.add_row(*(Text(one_line(cell)) for cell in _cells(row)))
+    for row in first_rows(str(out), limit):
+        length = "" if row.accept_length is None else f"{row.accept_length:.2f}"
+        cells = (row.custom_id, row.prompt, row.answer, length)
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     Console().print(table)
-
-
-def _first_rows(out: Path, limit: int) -> Sequence[Row]:
-    if out.suffix == ".jsonl":
-        with out.open("rb") as lines:
-            return [json.loads(line) for line in islice(lines, limit)]
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(out) as table:
-        return (
-            next(table.iter_batches(batch_size=limit)).to_pylist()
-            if table.metadata.num_rows
-            else []
-        )
-
-
-def _cells(row: Row) -> tuple[str, str, str, str]:
-    answer = row.get("completion")
-    if row.get("status") != "succeeded":
-        error = row.get("error") or {}
-        answer = f"{error.get('code')}: {error.get('message')}"
-    speculation = (row.get("metrics") or {}).get("speculative_decoding") or {}
-    accept_length = speculation.get("mean_acceptance_length")
-    return (
-        str(row.get("custom_id")),
-        _prompt(row),
-        answer or "",
-        "" if accept_length is None else f"{accept_length:.2f}",
-    )
-
-
-def _prompt(row: Row) -> str:
-    if row.get("prompt") is not None:
-        return str(row["prompt"])
-    messages = row.get("messages") or [{}]
-    return str(messages[-1].get("content") or "")

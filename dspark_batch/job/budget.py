@@ -43,7 +43,7 @@ class Budget:
     def add(self, outcome: Outcome) -> None:
         """Learn from an item how long one takes."""
         if isinstance(outcome, Completion):
-            self._recent.append(outcome.prefill_s + outcome.decode_s)
+            self._recent.append(sum(turn.prefill_s + turn.decode_s for turn in outcome.turns))
 
     def allows_one_more(self) -> bool:
         """Decide whether a new item may begin: it may take as long as the longest recent one."""

@@ -11,7 +11,10 @@ from dspark_batch.job.spec import Spec
 from dspark_batch.job.wording import count
 
 # Where files lie on a machine says nothing about the rows.
-_NOT_SHOWN = {"inputs", "out", "resume", "overwrite", "retry_failed", "fsync_every", "grace"}
+_NOT_SHOWN = {
+    *("inputs", "out", "resume", "overwrite", "retry_failed", "retry_where"),
+    *("fsync_every", "grace"),
+}
 _NOT_SHOWN |= {"deadline", "max_runtime", "report_by"}
 
 

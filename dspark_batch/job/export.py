@@ -14,21 +14,30 @@ import pyarrow.parquet as pq
 from dspark_batch.errors import UsageError
 from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
 from dspark_batch.job.finish import write_output
-from dspark_batch.job.look import look
+from dspark_batch.job.look import Look, look
 from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
 from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
 from dspark_batch.job.run_dir import RunDir, full_disk_is_resumable, sync_file
 from dspark_batch.job.spec import OUTPUTS
-from dspark_batch.types import Failure
+from dspark_batch.job.where import Holds, Where, any_of
+from dspark_batch.types import Failure, Item
 
 
-def export(out: str, to: str, columns: Sequence[str] = (), *, overwrite: bool = False) -> int:
+def export(
+    out: str,
+    to: str,
+    columns: Sequence[str] = (),
+    *,
+    where: Sequence[Where] = (),
+    overwrite: bool = False,
+) -> int:
     """Copy the rows of `out` to another file, and return how many there are.
 
     Args:
         out: the output of a job; if it is not finished, the rows that there are, in input order.
         to: *.jsonl or *.parquet.
         columns: those to copy, in this order; (): all.
+        where: only the rows for which one of these holds; (): all.
         overwrite: replace `to` if it is there.
 
     Raises:
@@ -37,18 +46,69 @@ def export(out: str, to: str, columns: Sequence[str] = (), *, overwrite: bool = 
     target = Path(to)
     if target.suffix not in OUTPUTS:
         raise UsageError(f"{to}: expected a name that ends in {' or '.join(OUTPUTS)}; rename it.")
-    if target.exists() and not overwrite:
-        raise UsageError(f"{to} exists; choose another name, or replace it with --overwrite.")
-    draft = target.with_name(f".{target.name}.tmp")
     write = _write_parquet if target.suffix == ".parquet" else _write_jsonl
+    with _draft_of(target, overwrite=overwrite) as draft, _whole(out, target.parent) as whole:
+        return write(draft, _Rows(Source(out, whole), where), _types(out), columns)
+
+
+def export_inputs(
+    out: str, to: str, *, where: Sequence[Where] = (), overwrite: bool = False
+) -> int:
+    """Copy the records that the rows of `out` answer to a new input; return how many there are.
+
+    A record without an id gets its `custom_id`, so that it keeps its name.
+
+    Args:
+        out: the output of a job, finished or not.
+        to: *.jsonl.
+        where: only records with a row for which one of these holds; (): all with a row.
+        overwrite: replace `to` if it is there.
+
+    Raises:
+        UsageError: `to` cannot be written so, or there is no such output, or no input any more.
+    """
+    target, job = Path(to), look(out)
+    if target.suffix != ".jsonl":
+        raise UsageError(f"{to}: --inputs are written to a name that ends in .jsonl; rename it.")
+    written = 0
+    with _draft_of(target, overwrite=overwrite) as draft, draft.open("wb") as file:
+        for item in _answered(job, _meant(where)):
+            is_named = item.custom_id in (str(item.record.get(key)) for key in ("custom_id", "id"))
+            name = {} if is_named else {"custom_id": item.custom_id}
+            file.write(orjson.dumps(name | item.record, option=orjson.OPT_APPEND_NEWLINE))
+            written += 1
+    return written
+
+
+def _answered(job: Look, is_meant: Holds) -> Iterator[Item]:
+    """Yield each record that has a meant row; a line that is no record is none."""
+    names, last = layout_of(job.spec).our_names, ""
+    with job.rows() as rows:
+        for item, entry in rows.answered():
+            row = item.record | {names[name]: value for name, value in entry.row.items()}
+            # The samples of a record stand beside each other.
+            if item.record and item.where != last and is_meant(row):
+                last = item.where
+                yield item
+
+
+@contextmanager
+def _draft_of(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a file to write, which then takes its place whole or not at all."""
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; choose another name, or replace it with --overwrite.")
+    draft = target.with_name(f".{target.name}.tmp")
     try:
-        with _whole(out, target.parent) as whole, full_disk_is_resumable(target):
-            written = write(draft, Source(out, whole), _types(out), columns)
+        with full_disk_is_resumable(target):
+            yield draft
             sync_file(draft)
             draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-    return written
+
+
+def _meant(where: Sequence[Where]) -> Holds:
+    return any_of(where) if where else lambda row: True
 
 
 @contextmanager
@@ -75,12 +135,22 @@ def _types(out: str) -> ColumnTypes:
     return {layout.our_names[field.name]: field.type for field in ROW_SCHEMA}
 
 
-def _chunks(source: Source) -> Iterator[Chunk]:
-    for chunk in read_chunks([source]):
-        for record in chunk.records:
-            if isinstance(record, Failure):
-                raise UsageError(f"{record.message} This is no output of ours.")
-        yield chunk
+class _Rows:
+    """The rows of an output, and those that are meant; can be walked many times."""
+
+    def __init__(self, source: Source, where: Sequence[Where]) -> None:
+        self._source, self._is_meant = source, _meant(where)
+
+    def all_chunks(self) -> Iterator[Chunk]:
+        for chunk in read_chunks([self._source]):
+            for record in chunk.records:
+                if isinstance(record, Failure):
+                    raise UsageError(f"{record.message} This is no output of ours.")
+            yield chunk
+
+    def chunks(self) -> Iterator[Chunk]:
+        for chunk in self.all_chunks():
+            yield chunk.only([self._is_meant(item.record) for item in chunk.records])
 
 
 def _chosen(known: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
@@ -93,11 +163,11 @@ def _chosen(known: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
     return columns or known
 
 
-def _write_jsonl(path: Path, source: Source, ours: ColumnTypes, columns: Sequence[str]) -> int:
-    names = _chosen(list(column_types(_chunks(source))), columns) if columns else None
+def _write_jsonl(path: Path, rows: _Rows, ours: ColumnTypes, columns: Sequence[str]) -> int:
+    names = _chosen(list(column_types(rows.all_chunks())), columns) if columns else None
     written = 0
     with path.open("wb") as file:
-        for chunk in _chunks(source):
+        for chunk in rows.chunks():
             for record in map(item_of, chunk.records):
                 line = record.record
                 if names is not None:
@@ -107,22 +177,22 @@ def _write_jsonl(path: Path, source: Source, ours: ColumnTypes, columns: Sequenc
     return written
 
 
-def _write_parquet(path: Path, source: Source, ours: ColumnTypes, columns: Sequence[str]) -> int:
+def _write_parquet(path: Path, rows: _Rows, ours: ColumnTypes, columns: Sequence[str]) -> int:
     """Write row groups; a column whose values turn out not to fit its type starts it over."""
-    found = column_types(_chunks(source))
+    found = column_types(rows.all_chunks())
     types = {name: ours.get(name, found[name]) for name in _chosen(list(found), columns)}
     while True:
         try:
-            return _write_row_groups(path, source, types)
+            return _write_row_groups(path, rows, types)
         except Misfit as misfit:
             types[misfit.column] = None
 
 
-def _write_row_groups(path: Path, source: Source, types: ColumnTypes) -> int:
+def _write_row_groups(path: Path, rows: _Rows, types: ColumnTypes) -> int:
     schema = pa.schema({name: kind or pa.string() for name, kind in types.items()})
     written = 0
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-        for chunk in _chunks(source):
+        for chunk in rows.chunks():
             arrays = input_columns(chunk, types)
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
             written += len(chunk.records)

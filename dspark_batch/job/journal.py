@@ -7,18 +7,20 @@ crash leaves is a prefix, at worst with a torn last line, and every prefix is a 
 
 import os
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self, TypeAlias
 
 import orjson
 
 from dspark_batch.errors import JournalError, Resumable
+from dspark_batch.job.row_index import RowIndex, key_of
 from dspark_batch.types import Item, Json
+
+Retries: TypeAlias = Callable[[Mapping[str, Json]], bool]  # a failure -> whether to run it again
 
 _HEAD = len('{"crc":"')
 _BODY = len('{"crc":"00000000",')
@@ -48,7 +50,7 @@ class Found(NamedTuple):
     """A row that an earlier start left."""
 
     offset: int
-    failed_at: str | None  # the record's file and line then; None: the row succeeded
+    errored: bool
 
 
 class Journal:
@@ -69,8 +71,7 @@ class Journal:
         self._fsync_every = fsync_every
         self._unsynced = 0
         self._end, self._crc = 0, _seed_crc(seed)
-        # (custom_id, digest, sample index) -> index -> the last row with that index
-        self._unclaimed: defaultdict[tuple[str, str, int], dict[int, Found]] = defaultdict(dict)
+        self._unclaimed = RowIndex()
         mode = os.O_RDONLY if read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT
         self._fd = os.open(path, mode, 0o644)
         try:
@@ -106,20 +107,31 @@ class Journal:
         finally:
             os.close(self._fd)
 
-    def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
+    def claim(self, item: Item, retries: Retries) -> Found | None:
         """Take a finished row of this very record, at most once; None: it has to run.
 
         The key is what the noise of an item is drawn from too. Items that share it are
         interchangeable, and each takes a row of its own; position alone never matches. A failure
         names a place, so it stays only in its place.
         """
-        rows = self._unclaimed.get((item.custom_id, item.digest, item.sample_index), {})
-        here = rows.get(item.index)
-        if here and here.failed_at is not None:
-            stays = keep_failed and here.failed_at == item.where
-            return rows.pop(item.index) if stays else None
-        at = item.index if here else next((i for i in rows if rows[i].failed_at is None), None)
-        return None if at is None else rows.pop(at)
+        rows, key = self._unclaimed, key_of(item.custom_id, item.digest, item.sample_index)
+        row = rows.own(key, item.index)
+        if row is not None and rows.is_failure(row):
+            return self._kept(row, item, retries)
+        row = rows.other(key) if row is None else row
+        if row is None:
+            return None
+        rows.take(row)
+        return Found(rows.offset(row), errored=False)
+
+    def _kept(self, row: int, item: Item, retries: Retries) -> Found | None:
+        """Take a failure, if it stays what it is."""
+        self._unclaimed.take(row)
+        offset = self._unclaimed.offset(row)
+        entry = self.read(offset)
+        if entry.where != item.where or retries(entry.row):
+            return None
+        return Found(offset, errored=entry.row["status"] == "errored")
 
     def append(self, entry: Entry) -> int:
         """Commit one row, and return its offset.
@@ -148,9 +160,9 @@ class Journal:
         with self._path.open("rb") as stream:
             for line in scan(stream, seed, str(self._path)):
                 row = line.entry.row
-                failed_at = None if row["status"] == "succeeded" else line.entry.where
-                rows = self._unclaimed[row["custom_id"], line.entry.digest, row["sample_index"]]
-                rows[line.entry.index] = Found(line.offset, failed_at)
+                key = key_of(row["custom_id"], line.entry.digest, row["sample_index"])
+                failed = row["status"] != "succeeded"
+                self._unclaimed.add(key, line.entry.index, line.offset, failed=failed)
                 self._end, self._crc = line.end, line.crc
 
     def _write(self, line: bytes) -> None:

@@ -37,8 +37,9 @@ class Look(NamedTuple):
         """
         sources = locate(self.spec.inputs, self.run_dir.stdin, self.run_dir.fetched)
         with Journal(self.run_dir.rows, self.run_id, read_only=True) as journal:
-            # A failure that waits for --retry-failed is a row all the same.
-            found = survey(sources, replace(self.spec, retry_failed=False), journal)
+            # A failure that waits to run again is a row all the same.
+            spec = replace(self.spec, retry_failed=False, retry_where=())
+            found = survey(sources, spec, journal)
             yield Rows(sources, journal, found.offsets, self.spec.samples)
 
 

@@ -63,6 +63,21 @@ def num_turns(record: Mapping[str, Json], spec: Spec) -> int:
     return len(record[TURNS]) if _has_turns(record, spec) else 1
 
 
+def last_question(record: Mapping[str, Json], spec: Spec) -> str:
+    """Say, for people, what the answer to a record answers; "" if it asks nothing."""
+    try:
+        earlier = [""] * (num_turns(record, spec) - 1)
+        conversation = _question(record, spec, earlier).conversation
+    except Unusable:
+        return ""
+    return conversation if isinstance(conversation, str) else conversation[-1]["content"]
+
+
+def is_continued(record: Mapping[str, Json], spec: Spec) -> bool:
+    """Whether a record is a text to be continued as it stands, without the chat template."""
+    return _is_body(record, spec) and record.get("url") == openai.COMPLETIONS
+
+
 def has_prompt(record: Mapping[str, Json], spec: Spec) -> bool:
     """Whether a record has a column that could be a prompt."""
     names = {spec.prompt_column, spec.messages_column}
@@ -81,7 +96,7 @@ def _question(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) ->
     own = record.get(COLUMN)
     if spec.template is not None:
         return _Question(_introduced(asked(prompt_of(spec.template, record)), spec), own)
-    if _is_plain(record, spec) and _other_shape(record) == "body":
+    if _is_body(record, spec):
         batched = openai.request_in(record)
         return _Question(_introduced(batched.conversation, spec), batched.choices, "body")
     return _Question(_introduced(_conversation(record, spec, earlier), spec), own)
@@ -90,6 +105,10 @@ def _question(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) ->
 def _is_plain(record: Mapping[str, Json], spec: Spec) -> bool:
     """Whether neither of the columns that options name has anything."""
     return record.get(spec.prompt_column) is None and record.get(spec.messages_column) is None
+
+
+def _is_body(record: Mapping[str, Json], spec: Spec) -> bool:
+    return spec.template is None and _is_plain(record, spec) and _other_shape(record) == "body"
 
 
 def _has_turns(record: Mapping[str, Json], spec: Spec) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dspark_batch.job.rows import ratio
+from dspark_batch.job.rows import committed_in, ratio
 from dspark_batch.types import Json
 
 _BINS = 10
@@ -96,7 +96,7 @@ class Measures:
             its = self.groups.setdefault(group, Group())
             its.answers += 1
             its.rounds += row["metrics"]["speculative_decoding"]["num_spec_steps"]
-            its.committed += tokens - 1  # the first comes from prefill
+            its.committed += committed_in(row)
 
     def _add_rounds(self, log: dict[str, Json]) -> None:
         self.accepted_per_round.update(log["per_step_accepted"])

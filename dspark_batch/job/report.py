@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self
 
-from dspark_batch.job.rows import ratio
+from dspark_batch.job.rows import committed_in, ratio
 from dspark_batch.types import Completion, Failure, Gauge, Json, Outcome
 
 Stage = Literal["load", "decode", "finish"]
@@ -26,7 +26,7 @@ class Tick:
     stage: Stage
     total: int  # records of the job
     done: int  # rows in the journal, those of earlier starts included
-    failed: int  # of these, how many are failures
+    failed: int  # of these, how many are failures; what the job says to skip is none
     resumed: int  # rows that earlier starts left
     new_tokens: int = 0  # completion tokens that this start generated
     outcome: Outcome | None = None  # what was just appended; None: a stage begins
@@ -35,7 +35,7 @@ class Tick:
 
     def after(self, outcome: Outcome, gauge: Gauge | None = None) -> "Tick":
         """Count one more row."""
-        tokens = len(outcome.token_ids) if isinstance(outcome, Completion) else 0
+        tokens = outcome.num_generated if isinstance(outcome, Completion) else 0
         return replace(
             self,
             done=self.done + 1,
@@ -59,7 +59,7 @@ class Report:
     prompt_tokens: int
     completion_tokens: int
     new_tokens: int  # completion tokens that this start generated
-    rounds: int
+    rounds: int  # this and the next three: of an item's last turn
     accepted: int  # draft tokens
     drafted: int  # draft tokens that the target verified
     mean_acceptance_length: float | None  # tokens per round, bonus included; None: no rounds
@@ -95,7 +95,7 @@ class Report:
                 counts["rounds"] += speed["num_spec_steps"]
                 counts["accepted"] += speed["num_accepted_draft_tokens"]
                 counts["drafted"] += speed["num_draft_tokens"]
-                committed += usage["completion_tokens"] - 1  # the first comes from prefill
+                committed += committed_in(row)
             elif row["status"] == "errored":
                 codes[row["error"]["code"]] += 1
                 if len(first_errors) < _FIRST_ERRORS:

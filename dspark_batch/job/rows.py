@@ -26,12 +26,13 @@ ROW_SCHEMA = pa.schema(
         "earlier_answers": _TEXTS,  # to the turns before the last; null: there was one turn
         "finish_reason": pa.string(),  # stop | length
         "error": pa.struct({"code": pa.string(), "message": pa.string()}),
+        # Of all turns; all else is about the last one.
         "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
         "token_ids": _COUNTS,  # with the stop token
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
         "metrics": pa.struct(
             {
-                "cached_tokens": pa.int64(),
+                "cached_tokens": pa.int64(),  # of usage.prompt_tokens
                 "prefill_s": pa.float64(),
                 "decode_s": pa.float64(),
                 "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
@@ -71,11 +72,12 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
     return row | {
         "status": "succeeded",
         "completion": outcome.text,
-        "earlier_answers": list(outcome.earlier_answers) or None,
+        "reasoning": outcome.reasoning,
+        "earlier_answers": [turn.text for turn in outcome.earlier] or None,
         "finish_reason": outcome.finish_reason,
         "usage": {
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": len(outcome.token_ids),
+            "prompt_tokens": sum(turn.prompt_tokens for turn in outcome.turns),
+            "completion_tokens": outcome.num_generated,
         },
         "token_ids": list(outcome.token_ids),
         "metrics": _metrics(outcome),
@@ -132,7 +134,7 @@ def layout_of(spec: Spec) -> Layout:
 def _metrics(completion: Completion) -> dict[str, Json]:
     decoded = len(completion.token_ids) - 1  # the first token comes from prefill
     return {
-        "cached_tokens": completion.cached_tokens,
+        "cached_tokens": sum(turn.cached_tokens for turn in completion.turns),
         "prefill_s": completion.prefill_s,
         "decode_s": completion.decode_s,
         "tokens_per_s": ratio(decoded, completion.decode_s),
@@ -163,6 +165,11 @@ def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float
     if confidence is None:
         return None
     return [[round(logit, 4) for logit in drafts] for drafts in confidence]
+
+
+def committed_in(row: Mapping[str, Json]) -> int:
+    """Count the tokens that the rounds of an answer committed: the first is prefill's."""
+    return len(row["token_ids"]) - 1
 
 
 def ratio(part: float, whole: float) -> float | None:

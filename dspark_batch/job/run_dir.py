@@ -35,9 +35,9 @@ SPEC_FIELDS = (
     *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
-MODEL_FIELDS = ("target", "tokenizer", "chat_template", "dtype", "target_bits")
+MODEL_FIELDS = ("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits")
 # Of the spec: equal options, equal model.
-MODEL_OPTIONS = ("family", "target", "dtype", "target_bits", "trust_remote_code")
+MODEL_OPTIONS = ("family", "target", "thinking", "dtype", "target_bits", "trust_remote_code")
 # With the rejection rule an answer depends on what was drafted, and on what of it was verified.
 DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
 DRAFTER_OPTIONS = ("drafter", "drafter_bits")
@@ -335,7 +335,7 @@ def refuse_another_job(
 def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
     """Whether the model options are those of the manifest, so that no model has to be loaded."""
     names = MODEL_OPTIONS + DRAFTER_OPTIONS if _depends_on_drafts(spec) else MODEL_OPTIONS
-    return all(getattr(spec, name) == manifest["spec"][name] for name in names)
+    return all(getattr(spec, name) == manifest["spec"].get(name) for name in names)
 
 
 @contextmanager

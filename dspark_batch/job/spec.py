@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from dspark_batch.errors import UsageError
 from dspark_batch.job.budget import seconds_of, seconds_until
 from dspark_batch.job.nearest import nearest
+from dspark_batch.job.where import Holds, Where, any_of, read_retry
 from dspark_batch.types import Sampling, SamplingRule
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -15,6 +16,7 @@ DrafterBits = Literal["auto", "stored", Bits]
 Resume = Literal["if-possible", "always", "never"]
 Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
 Format = Literal["rows", "openai"]
+Thinking = Literal["on", "off"]
 
 OUTPUTS = (".jsonl", ".parquet")
 
@@ -36,6 +38,7 @@ class Spec:
     trust_remote_code: bool = False  # let a target run Python code of its own
     dtype: Dtype | None = None  # None: chosen by measurement at the first start
     system_prompt: str | None = None  # for every item that brings none of its own
+    thinking: Thinking | None = None  # before an answer; None: the family's, else the template's
     prompt_column: str = "prompt"
     messages_column: str = "messages"
     template: str | None = None  # Jinja over the columns: what it renders is the prompt
@@ -62,7 +65,8 @@ class Spec:
     log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
     resume: Resume = "if-possible"
     overwrite: bool = False  # discard what the run directory holds
-    retry_failed: bool = False  # run items again whose last row failed
+    retry_failed: bool = False  # the same as retry_where = ("status=errored",)
+    retry_where: tuple[str, ...] = ()  # run failures again for which one of these holds
     limit: int | None = None  # only the first N records
     fsync_every: int = 1  # rows per fsync of the journal
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
@@ -81,6 +85,7 @@ class Spec:
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
+        self.retries()
         _one_of(DrafterBits, drafter_bits=self.drafter_bits)
         _one_of(Bits, target_bits=self.target_bits)
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
@@ -104,6 +109,7 @@ class Spec:
         _one_of(SamplingRule, sampling=self.sampling)
         _one_of(Overflow, on_overflow=self.on_overflow)
         _one_of(Format, format=self.format)
+        _one_of(Thinking, thinking=self.thinking)
 
     def _check_output(self) -> None:
         if self.keep and self.drop:
@@ -133,6 +139,11 @@ class Spec:
     def model_name(self) -> str:
         """What answers, as the user named it."""
         return self.target or self.family or "tiny"
+
+    def retries(self) -> Holds:
+        """Say which failures of earlier starts run again."""
+        failed = [Where("status", "errored")] if self.retry_failed else []
+        return any_of([*failed, *map(read_retry, self.retry_where)])
 
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""

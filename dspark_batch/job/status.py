@@ -7,7 +7,8 @@ from typing import Literal
 
 from dspark_batch.job.journal import Entry, scan
 from dspark_batch.job.look import Look, look
-from dspark_batch.job.rows import ratio
+from dspark_batch.job.row_index import RowIndex, key_of
+from dspark_batch.job.rows import committed_in, ratio
 
 State = Literal["running", "stopped", "finished"]
 _RECENT_S = 60.0
@@ -54,31 +55,30 @@ class _Count:
     def __init__(self, job: Look, now: float) -> None:
         self._job, self._now = job, now
         self._began = job.starts[-1].began if job.starts else now
-        # Place -> whether it failed: a later row for the same place replaces an earlier one.
-        self._failed_at: dict[tuple[str, str, int], bool] = {}
+        self._rows = RowIndex()  # by place: a later row for the same place replaces an earlier one
         self._committed = self._rounds = 0
         self._new_rows = self._new_tokens = self._recent_tokens = 0
         self._last: float | None = None
-        for entry in _entries(job):
-            self._add(entry)
+        for offset, entry in _entries(job):
+            self._add(offset, entry)
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, offset: int, entry: Entry) -> None:
         row, at = entry.row, entry.finished_at or 0.0
-        place = (entry.where, entry.digest, row["sample_index"])
-        self._failed_at[place] = row["status"] == "errored"
+        place = key_of(entry.where, entry.digest, row["sample_index"])
+        self._rows.add(place, 0, offset, failed=row["status"] == "errored")
         self._last = entry.finished_at
         is_new = at >= self._began
         self._new_rows += is_new
         if row["status"] != "succeeded":
             return
         tokens = row["usage"]["completion_tokens"]
-        self._committed += tokens - 1  # the first comes from prefill
+        self._committed += committed_in(row)
         self._rounds += row["metrics"]["speculative_decoding"]["num_spec_steps"]
         self._new_tokens += tokens * is_new
         self._recent_tokens += tokens * (is_new and at >= self._now - _RECENT_S)
 
     def status(self, holder: str | None) -> Status:
-        job, done = self._job, len(self._failed_at)
+        job, (done, failed) = self._job, self._rows.count()
         total = job.starts[-1].total if job.starts else None
         # While it runs the clock goes on; then it stood still at the last row.
         until = self._now if holder else self._last or self._began
@@ -91,7 +91,7 @@ class _Count:
             holder=holder,
             total=total,
             done=done,
-            failed=sum(self._failed_at.values()),
+            failed=failed,
             starts=len(job.starts),
             new_tokens=self._new_tokens,
             accept_length=ratio(self._committed, self._rounds),
@@ -105,12 +105,12 @@ class _Count:
         )
 
 
-def _entries(job: Look) -> Iterator[Entry]:
+def _entries(job: Look) -> Iterator[tuple[int, Entry]]:
     if not job.run_dir.rows.exists():
         return
     with job.run_dir.rows.open("rb") as journal:
         for line in scan(journal, job.run_id, str(job.run_dir.rows)):
-            yield line.entry
+            yield line.offset, line.entry
 
 
 def _rest(job: Look) -> State:

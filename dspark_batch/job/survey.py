@@ -7,7 +7,7 @@ from hashlib import file_digest
 from typing import Protocol
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import Found
+from dspark_batch.job.journal import Found, Retries
 from dspark_batch.job.named_columns import NamedColumns
 from dspark_batch.job.reader import Source, count_records, item_of, read
 from dspark_batch.job.rows import Layout, layout_of
@@ -20,7 +20,7 @@ TO_DO = -1
 class Claims(Protocol):
     """The journal, as far as a survey knows it."""
 
-    def claim(self, item: Item, *, keep_failed: bool) -> Found | None:
+    def claim(self, item: Item, retries: Retries) -> Found | None:
         """Take a finished row of this very record; None: it has to run."""
         ...
 
@@ -36,7 +36,7 @@ class Survey:
     inputs: tuple[Mapping[str, Json], ...]  # path, bytes, sha256 and records of each file
     offsets: array  # Item.index -> offset of its row in the journal, or TO_DO
     resumed: int  # rows that earlier starts left
-    failed: int  # of these, how many are failures
+    failed: int  # of these, how many are failures; what the job says to skip is none
 
     @property
     def total(self) -> int:
@@ -68,15 +68,15 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
         raise UsageError(f"{names}: holds no records; give it at least one line or row.")
     offsets = array("q")
     failed = 0
-    layout, named = layout_of(spec), NamedColumns(spec)
+    layout, named, retries = layout_of(spec), NamedColumns(spec), spec.retries()
     for record in read(sources, spec.limit, spec.samples):
         item = item_of(record)
         named.see(item.record)
         if spec.format == "rows":
             _refuse_clash(item, layout)
-        row = journal.claim(item, keep_failed=not spec.retry_failed)
+        row = journal.claim(item, retries)
         offsets.append(TO_DO if row is None else row.offset)
-        failed += row is not None and row.failed_at is not None
+        failed += row is not None and row.errored
     named.check(", ".join(source.name for source in sources))
     return Survey(inputs, offsets, len(offsets) - offsets.count(TO_DO), failed)
 

@@ -15,6 +15,7 @@ class Tokenizer:
     Attributes:
         stop_ids: tokens that end an answer.
         chat_template: the template's source; None if the checkpoint has none.
+        think_start, think_end: the texts around thinking; None if the model has no such tokens.
     """
 
     def __init__(self, wrapped: TokenizerWrapper) -> None:
@@ -23,11 +24,17 @@ class Tokenizer:
         self.chat_template: str | None = (
             wrapped.chat_template if wrapped.has_chat_template else None
         )
+        self.think_start: str | None = wrapped.think_start
+        self.think_end: str | None = wrapped.think_end
 
-    def render(self, messages: Sequence[Mapping[str, str]] | str) -> list[int]:
+    def render(
+        self, messages: Sequence[Mapping[str, str]] | str, *, thinking: bool | None = False
+    ) -> list[int]:
         """Turn a conversation into prompt ids, up to where the answer begins.
 
-        A text is no conversation: it is to be continued as it stands.
+        Args:
+            messages: a conversation; a text is none: it is to be continued as it stands.
+            thinking: what the chat template is told; None: nothing, so that it decides.
 
         Raises:
             ValueError: the checkpoint has no chat template and this is more than one message.
@@ -36,15 +43,23 @@ class Tokenizer:
         if isinstance(messages, str):
             return self._wrapped.encode(messages)
         if self.chat_template is not None:
-            return self._wrapped.apply_chat_template(
-                list(messages), add_generation_prompt=True, enable_thinking=False
-            )
+            return self._templated(list(messages), thinking)
         if len(messages) != 1:
             raise ValueError(
                 f"the target has no chat template, so it takes one prompt, not {len(messages)} "
                 "messages or a system prompt"
             )
         return self._wrapped.encode(messages[0]["content"])
+
+    def _templated(self, messages: list[Mapping[str, str]], thinking: bool | None) -> list[int]:
+        if thinking is not None:
+            return self._wrapped.apply_chat_template(
+                messages, add_generation_prompt=True, enable_thinking=thinking
+            )
+        # mlx-lm's wrapper would decide for the template, so it is asked without the wrapper.
+        return self._wrapped._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turn ids into text; special tokens stay visible, spaces stay as they are."""

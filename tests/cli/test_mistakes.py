@@ -67,6 +67,14 @@ def said(words, capsys):
         ([*RUN, "--stop", ""], "expected strings that are not empty"),
         ([*RUN, "--keep", "a", "--drop", "b"], "keep and drop exclude each other"),
         ([*RUN, "--overwrite", "--resume", "always"], "exclude each other; drop one of them"),
+        ([*RUN, "--retry-where", "errored"], "expected COLUMN=VALUE, such as status=skipped"),
+        ([*RUN, "--retry-where", "error_code=engine"], "did you mean error.code"),
+        ([*RUN, "--retry-where", "status=failed"], "expected errored or skipped"),
+        (
+            [*RUN, "--retry-where", "finish_reason=length"],
+            "export OUT again.jsonl --inputs --where finish_reason=length`, and run that file with",
+        ),
+        ([*RUN, "--retry-where", "status=succeeded"], "the same answers would come out"),
         # files
         (["run", "no.jsonl", "-o", "out.jsonl"], "no.jsonl: no such file; check the path"),
         (["run", "no*.jsonl", "-o", "out.jsonl"], "no file matches this pattern"),

@@ -2,12 +2,14 @@
 
 import io
 import json
+import signal
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from dspark_batch.cli.bar import Bar
+from dspark_batch.cli.draining import Draining
 from dspark_batch.cli.progress import JsonLines, Lines
 from dspark_batch.types import Gauge
 
@@ -126,6 +128,26 @@ def test_a_bar_of_a_finished_run_makes_room_for_the_summary(screen, make_tick):
     with Bar(screen) as observe:
         observe(make_tick(total=9, done=9))
     assert ERASE_LINE in screen.file.getvalue().rpartition("9/9 items")[2]
+
+
+def test_the_bar_says_that_the_run_is_stopping(screen, make_tick):
+    said = [""]
+    with Bar(screen, notice=lambda: said[0]) as observe:
+        observe(make_tick(total=9, done=4))
+        assert len(screen.render_lines(observe._frame(), pad=False)) == 1
+        said[0] = "stopping"
+        *_, last = screen.render_lines(observe._frame(), pad=False)
+    assert "".join(segment.text for segment in last) == "stopping"
+
+
+def test_a_live_display_says_what_a_signal_does_and_nothing_is_written_beside_it(capfd):
+    draining = Draining(30, is_shown=True)
+    draining._is_decoding = True
+    assert draining.notice() == ""
+    with draining:
+        draining._handle(signal.SIGINT, None)
+        assert draining.notice().startswith("stopping: what is in flight has 30 s to finish")
+    assert capfd.readouterr().err == ""
 
 
 GAUGE = Gauge(3.96, 4, 8_400_000_000, 9_120_000_000, 1.5, 2.5)

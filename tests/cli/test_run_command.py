@@ -79,6 +79,7 @@ def test_every_option_reaches_its_field(specs):
         "grace": 2.5,
         "template": "{{ question }}",
         "on_overflow": "skip",
+        "thinking": "off",
         "samples": 2,
         "output_column": "answer",
         "deadline": "07:00",
@@ -92,12 +93,15 @@ def test_every_option_reaches_its_field(specs):
         "--keep=b",
         "--overwrite",
         "--retry-failed",
+        "--retry-where=error.code=engine",
+        "--retry-where=status=skipped",
         "--log-confidence",
         "--trust-remote-code",
     ]
     main(["run", "-", "-o", "out.jsonl", *options])
     [spec] = specs
     words |= {"stop": ("END", "\n\n"), "keep": ("a", "b")}
+    words["retry_where"] = ("error.code=engine", "status=skipped")
     words |= {"overwrite": True, "retry_failed": True, "log_confidence": True}
     words["trust_remote_code"] = True
     assert spec == Spec(inputs=("-",), out="out.jsonl", **words)

@@ -5,8 +5,10 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from small_jobs import start, write_lines
 
 from dspark_batch.cli.main import main
+from dspark_batch.job.shown import first_rows
 
 ROWS = [
     {
@@ -66,3 +68,42 @@ def test_an_output_without_rows_is_no_error(tmp_path, capsys):
 def test_an_output_that_is_not_there_says_how_to_get_it(tmp_path, capsys):
     assert main(["show", str(tmp_path / "out.parquet")]) == 2
     assert "run its command again" in capsys.readouterr().err
+
+
+TURNS = {"id": "t", "turns": ["first?", "second?"]}
+CHAT = {
+    "custom_id": "c",
+    "url": "/v1/chat/completions",
+    "body": {"messages": [{"role": "user", "content": "chat?"}]},
+}
+TEXT = {"custom_id": "x", "url": "/v1/completions", "body": {"prompt": "Once"}}
+SAID = {"id": "s", "conversations": [{"from": "human", "value": "shared?"}]}
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "prompts"),
+    [
+        ([TURNS, SAID], {}, ["second?", "shared?"]),
+        ([{"q": "sea"}], {"template": "Name a {{ q }}."}, ["Name a sea."]),
+        ([{"q": "a"}], {"template": "{{ q }}?", "drop": ("q",), "samples": 2}, ["a?", "a?"]),
+        ([CHAT, TEXT], {"format": "openai"}, ["chat?", "Once"]),
+        ([{"prompt": "p"}], {"output_column": "label", "output_prefix": "my_"}, ["p"]),
+        ([{"prompt": "x" * 999}], {"on_overflow": "skip"}, ["x" * 999]),
+    ],
+)
+def test_shows_what_was_asked_in_whatever_shape(tmp_path, records, options, prompts):
+    write_lines(tmp_path / "in.jsonl", *records)
+    start(tmp_path, **options)
+    rows = first_rows(str(tmp_path / "out.jsonl"), 5)
+    assert [row.prompt for row in rows] == prompts
+    assert all(row.answer for row in rows)
+    (tmp_path / "in.jsonl").unlink()
+    assert len(first_rows(str(tmp_path / "out.jsonl"), 5)) == len(prompts)
+
+
+def test_an_answer_without_a_prompt_is_not_shown_beside_another_records(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"id": "a", "prompt": "one"})
+    start(tmp_path, drop=("prompt",))
+    write_lines(tmp_path / "in.jsonl", {"id": "b", "prompt": "two"})
+    [row] = first_rows(str(tmp_path / "out.jsonl"), 5)
+    assert (row.custom_id, row.prompt) == ("a", "")

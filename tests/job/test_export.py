@@ -10,7 +10,8 @@ from small_jobs import rows_in, start, write_lines
 
 from dspark_batch.cli.main import main
 from dspark_batch.errors import UsageError
-from dspark_batch.job.export import export
+from dspark_batch.job.export import export, export_inputs
+from dspark_batch.job.where import Where
 
 LINES = [
     {"id": "a", "prompt": "one", "tags": ["x"], "number": 1},
@@ -66,6 +67,49 @@ def test_only_the_chosen_columns_in_their_order(folder, to):
     assert [list(row) for row in rows] == [["status", "tags", "id"]] * 4
     assert [row["id"] for row in rows] == list("abcd")
     assert [row["tags"] for row in rows] == [["x"], None, [], None]
+
+
+@pytest.mark.parametrize("to", ["copy.jsonl", "copy.parquet"])
+@pytest.mark.parametrize(
+    ("conditions", "ids"),
+    [
+        ([Where("status", "errored")], "c"),
+        ([Where("error.code", "bad_record")], "c"),
+        ([Where("status", "errored"), Where("number", "1")], "ac"),
+        ([Where("number", "2.5")], "c"),
+        ([Where("error.code", "engine")], ""),
+        ([Where("no.such", "x")], ""),
+    ],
+)
+def test_only_the_rows_for_which_a_condition_holds(folder, to, conditions, ids):
+    start(folder)
+    whole = exported(folder, f"whole-{to}")
+    rows = exported(folder, to, where=conditions)
+    assert rows == [row for row in whole if row["id"] in ids]
+    if to == "copy.parquet":
+        assert pq.read_schema(folder / to) == pq.read_schema(folder / f"whole-{to}")
+
+
+def test_records_whose_answer_was_cut_can_run_again_with_more_room(folder):
+    write_lines(folder / "in.jsonl", *LINES, {"prompt": "no id"}, b"nope")
+    start(folder, keep=("id",), max_tokens=3, samples=2, output_prefix="our_")
+    cut = [Where("our_finish_reason", "length")]
+    number = export_inputs(f"{folder}/out.jsonl", f"{folder}/again.jsonl", where=cut)
+    records = rows_in(folder / "again.jsonl")
+    assert records == [LINES[0], LINES[3], {"custom_id": "4", "prompt": "no id"}]
+    assert number == 3  # the answer to b ended by itself
+    longer = {"inputs": (f"{folder}/again.jsonl",), "out": f"{folder}/longer.jsonl"}
+    assert start(folder, max_tokens=9, **longer).succeeded == 3
+    assert [row["custom_id"] for row in rows_in(folder / "longer.jsonl")] == ["a", "d", "4"]
+
+
+def test_the_records_of_an_unfinished_job_in_the_openai_format(folder):
+    asked = {"custom_id": "x", "url": "/v1/completions", "body": {"prompt": "p"}}
+    write_lines(folder / "in.jsonl", asked, asked | {"custom_id": "y"})
+    with pytest.raises(KeyboardInterrupt):
+        start(folder, engine=FakeEngine(slots=1, dies_after=1), format="openai")
+    export_inputs(f"{folder}/out.jsonl", f"{folder}/again.jsonl")
+    assert rows_in(folder / "again.jsonl") == [asked]
 
 
 @pytest.mark.parametrize("out", ["out.jsonl", "out.parquet"])
@@ -136,6 +180,24 @@ def test_the_command_counts_what_it_wrote(folder, capsys):
     assert json.loads(first) == {"id": "a", "status": "succeeded"}
     assert main(words[:2]) == 2
     assert "nowhere to export to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["some.jsonl", "--where", "id=b", "--where=id=c"], "2 rows in some.jsonl"),
+        (["some.jsonl", "--inputs", "--where", "status=succeeded"], "3 records in some.jsonl"),
+        (["some.parquet", "--inputs"], "some.parquet: --inputs are written to a name that ends"),
+        (["some.jsonl", "--inputs", "--columns=id"], "--inputs takes whole records"),
+        (["some.jsonl", "--where=id"], "--where id: expected COLUMN=VALUE"),
+        (["--where=id=b", "--push-to-hub=o/n"], "--inputs and --where are for a file"),
+    ],
+)
+def test_the_command_takes_conditions(folder, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(folder)
+    start(folder)
+    main(["export", "out.jsonl", *words])
+    assert said in "".join(capsys.readouterr())
 
 
 PLAIN = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)

@@ -131,6 +131,13 @@ def test_a_target_with_other_bits_is_refused(folder):
         start(folder, opener=fake_opener(target_bits="8 bits"), target_bits=8)
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_another_thinking_is_refused(folder, complete):
+    start(folder) if complete else stop_after(folder, 1)
+    with pytest.raises(ResumeMismatch, match='thinking is null there and "on" here'):
+        start(folder, opener=fake_opener(thinking="on"), thinking="on")
+
+
 def test_a_complete_output_is_no_excuse_for_other_bits(folder):
     start(folder)
     with pytest.raises(ResumeMismatch, match='target_bits is null there and "8 bits" here'):
@@ -245,6 +252,46 @@ def test_failed_items_run_again_only_when_asked(folder):
     ]
     assert ids_run(folder, retry_failed=True) == ["id-b"]
     assert errors_in(folder / "out.jsonl") == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("conditions", "to_run"),
+    [
+        (["error.code=engine"], ["id-a"]),
+        (["error.code=bad_record"], ["id-n"]),
+        (["status=skipped"], ["id-long"]),
+        (["status=errored"], ["id-a", "id-n"]),
+        (["status=skipped", "error.code=engine"], ["id-a", "id-long"]),
+        (["error.code=poison"], []),
+    ],
+)
+def test_failures_that_run_again_can_be_chosen(tmp_path, conditions, to_run):
+    empty = {"id": "id-n", "prompt": ""}
+    write_lines(
+        tmp_path / "in.jsonl", *prompts("a", "b"), empty, {"id": "id-long", "prompt": "x" * 999}
+    )
+    options = {"on_overflow": "skip", "slots": 1}
+    start(tmp_path, engine=FakeEngine(slots=1, fails_on=frozenset({"id-a"})), **options)
+    ran = ids_run(tmp_path, engine=FakeEngine(slots=1), retry_where=tuple(conditions), **options)
+    assert ran == [name for name in ("id-a", "id-n", "id-long") if name in to_run]
+    assert [error and error["code"] for error in errors_in(tmp_path / "out.jsonl")] == [
+        *("engine" if "id-a" not in to_run else None, None),
+        *("bad_record", "prompt_too_long"),
+    ]
+
+
+def test_choosing_what_runs_again_changes_no_setting(folder):
+    start(folder, engine=FakeEngine(fails_on=frozenset({"id-b"})), max_tokens=5)
+    with pytest.raises(ResumeMismatch, match="max_tokens is 5 there and 6 here"):
+        start(folder, max_tokens=6, retry_where=("error.code=engine",))
+
+
+def test_rows_that_were_skipped_are_no_failures_of_a_later_start(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "x" * 999}, b"nope", *prompts("a"))
+    stop_after(tmp_path, 2, on_overflow="skip")
+    ticks = []
+    start(tmp_path, observe=ticks.append, on_overflow="skip")
+    assert (ticks[0].done, ticks[0].failed, ticks[-1].failed) == (2, 1, 1)
 
 
 def test_an_interrupted_retry_keeps_the_rows_it_did_not_reach(folder):
@@ -389,7 +436,8 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["identity"]["drafter"] == "d0"
     assert manifest["inputs"][0]["records"] == 4
     assert manifest["fingerprint"]["fields"].keys() == {
-        *("target", "tokenizer", "chat_template", "dtype", "target_bits", "context_length"),
+        *("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits"),
+        "context_length",
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         *("template", "on_overflow", "keep", "drop", "output_column", "format"),

@@ -48,13 +48,30 @@ def test_each_turn_is_asked_with_what_was_answered_before(folder, slots):
     assert ([prompt["completion"]], prompt["earlier_answers"]) == (in_turn("x"), None)
 
 
-def test_a_row_is_about_its_last_answer(folder):
+def test_a_row_is_about_its_last_answer_but_what_it_used_is_that_of_all_turns(folder):
     start(folder, out=str(folder / "out.parquet"))
     row = rows_in(folder / "out.parquet")[0]
     first, second = in_turn("a", "b")
-    asked = f"user:a\nassistant:{first}\nuser:b\n"
-    assert row["usage"] == {"prompt_tokens": len(asked), "completion_tokens": len(second)}
+    asked = ["user:a\n", f"user:a\nassistant:{first}\nuser:b\n"]
+    assert row["usage"] == {
+        "prompt_tokens": len(asked[0]) + len(asked[1]),
+        "completion_tokens": len(first) + len(second),
+    }
     assert row["earlier_answers"] == [first]
+    assert len(row["token_ids"]) == len(second)
+
+
+def test_totals_count_every_turn(folder):
+    ticks = []
+    report = start(folder, observe=ticks.append)
+    answers = [*in_turn("a", "b"), *in_turn("x"), *in_turn("c", "d", "e"), *in_turn("f")]
+    tokens = sum(map(len, answers))
+    assert (report.completion_tokens, report.new_tokens) == (tokens, tokens)
+    assert ticks[-1].new_tokens == tokens
+    speed = [row["metrics"]["speculative_decoding"] for row in rows_in(folder / "out.jsonl")]
+    means = [each["mean_acceptance_length"] * each["num_spec_steps"] for each in speed]
+    steps = sum(each["num_spec_steps"] for each in speed)
+    assert report.mean_acceptance_length == pytest.approx(sum(means) / steps)
 
 
 @pytest.mark.parametrize("dies_after", range(7))
