@@ -17,8 +17,9 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
+from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
@@ -33,6 +34,7 @@ from dspark_batch.job.reader import (
     printable,
     read,
 )
+from dspark_batch.job.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
 from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
@@ -53,6 +55,7 @@ from dspark_batch.types import Failure, Gauge, Item, Json, Outcome, Request
 
 if TYPE_CHECKING:
     from dspark_batch.models.hub import Download
+    from dspark_batch.models.load import Pair
 
 __all__ = ["Opened", "Report", "Tick", "run"]
 
@@ -75,6 +78,7 @@ class Opened(NamedTuple):
     context_length: int  # most positions of prompt and answer together
     identity: Mapping[str, Json]  # digests of what is loaded
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
+    baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -113,8 +117,39 @@ def open_pair(
     )
     config = pair.config
     return Opened(
-        engine, pair.tokenizer.render, config.context_length, config.identity, engine.gauge
+        engine,
+        pair.tokenizer.render,
+        config.context_length,
+        config.identity,
+        engine.gauge,
+        partial(open_baseline, pair, spec.slots),
     )
+
+
+def open_baseline(pair: "Pair", slots: int, against: Against = "engine") -> Baseline:
+    """Set up plain decoding with a loaded pair: what an audit compares with.
+
+    This is the one place that says what the baseline is: the same target in the same shape class,
+    no drafts, nothing cached from other prompts.
+
+    Args:
+        pair: whose target answers.
+        slots: answers that decode together.
+        against: our engine without a drafter, or mlx-lm's own generation.
+    """
+    from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.margins import margins
+    from dspark_batch.engine.outside import generate_outside
+
+    if against == "mlx-lm":
+        generate = partial(generate_outside, pair, slots)
+    else:
+        generate = Engine(pair, slots=slots, draft_length=0).generate
+
+    def margin(request: Request, answer: Sequence[int], tokens: tuple[int, int]) -> Margin:
+        return Margin(*margins(pair, request, answer, tokens))
+
+    return Baseline(generate, pair.tokenizer.decode, margin, pair.config.stop_ids)
 
 
 def _ignore(tick: Tick) -> None:
@@ -285,7 +320,7 @@ def _warn_of_growth(job: _Job) -> None:
 
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
     idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
-    idle |= {"prefill_s": None, "round_s": None, "peak_memory_bytes": None}
+    idle |= {"prefill_s": None, "round_s": None, "audit_s": None, "peak_memory_bytes": None}
     return Report(**saved | idle | {"resumed": saved["total"]})
 
 
@@ -311,15 +346,31 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     job.run_dir.withdraw_output()
     tick = replace(tick, stage="decode")
     job.observe(tick)
+    auditor = _auditor(job, opened)
     with _attempts(job) as attempts:
-        for outcome in _outcomes(job, opened, attempts):
+        for outcome in _outcomes(job, opened, attempts, auditor):
             _append(job, outcome)
             job.budget.add(outcome)
             tick = tick.after(outcome, opened.gauge())
             job.observe(tick)
     if TO_DO in job.found.offsets:
         _explain_missing_rows(job, tick)
-    return replace(tick, outcome=None)
+    return replace(tick, outcome=None, audit_s=auditor and auditor.seconds)
+
+
+def _auditor(job: _Job, opened: Opened) -> Auditor | None:
+    """Set up what compares answers with the baseline; None: nobody asked for it."""
+    spec = job.spec
+    if not spec.audited_share:
+        return None
+    if opened.baseline is None:
+        raise UsageError("verify_greedy: this engine has no baseline; leave it out.")
+
+    def claims(item: Item, row: dict[str, Json]) -> list[Claim] | Failure:
+        return claims_of(item, row, spec, opened.render, opened.context_length)
+
+    divergence = divergence_of(job.run_dir.manifest())
+    return Auditor(spec, opened.baseline("engine"), claims, divergence)
 
 
 def _attempts(job: _Job) -> Attempts:
@@ -328,11 +379,18 @@ def _attempts(job: _Job) -> Attempts:
     return Attempts(path, job.journal.size, learnt, slots=slots, fsync_every=fsync_every)
 
 
-def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome]:
+def _outcomes(
+    job: _Job, opened: Opened, attempts: Attempts, auditor: Auditor | None
+) -> Iterator[Outcome]:
     """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
+
+    def answered(stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
+        outcomes = _answered(job, opened, _admitted(job, attempts, stream))
+        return outcomes if auditor is None else auditor.verified(outcomes)
+
     for request in _suspected(job, opened):
-        yield from _answered(job, opened, _admitted(job, attempts, [request]))
-    yield from _answered(job, opened, _admitted(job, attempts, _requests(job, opened)))
+        yield from answered([request])
+    yield from answered(_requests(job, opened))
 
 
 def _answered(job: _Job, opened: Opened, fresh: Iterator[Request | Failure]) -> Iterator[Outcome]:
@@ -452,6 +510,7 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
         decode_s=decode_s,
         prefill_s=tick.gauge and tick.gauge.prefill_s,
         round_s=tick.gauge and tick.gauge.round_s,
+        audit_s=tick.audit_s,
         peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
         finish_s=time.monotonic() - began,
     )

@@ -97,6 +97,7 @@ class Completion:
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     # Of an item with several turns, the answers before this one; all else is about this one.
     earlier_answers: tuple[str, ...] = ()
+    verified: bool | None = None  # whether the baseline gave the same; None: nobody looked
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
 

@@ -1,11 +1,12 @@
 """Stand-ins that can notice a bug: every answer depends on the whole of what was asked."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from time import sleep
 
+from dspark_batch.job.replay import Baseline, Margin
 from dspark_batch.run import Opened
 from dspark_batch.types import Completion, Failure, Outcome, Request
 
@@ -69,7 +70,35 @@ def fake_answer(request: Request) -> Completion:
     )
 
 
-def fake_opener(engine=None, **identity):
+@dataclass
+class OtherEngine(FakeEngine):
+    """A baseline that gives some items another answer from the third token on."""
+
+    others: frozenset[str] = frozenset()  # custom_ids
+
+    def _outcome(self, request: Request | Failure) -> Outcome:
+        outcome = super()._outcome(request)
+        if isinstance(outcome, Failure) or outcome.item.custom_id not in self.others:
+            return outcome
+        ids = (*outcome.token_ids[:2], *((i + 1) % 16 for i in outcome.token_ids[2:]))
+        return replace(outcome, token_ids=ids, text="".join(f"{i:x}" for i in ids))
+
+
+def fake_baseline(engine=None, spread=1.0):
+    """A baseline as an engine half offers it; every choice of its target is equally clear."""
+
+    def baseline(against):
+        return Baseline(
+            (engine or FakeEngine()).generate,
+            lambda ids: "".join(f"{i:x}" for i in ids),
+            lambda request, answer, tokens: Margin(spread / 2, spread),
+            frozenset(),
+        )
+
+    return baseline
+
+
+def fake_opener(engine=None, baseline=None, **identity):
     """Make an `open_engine` whose model can be told apart by its identity."""
     known = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
 
@@ -80,6 +109,7 @@ def fake_opener(engine=None, **identity):
             fake_render,
             CONTEXT_LENGTH,
             known | {"dtype": dtype} | identity,
+            baseline=baseline or fake_baseline(),
         )
 
     return open_engine

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
+from dspark_batch.job.share import ALL, share_of
 from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec
 from dspark_batch.types import SamplingRule
 
@@ -39,6 +40,21 @@ class _BitsChoice(click.Choice):
     ) -> object:
         word = super().convert(str(value), param, ctx)
         return int(word) if word.isdigit() else word
+
+
+class _Share(click.ParamType):
+    """A share of the items, in one of the spellings of `share_of`."""
+
+    name = "share"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        try:
+            share_of(value)
+        except ValueError:
+            self.fail(f"{value!r} is no share; write =1%, or put this behind INPUT.", param, ctx)
+        return value
 
 
 @click.command("run")
@@ -192,6 +208,21 @@ class _BitsChoice(click.Choice):
     "--max-runtime",
     metavar="TIME",
     help="Begin no item that would end later than this after the start: 6h, 1h30m, 90s.",
+)
+@_option(
+    "--verify-greedy",
+    metavar="SHARE",
+    type=_Share(),
+    is_flag=False,
+    flag_value=ALL,
+    help="Decode items again without drafts, and stop at an answer that is not the same: all, or "
+    "a share, as =1%.",
+)
+@_option(
+    "--max-mismatches",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Stop at the Nth answer that --verify-greedy finds.",
 )
 @_option("--report-by", metavar="COLUMN", help="Compare this input column's values in the report.")
 @click.option(

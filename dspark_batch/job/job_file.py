@@ -95,7 +95,8 @@ def _fits(value: object, hint: object) -> bool:
 
 def _expected(hint: object) -> str:
     if NoneType in get_args(hint):
-        hint = next(each for each in get_args(hint) if each is not NoneType)
+        kinds = (each for each in get_args(hint) if each is not NoneType)
+        return " or ".join(map(_expected, kinds))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f'"{word}"' for word in get_args(hint))
     return _WORDS.get(hint, 'a list of strings, ["…"]')

@@ -28,6 +28,7 @@ from dspark_batch.job.spec import Spec
 from dspark_batch.types import Json
 
 MANIFEST_VERSION = 1
+SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
@@ -73,6 +74,8 @@ class RunDir:
         self._report = self.path / "report.json"
         self._starts = self.path / "starts.json"
         self.page = self.path / "report.html"
+        self.audit = self.path / "audit.json"
+        self.audited = self.path / "audit.jsonl"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -104,6 +107,8 @@ class RunDir:
         self.out.unlink(missing_ok=True)
         self._report.unlink(missing_ok=True)
         self.page.unlink(missing_ok=True)
+        self.audit.unlink(missing_ok=True)
+        self.audited.unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Json] | None:
         """Read what this directory holds; None: no job yet.
@@ -152,8 +157,8 @@ class RunDir:
         draft.replace(self.stdin)
 
     def write_manifest(self, manifest: Mapping[str, Json]) -> None:
-        """Begin a job."""
-        _write_whole(self._manifest, manifest)
+        """Begin a job; the manifest gets a digest of itself."""
+        _write_whole(self._manifest, {**manifest, SEAL: _digest(manifest)})
 
     def add_start(self, start: Start) -> None:
         """Note a start; for people, nothing depends on it."""
@@ -187,6 +192,10 @@ class RunDir:
     def report(self) -> dict[str, Json] | None:
         """Read the report of the output; None: the job is not complete."""
         return orjson.loads(self._report.read_bytes())["report"] if self.has_output() else None
+
+    def last_audit(self) -> dict[str, Json] | None:
+        """Read what the last audit of these rows found; None: there was none."""
+        return orjson.loads(self.audit.read_bytes()) if self.audit.exists() else None
 
     def finished_report(
         self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
@@ -304,6 +313,11 @@ def _printable(value: Json) -> Json:
     return printable(value) if isinstance(value, str) else value
 
 
+def is_as_written(manifest: Mapping[str, Json]) -> bool:
+    """Whether a manifest has the digest of all else that is in it."""
+    return manifest.get(SEAL) == _digest({k: v for k, v in manifest.items() if k != SEAL})
+
+
 def new_run_id() -> str:
     """Name a run, so that its journal cannot be taken for another's."""
     return secrets.token_hex(16)
@@ -317,19 +331,24 @@ def refuse_another_job(
     Raises:
         ResumeMismatch: naming each key that differs, and both values.
     """
-    there = manifest["fingerprint"]["fields"]
-    # Through JSON, as the manifest went: a tuple and a list are the same value.
-    here = orjson.loads(orjson.dumps(fields))
-    differing = [
-        f"{name} is {_short(there.get(name))} there and {_short(value)} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
+    differing = differences(manifest, fields)
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
             "choose another output, or start over with --overwrite."
         )
+
+
+def differences(manifest: Mapping[str, Json], fields: Mapping[str, Json]) -> list[str]:
+    """Say of each key of a fingerprint that is not the manifest's what both values are."""
+    there = manifest["fingerprint"]["fields"]
+    # Through JSON, as the manifest went: a tuple and a list are the same value.
+    here = orjson.loads(orjson.dumps(fields))
+    return [
+        f"{name} is {_short(there.get(name))} there and {_short(value)} here"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
 
 
 def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:

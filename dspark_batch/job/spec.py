@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from dspark_batch.errors import UsageError
 from dspark_batch.job.budget import seconds_of, seconds_until
 from dspark_batch.job.nearest import nearest
+from dspark_batch.job.share import share_of
 from dspark_batch.types import Sampling, SamplingRule
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -68,6 +69,9 @@ class Spec:
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
     deadline: str | None = None  # local time of the day by which a start ends, "07:00"
     max_runtime: str | None = None  # how long a start may take, "6h", "1h30m"
+    # Items that the baseline decodes again: "all" or true, or a share, "1%" or 0.01; None: none.
+    verify_greedy: str | float | bool | None = None
+    max_mismatches: int = 1  # answers that are not the baseline's, at which a start stops
     report_by: str | None = None  # input column whose values the report compares; None: none
 
     def __post_init__(self) -> None:
@@ -84,7 +88,7 @@ class Spec:
         _one_of(DrafterBits, drafter_bits=self.drafter_bits)
         _one_of(Bits, target_bits=self.target_bits)
         _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
-        _at_least(1, limit=self.limit, samples=self.samples)
+        _at_least(1, limit=self.limit, samples=self.samples, max_mismatches=self.max_mismatches)
         _at_least(0, draft_length=self.draft_length, grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
             raise UsageError(
@@ -95,6 +99,7 @@ class Spec:
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         self._check_choices()
+        self._check_audit()
         self._check_output()
         self._check_time()
 
@@ -104,6 +109,20 @@ class Spec:
         _one_of(SamplingRule, sampling=self.sampling)
         _one_of(Overflow, on_overflow=self.on_overflow)
         _one_of(Format, format=self.format)
+
+    def _check_audit(self) -> None:
+        try:
+            share = self.audited_share
+        except ValueError as error:
+            raise UsageError(
+                f"verify_greedy is {self.verify_greedy}, expected all, or a share such as 1% or "
+                "0.01; give it as --verify-greedy=1%."
+            ) from error
+        if share and self.sampling == "rejection" and not self.sampling_of_all().is_greedy:
+            raise UsageError(
+                "verify_greedy compares with decoding without drafts, but by the rejection rule an "
+                "answer depends on them; use --sampling coupled."
+            )
 
     def _check_output(self) -> None:
         if self.keep and self.drop:
@@ -133,6 +152,11 @@ class Spec:
     def model_name(self) -> str:
         """What answers, as the user named it."""
         return self.target or self.family or "tiny"
+
+    @property
+    def audited_share(self) -> float:
+        """The share of the items that the baseline decodes again, 0..1."""
+        return share_of(self.verify_greedy)
 
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""
