@@ -14,7 +14,8 @@ Stage = Literal["load", "decode", "finish"]
 _FIRST_ERRORS = 3
 
 
-_COUNTS = (
+# Fields of a report that its rows alone decide.
+COUNTS = (
     *("total", "succeeded", "errored", "skipped"),
     *("prompt_tokens", "completion_tokens", "rounds", "accepted", "drafted"),
     *("verified", "mismatched"),
@@ -92,7 +93,7 @@ class Report:
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Json]], **known: Json) -> Self:
         """Count the rows of an output; `known` are the fields that no row can tell."""
-        counts = dict.fromkeys(_COUNTS, 0)
+        counts = dict.fromkeys(COUNTS, 0)
         committed = 0  # by rounds
         codes: Counter[str] = Counter()
         first_errors: list[str] = []

@@ -193,6 +193,14 @@ class RunDir:
         """Read the report of the output; None: the job is not complete."""
         return orjson.loads(self._report.read_bytes())["report"] if self.has_output() else None
 
+    def inputs(self) -> list[dict[str, Json]] | None:
+        """Read which inputs the output was written of; None: the job is not complete."""
+        return orjson.loads(self._report.read_bytes())["inputs"] if self.has_output() else None
+
+    def write_audit(self, audit: Mapping[str, Json]) -> None:
+        """Keep what an audit found."""
+        _write_whole(self.audit, audit)
+
     def last_audit(self) -> dict[str, Json] | None:
         """Read what the last audit of these rows found; None: there was none."""
         return orjson.loads(self.audit.read_bytes()) if self.audit.exists() else None
@@ -244,6 +252,12 @@ class RunDir:
         with suppress(OSError):  # a full disk: only the name in a message is lost
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def run_dir_of(name: str) -> RunDir:
+    """Find the run directory of an output, which may be named itself as well."""
+    is_run_dir = name.rstrip("/").endswith(".run") and Path(name).is_dir()
+    return RunDir(name.rstrip("/").removesuffix(".run") if is_run_dir else name)
 
 
 def check_out(out: Path, sources: Sequence[Source]) -> None:
@@ -301,7 +315,7 @@ def new_manifest(
         "fingerprint": {"sha256": _digest(fields), "fields": fields},
         "inputs": inputs,
         "identity": identity,
-        "versions": {"python": platform.python_version()} | _package_versions(),
+        "versions": versions(),
         "platform": {"system": platform.system(), "machine": platform.machine()},
     }
 
@@ -428,12 +442,13 @@ def _digest(fields: Mapping[str, Json]) -> str:
     return sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _package_versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Say what runs: Python and the packages that can change an answer."""
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _short(value: Json) -> str:
