@@ -14,6 +14,7 @@ import click
 
 from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.check_command import check_command
+from dspark_batch.cli.diff_command import diff_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.export_command import export_command
 from dspark_batch.cli.pairs_command import pairs_command
@@ -44,6 +45,7 @@ cli.add_command(run_batch_command)
 cli.add_command(check_command)
 cli.add_command(status_command)
 cli.add_command(verify_command)
+cli.add_command(diff_command)
 cli.add_command(report_command)
 cli.add_command(export_command)
 cli.add_command(calibrate_command)

@@ -63,6 +63,10 @@ class Rows:
             for record in chunk.records:
                 yield record, self._entry(item_of(record))
 
+    def at(self, index: int) -> Entry:
+        """Read the row of the item with an index that `answered` gave."""
+        return self._journal.read(self._offsets[index])
+
     def joined(self) -> Joined:
         """Yield each chunk of records with its rows."""
         for chunk in self.chunks():

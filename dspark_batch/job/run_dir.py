@@ -353,13 +353,18 @@ def refuse_another_job(
         )
 
 
-def differences(manifest: Mapping[str, Json], fields: Mapping[str, Json]) -> list[str]:
+def differences(
+    manifest: Mapping[str, Json],
+    fields: Mapping[str, Json],
+    there_and_here: tuple[str, str] = ("there", "here"),
+) -> list[str]:
     """Say of each key of a fingerprint that is not the manifest's what both values are."""
     there = manifest["fingerprint"]["fields"]
     # Through JSON, as the manifest went: a tuple and a list are the same value.
     here = orjson.loads(orjson.dumps(fields))
+    first, second = there_and_here
     return [
-        f"{name} is {_short(there.get(name))} there and {_short(value)} here"
+        f"{name} is {_short(there.get(name))} {first} and {_short(value)} {second}"
         for name, value in here.items()
         if there.get(name) != value
     ]
