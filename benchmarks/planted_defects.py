@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.planted_mistakes import ROOT, plant
 
-JOB = ["--limit", "6", "--slots", "3"]
+JOB = ["--slots", "8"]
 FOUND = 3  # exit code
 
 

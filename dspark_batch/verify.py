@@ -106,7 +106,8 @@ class Audit:
 
     def see(self, step: str, count: int, says: Iterable[str]) -> bool:
         """Note what a step looked at and found; return whether all of it was right."""
-        self.looked_at[step] = self.looked_at.get(step, 0) + count
+        if count:
+            self.looked_at[step] = self.looked_at.get(step, 0) + count
         is_right = True
         for sentence in says:
             is_right = False

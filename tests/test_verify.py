@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from small_jobs import rows_in, write_lines
 
+from dspark_batch.cli.main import main
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import EqualityError, OutputInUse, UsageError
 from dspark_batch.job.finish import write_output
@@ -656,3 +657,21 @@ def test_an_audit_of_rows_that_are_no_longer_all_goes_with_the_output(folder, au
     audit()
     RunDir("out.jsonl").withdraw_output()
     assert not (folder / "out.jsonl.run/audit.json").exists()
+
+
+# The command
+
+
+def test_the_command_proves_a_run_and_finds_its_damage(folder, capsys):
+    assert main(["verify", "out.jsonl", "--sample", "1", "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"out.jsonl is what its job gave: 1 of {ANSWERS} answers decoded again")
+    assert "each row: text, limits, ends, statistics        " in shown
+    edit_lines(lambda lines: lines[:2] + lines[3:])
+    assert main(["verify", "out.jsonl", "--sample", "0", "-q", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verdict"], told["wrong"]) == ("damaged", {"output": 1})
+    assert main(["verify", "out.jsonl", "--sample", "0", "-q"]) == 3
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "out.jsonl is NOT what its job gave: 1 findings."
+    assert shown[-1] == "output: out.jsonl: row 3 is missing: custom_id talk"
