@@ -12,9 +12,11 @@ from importlib import import_module
 from types import ModuleType
 
 _MODULE_BY_NAME = {
+    "Audit": "verify",
     "Calibration": "calibrate",
     "Completion": "types",
     "Diagnosis": "doctor",
+    "Diff": "diff",
     "DsparkBatchError": "errors",
     "Failure": "types",
     "Generation": "generate",
@@ -28,10 +30,12 @@ _MODULE_BY_NAME = {
     "calibrate": "calibrate",
     "check": "check",
     "diagnose": "doctor",
+    "diff": "diff",
     "list_pairs": "registry",
     "load_pair": "models.load",
     "run": "run",
     "speculative_generate": "generate",
+    "verify": "verify",
     "write_report": "report",
 }
 __all__ = list(_MODULE_BY_NAME)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -13,7 +13,8 @@ from dspark_batch.job.mapping import Render, to_request
 from dspark_batch.job.prompts import Prompts
 from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
 from dspark_batch.job.run_dir import RunDir, check_out, check_resume, refuse_another_job
-from dspark_batch.job.spec import Spec
+from dspark_batch.job.share import is_in_share
+from dspark_batch.job.spec import Spec, number_or_none
 from dspark_batch.job.status import Status, status
 from dspark_batch.job.survey import Survey, most_bytes, survey
 from dspark_batch.types import Failure, Item, Json
@@ -63,6 +64,8 @@ class Check:
     holder: str | None = None  # the process that runs this job now; None: nobody does
     has_job: bool = False  # the run directory holds one, and its settings are these
     seconds: float | None = None  # that are left; None: nobody measured it
+    audited: int = 0  # rows that are decoded again without drafts
+    audit_seconds: float | None = None  # of them; None: nobody measured it
     weight_bytes: int | None = None
     slot_bytes: int | None = None  # most that the cache of one slot takes; None: unknown
     disk_bytes: int = 0  # that journal and output may still grow by
@@ -124,11 +127,12 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     known = {**reads.identity, "context_length": reads.context_length}
     if manifest is not None:
         refuse_another_job(run_dir, manifest, known)
-    result = Check(spec.out, spec.samples, spec.slots, reads.context_length)
+    result = Check(spec.out, spec.samples, number_or_none(spec.slots) or 1, reads.context_length)
     result.has_job, result.holder = manifest is not None, run_dir.holder()
     result.total, result.resumed = found.total, found.resumed
     for record in read(sources, spec.limit):
         _count(result, record, spec, reads, examples)
+    result.audited = _count_audited(sources, spec, found)
     _estimate(result, spec, reads, found, status(spec.out) if manifest else None)
     return result
 
@@ -166,6 +170,14 @@ def _count(result: Check, record: Item | Failure, spec: Spec, reads: Reads, exam
         result.examples.append(Example(record.item.where, len(ids), reads.decode(ids)))
 
 
+def _count_audited(sources: Sequence[Source], spec: Spec, found: Survey) -> int:
+    """Count the items of the audited share that have no row yet."""
+    if not spec.audited_share:
+        return 0
+    items = map(item_of, read(sources, spec.limit, spec.samples))
+    return sum(found.is_to_do(i.index) and is_in_share(i, spec.audited_share) for i in items)
+
+
 def _estimate(
     result: Check, spec: Spec, reads: Reads, found: Survey, before: Status | None
 ) -> None:
@@ -173,6 +185,9 @@ def _estimate(
     to_do = result.total - result.resumed
     if before is not None and before.seconds_per_row is not None:
         result.seconds = to_do * before.seconds_per_row
+        # A step of one token takes at most what a round takes, and commits less.
+        steps_per_round = before.accept_length or 1.0
+        result.audit_seconds = result.audited * before.seconds_per_row * steps_per_round
     result.weight_bytes = reads.weight_bytes
     if reads.cached_values is not None:
         positions = min(reads.context_length, result.prompts.longest + spec.max_tokens)

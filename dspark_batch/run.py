@@ -17,8 +17,9 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from dspark_batch.errors import DsparkBatchError, ModelError, Resumable
+from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
@@ -33,6 +34,7 @@ from dspark_batch.job.reader import (
     printable,
     read,
 )
+from dspark_batch.job.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
 from dspark_batch.job.report import Report, Tick
 from dspark_batch.job.rows import row_of
 from dspark_batch.job.run_dir import (
@@ -47,12 +49,14 @@ from dspark_batch.job.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.job.spec import Spec
+from dspark_batch.job.spec import Spec, number_or_none
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
+    from dspark_batch.engine.setup import Setup
     from dspark_batch.models.hub import Download
+    from dspark_batch.models.load import Pair
 
 __all__ = ["Opened", "Report", "Tick", "run"]
 
@@ -62,8 +66,14 @@ log = logging.getLogger("dspark_batch")
 class Generates(Protocol):
     """The engine, as far as a job knows it."""
 
-    def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
-        """Answer a stream lazily, in the order in which answers finish; failures pass through."""
+    def generate(
+        self, stream: Iterable[Request | Failure], may_begin: Callable[[Item], bool] = ...
+    ) -> Iterator[Outcome]:
+        """Answer a stream lazily, in the order in which answers finish; failures pass through.
+
+        `may_begin` is asked about each item right before it is generated; after a no, what is in
+        flight is finished, and nothing more is begun.
+        """
         ...
 
 
@@ -74,8 +84,11 @@ class Opened(NamedTuple):
     render: Render
     context_length: int  # most positions of prompt and answer together
     identity: Mapping[str, Json]  # digests of what is loaded
+    slots: int = 1  # that were chosen, or given
+    setup: Mapping[str, Json] | None = None  # plan, shape class, step curve; None: there is none
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
     split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
+    baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -89,6 +102,7 @@ def open_pair(
 ) -> Opened:
     """Load target and drafter; a number type that an earlier start measured is kept."""
     from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.setup import set_up
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
@@ -110,19 +124,72 @@ def open_pair(
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
     thinking = settle_thinking(pair.tokenizer, *names)
+    setup = set_up(
+        pair,
+        slots=number_or_none(spec.slots),
+        draft_length=number_or_none(spec.draft_length),
+        is_exact=spec.mode == "exact",
+        max_tokens=spec.max_tokens,
+        begun=manifest and manifest["setup"],
+    )
     engine = Engine(
         pair,
-        slots=spec.slots,
-        draft_length=spec.draft_length,
+        slots=setup.plan.slots,
+        draft_length=number_or_none(spec.draft_length),
         confidence_threshold=spec.confidence_threshold,
         sampling=spec.sampling,
         log_confidence=spec.log_confidence,
+        shapes=setup.shapes,
+        curve=setup.curve,
+        most_positions=setup.most_positions,
+        prefix_positions=setup.prefix_positions if spec.prefix_cache else 0,
     )
-    config = pair.config
-    identity = config.identity | {"thinking": thinking.choice}
+    numerics = setup.machine.numerics if setup.is_exact else None
+    identity = pair.config.identity | {"thinking": thinking.choice, "numerics": numerics}
     return Opened(
-        engine, thinking.render, config.context_length, identity, engine.gauge, thinking.split
+        engine,
+        thinking.render,
+        pair.config.context_length,
+        identity,
+        setup.plan.slots,
+        setup.to_json(),
+        engine.gauge,
+        thinking.split,
+        partial(open_baseline, pair, setup),
     )
+
+
+def open_baseline(pair: "Pair", setup: "Setup", against: Against = "engine") -> Baseline:
+    """Set up plain decoding with a loaded pair: what an audit compares with.
+
+    This is the one place that says what the baseline is: the same target in the same shape class,
+    no drafts, nothing cached from other prompts.
+
+    Args:
+        pair: whose target answers.
+        setup: of the run.
+        against: our engine without a drafter, or mlx-lm's own generation.
+    """
+    from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.margins import margins
+    from dspark_batch.engine.outside import generate_outside
+
+    if against == "mlx-lm":
+        generate = partial(generate_outside, pair, setup.plan.slots)
+    else:
+        generate = Engine(
+            pair,
+            slots=setup.plan.slots,
+            draft_length=0,
+            shapes=setup.shapes,
+            most_positions=setup.most_positions,
+            prefix_positions=0,
+        ).generate
+
+    def margin(request: Request, answer: Sequence[int], tokens: tuple[int, int]) -> Margin:
+        return Margin(*margins(pair, request, answer, tokens))
+
+    return Baseline(generate, pair.tokenizer.decode, margin, pair.config.stop_ids)
 
 
 def _ignore(tick: Tick) -> None:
@@ -234,11 +301,12 @@ def _warn_of_little_space(job: _Job) -> None:
 
 
 def _with_slots_that_fit(spec: Spec, learnt: Lesson) -> Spec:
-    """Take fewer slots than asked for after a start that ran out of memory."""
-    if learnt.slots is None or learnt.slots >= spec.slots:
+    """Take fewer slots than before after a start that ran out of memory."""
+    asked = number_or_none(spec.slots)
+    if learnt.slots is None or (asked is not None and learnt.slots >= asked):
         return spec
     log.warning(
-        "an earlier start ran out of memory: taking slots %d instead of %d",
+        "an earlier start ran out of memory: taking slots %d instead of %s",
         *(learnt.slots, spec.slots),
     )
     return replace(spec, slots=learnt.slots)
@@ -293,7 +361,7 @@ def _warn_of_growth(job: _Job) -> None:
 
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
     idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
-    idle |= {"prefill_s": None, "round_s": None, "peak_memory_bytes": None}
+    idle |= {"prefill_s": None, "round_s": None, "audit_s": None, "peak_memory_bytes": None}
     return Report(**saved | idle | {"resumed": saved["total"]})
 
 
@@ -303,8 +371,10 @@ def _settle(job: _Job, opened: Opened) -> None:
     if job.manifest is not None:
         refuse_another_job(job.run_dir, job.manifest, fields)
         return
-    identity, inputs = opened.identity, job.found.inputs
-    job.run_dir.write_manifest(new_manifest(job.spec, fields, identity, inputs, job.run_id))
+    manifest = new_manifest(
+        job.spec, fields, opened.identity, job.found.inputs, job.run_id, opened.setup
+    )
+    job.run_dir.write_manifest(manifest)
 
 
 def _note_start(job: _Job, load_s: float) -> None:
@@ -319,36 +389,64 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     job.run_dir.withdraw_output()
     tick = replace(tick, stage="decode")
     job.observe(tick)
-    with _attempts(job) as attempts:
-        for outcome in _outcomes(job, opened, attempts):
+    auditor = _auditor(job, opened)
+    with _attempts(job, opened.slots) as attempts:
+        for outcome in _outcomes(job, opened, attempts, auditor):
             _append(job, outcome)
             job.budget.add(outcome)
             tick = tick.after(outcome, opened.gauge())
             job.observe(tick)
     if TO_DO in job.found.offsets:
         _explain_missing_rows(job, tick)
-    return replace(tick, outcome=None)
+    return replace(tick, outcome=None, audit_s=auditor and auditor.seconds)
 
 
-def _attempts(job: _Job) -> Attempts:
-    slots, fsync_every = job.spec.slots, job.spec.fsync_every
-    learnt, path = job.learnt, job.run_dir.attempts
+def _auditor(job: _Job, opened: Opened) -> Auditor | None:
+    """Set up what compares answers with the baseline; None: nobody asked for it."""
+    spec = job.spec
+    if not spec.audited_share:
+        return None
+    if opened.baseline is None:
+        raise UsageError("verify_greedy: this engine has no baseline; leave it out.")
+
+    def claims(item: Item, row: dict[str, Json]) -> list[Claim] | Failure:
+        return claims_of(item, row, spec, opened.render, opened.context_length)
+
+    divergence = divergence_of(job.run_dir.manifest())
+    return Auditor(spec, opened.baseline("engine"), claims, divergence, opened.slots)
+
+
+def _attempts(job: _Job, slots: int) -> Attempts:
+    learnt, path, fsync_every = job.learnt, job.run_dir.attempts, job.spec.fsync_every
     return Attempts(path, job.journal.size, learnt, slots=slots, fsync_every=fsync_every)
 
 
-def _outcomes(job: _Job, opened: Opened, attempts: Attempts) -> Iterator[Outcome]:
+def _outcomes(
+    job: _Job, opened: Opened, attempts: Attempts, auditor: Auditor | None
+) -> Iterator[Outcome]:
     """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
+
+    def answered(stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
+        outcomes = _answered(job, opened, attempts, iter(stream))
+        return outcomes if auditor is None else auditor.verified(outcomes)
+
     for request in _suspected(job, opened):
-        yield from _answered(job, opened, _admitted(job, attempts, [request]))
-    yield from _answered(job, opened, _admitted(job, attempts, _requests(job, opened)))
+        yield from answered([request])
+    yield from answered(_requests(job, opened))
 
 
-def _answered(job: _Job, opened: Opened, fresh: Iterator[Request | Failure]) -> Iterator[Outcome]:
+def _answered(
+    job: _Job, opened: Opened, attempts: Attempts, fresh: Iterator[Request | Failure]
+) -> Iterator[Outcome]:
     """Generate; an answer that has turns behind it goes back in with the next one."""
     waiting: deque[Request | Failure] = deque()
     answers: dict[int, tuple[Completion, ...]] = {}  # Item.index -> to the turns so far
+
+    def may_begin(item: Item) -> bool:
+        return item.index in answers or _admits(job, attempts, item)
+
     while True:
-        for outcome in opened.engine.generate(_waiting_first(waiting, fresh)):
+        for outcome in opened.engine.generate(_waiting_first(waiting, fresh), may_begin):
             item = outcome.item
             earlier = answers.pop(item.index, ())
             if isinstance(outcome, Failure):
@@ -411,16 +509,12 @@ def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
             yield _mapped(job, opened, record)
 
 
-def _admitted(
-    job: _Job, attempts: Attempts, stream: Iterable[Request | Failure]
-) -> Iterator[Request | Failure]:
-    """Write down each request before the engine has it; end when the run is asked to stop."""
-    for request in stream:
-        if job.stop() or not job.budget.allows_one_more():
-            return
-        if isinstance(request, Request):
-            attempts.admit(request.item)
-        yield request
+def _admits(job: _Job, attempts: Attempts, item: Item) -> bool:
+    """Write an item down before it is generated, unless the run was asked to stop."""
+    if job.stop() or not job.budget.allows_one_more():
+        return False
+    attempts.admit(item)
+    return True
 
 
 def _append(job: _Job, outcome: Outcome) -> None:
@@ -471,6 +565,7 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
         decode_s=decode_s,
         prefill_s=tick.gauge and tick.gauge.prefill_s,
         round_s=tick.gauge and tick.gauge.round_s,
+        audit_s=tick.audit_s,
         peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
         finish_s=time.monotonic() - began,
     )

@@ -105,6 +105,7 @@ class Completion:
     # The answers to the turns before the last; all other fields are about the last.
     earlier: tuple["Completion", ...] = ()
     reasoning: str | None = None  # the thinking before the answer; None: there was none
+    verified: bool | None = None  # whether the baseline gave the same; None: nobody looked
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
 

@@ -1,11 +1,12 @@
 """Stand-ins that can notice a bug: every answer depends on the whole of what was asked."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, takewhile
 from time import sleep
 
+from dspark_batch.job.replay import Baseline, Margin
 from dspark_batch.run import Opened
 from dspark_batch.types import Completion, Failure, Outcome, Request
 
@@ -29,8 +30,8 @@ class FakeEngine:
     dies_after: int | None = None  # outcomes; None: never
     fails_on: frozenset[str] = frozenset()  # custom_ids
 
-    def generate(self, stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
-        pending = iter(stream)
+    def generate(self, stream, may_begin=lambda item: True) -> Iterator[Outcome]:
+        pending = takewhile(lambda r: isinstance(r, Failure) or may_begin(r.item), stream)
         yielded = 0
         while admitted := list(islice(pending, self.slots)):
             self.pulled += len(admitted)
@@ -69,7 +70,35 @@ def fake_answer(request: Request) -> Completion:
     )
 
 
-def fake_opener(engine=None, split=None, **identity):
+@dataclass
+class OtherEngine(FakeEngine):
+    """A baseline that gives some items another answer from the third token on."""
+
+    others: frozenset[str] = frozenset()  # custom_ids
+
+    def _outcome(self, request: Request | Failure) -> Outcome:
+        outcome = super()._outcome(request)
+        if isinstance(outcome, Failure) or outcome.item.custom_id not in self.others:
+            return outcome
+        ids = (*outcome.token_ids[:2], *((i + 1) % 16 for i in outcome.token_ids[2:]))
+        return replace(outcome, token_ids=ids, text="".join(f"{i:x}" for i in ids))
+
+
+def fake_baseline(engine=None, spread=1.0):
+    """A baseline as an engine half offers it; every choice of its target is equally clear."""
+
+    def baseline(against):
+        return Baseline(
+            (engine or FakeEngine()).generate,
+            lambda ids: "".join(f"{i:x}" for i in ids),
+            lambda request, answer, tokens: Margin(spread / 2, spread),
+            frozenset(),
+        )
+
+    return baseline
+
+
+def fake_opener(engine=None, split=None, baseline=None, **identity):
     """Make an `open_engine` whose model can be told apart by its identity."""
     more = {} if split is None else {"split": split}
     known = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
@@ -77,10 +106,11 @@ def fake_opener(engine=None, split=None, **identity):
     def open_engine(spec, manifest):
         dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else "float32")
         return Opened(
-            engine or FakeEngine(spec.slots),
+            engine or FakeEngine(1 if spec.slots == "auto" else spec.slots),
             fake_render,
             CONTEXT_LENGTH,
             known | {"dtype": dtype} | identity,
+            baseline=baseline or fake_baseline(),
             **more,
         )
 

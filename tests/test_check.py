@@ -179,6 +179,17 @@ def test_a_prompt_is_shown_with_the_thinking_that_a_run_would_have():
         open_reading(replace(spec, thinking="on"))
 
 
+def test_an_audit_has_its_items_counted_and_its_cost_estimated(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts(*map(str, range(20))))
+    assert (look(tmp_path).audited, look(tmp_path, verify_greedy="all").audited) == (0, 20)
+    some = look(tmp_path, verify_greedy="50%")
+    assert (0 < some.audited < 20, some.audit_seconds) == (True, None)
+    start(tmp_path, engine=FakeEngine(slots=1, pause_s=0.01), limit=2)
+    found = look(tmp_path, verify_greedy="all")
+    assert found.audited == 18
+    assert found.audit_seconds > found.seconds  # a round of the fake commits 2.75 tokens
+
+
 def test_the_command_says_it_in_words(tmp_path, capsys):
     write_lines(tmp_path / "in.jsonl", *prompts("Add 1 and 2."), b"nope")
     words = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]

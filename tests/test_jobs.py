@@ -1,6 +1,7 @@
 """Every job file that we give away runs as it stands, on the bundled pair."""
 
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from dspark_batch.engine.engine import Engine
 from dspark_batch.job.job_file import read_job
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.load import load_pair
-from dspark_batch.run import Opened, run
+from dspark_batch.run import Opened, open_baseline, run
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 
@@ -22,7 +23,8 @@ def open_engine():
     def open_engine(spec, manifest):
         engine = Engine(pair, slots=spec.slots)
         config = pair.config
-        return Opened(engine, pair.tokenizer.render, config.context_length, config.identity)
+        render, baseline = pair.tokenizer.render, partial(open_baseline, pair, spec.slots)
+        return Opened(engine, render, config.context_length, config.identity, baseline=baseline)
 
     return open_engine
 

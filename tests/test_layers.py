@@ -28,10 +28,12 @@ MAY_IMPORT = {
     "registry": {"models", "errors"},
     "doctor": {"registry", "models", "errors", "blas"},
     "check": {"models", "job", "types", "errors"},
+    "verify": {"run", "job", "types", "errors"},
+    "diff": {"run", "job", "types", "errors"},
     "page": {"job", "types", "errors"},
     "report": {"page", "job", "types", "errors"},
     "cli": {
-        *("run", "calibrate", "registry", "doctor", "check", "report"),
+        *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
         *("job", "types", "errors"),
     },
     "__init__": set(),
@@ -40,7 +42,7 @@ MAY_IMPORT = {
 NO_MODELS = {"job", "cli", "types", "errors", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
-COMMANDS = ("run", "check", "status", "report", "export", "show")
+COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
 FAMILIES_LIVE_IN = {"models", "train", "tiny"}
 
 

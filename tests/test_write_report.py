@@ -11,6 +11,7 @@ from small_jobs import start, write_lines
 from dspark_batch import write_report
 from dspark_batch.cli.main import main
 from dspark_batch.errors import UsageError
+from dspark_batch.job.run_dir import RunDir
 from dspark_batch.types import Completion
 
 
@@ -52,6 +53,19 @@ def test_a_page_has_a_picture_of_everything_that_was_measured(job):
         *("Settings", "Models and versions"),
     ]
     assert page.count("<svg") == 7
+
+
+def test_a_page_tells_of_the_audits(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    start(tmp_path, verify_greedy="all")
+    job = tmp_path / "out.jsonl"
+    audit = {"verdict": "equal", "against": "engine", "rows": 2, "replayed": 2}
+    RunDir(str(job)).write_audit(audit | {"findings": [{"says": "<odd>"}], "differences": []})
+    page = page_of(job)
+    assert "Audit" in heads(page)
+    assert "equal plain decoding" in page
+    assert "2 of 2" in page
+    assert "&lt;odd&gt;" in page
 
 
 def test_a_page_asks_nothing_of_a_network(job):

@@ -79,6 +79,8 @@ def _facts(found: "Check") -> Iterator[tuple[str, str]]:
     yield "to do", _to_do(found)
     if found.total > found.resumed:
         yield "time", _time(found)
+        if found.audited:
+            yield "audit", _audit(found)
         yield "memory", _memory(found)
         yield "disk", _disk(found)
 
@@ -108,6 +110,13 @@ def _time(found: "Check") -> str:
     if found.seconds is None:
         return "not measured yet: run it with --limit 20, then check again"
     return f"about {duration(found.seconds)} and loading, at the pace of this job's last start"
+
+
+def _audit(found: "Check") -> str:
+    items = f"{count(found.audited)} items are decoded again, one token per step"
+    if found.audit_seconds is None:
+        return f"{items}; not measured yet"
+    return f"{items}: at most about {duration(found.audit_seconds)} more"
 
 
 def _memory(found: "Check") -> str:

@@ -14,6 +14,7 @@ import click
 
 from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.check_command import check_command
+from dspark_batch.cli.diff_command import diff_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.export_command import export_command
 from dspark_batch.cli.pairs_command import pairs_command
@@ -22,6 +23,7 @@ from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.cli.status_command import status_command
+from dspark_batch.cli.verify_command import verify_command
 from dspark_batch.errors import DsparkBatchError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -42,6 +44,8 @@ cli.add_command(run_command)
 cli.add_command(run_batch_command)
 cli.add_command(check_command)
 cli.add_command(status_command)
+cli.add_command(verify_command)
+cli.add_command(diff_command)
 cli.add_command(report_command)
 cli.add_command(export_command)
 cli.add_command(calibrate_command)
@@ -136,6 +140,8 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _how_to_continue(words: Sequence[str]) -> str:
+    if words[:1] == ["verify"]:
+        return "; run the same command to continue"
     if words[:1] not in (["run"], ["run-batch"]):
         return ""
     without = " without --overwrite" if "--overwrite" in words else ""

@@ -13,7 +13,18 @@ from click.core import ParameterSource
 
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
-from dspark_batch.job.spec import Bits, Dtype, Format, Overflow, Resume, Spec, Thinking
+from dspark_batch.job.share import ALL, share_of
+from dspark_batch.job.spec import (
+    Auto,
+    Bits,
+    Dtype,
+    Format,
+    Mode,
+    Overflow,
+    Resume,
+    Spec,
+    Thinking,
+)
 from dspark_batch.types import SamplingRule
 
 if TYPE_CHECKING:
@@ -28,6 +39,16 @@ def _option(name: str, **settings: object) -> Callable:
     return click.option(name, default=default, show_default=shown, **settings)
 
 
+class _AutoRange(click.IntRange):
+    """A number, or auto."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """Return the word or the number."""
+        return value if value in get_args(Auto) else super().convert(value, param, ctx)
+
+
 class _BitsChoice(click.Choice):
     """Numbers of bits, and words besides them."""
 
@@ -39,6 +60,21 @@ class _BitsChoice(click.Choice):
     ) -> object:
         word = super().convert(str(value), param, ctx)
         return int(word) if word.isdigit() else word
+
+
+class _Share(click.ParamType):
+    """A share of the items, in one of the spellings of `share_of`."""
+
+    name = "share"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        try:
+            share_of(value)
+        except ValueError:
+            self.fail(f"{value!r} is no share; write =1%, or put this behind INPUT.", param, ctx)
+        return value
 
 
 @click.command("run")
@@ -154,12 +190,26 @@ class _BitsChoice(click.Choice):
     help="coupled: no setting of speed changes an answer; rejection: the paper's rule, a little "
     "faster, its answers depend on the drafts. Both are exact samples of the target.",
 )
-@_option("--slots", metavar="N", type=click.IntRange(min=1), help="Sequences that decode together.")
+@_option(
+    "--slots",
+    metavar="N",
+    type=_AutoRange(min=1),
+    help="Sequences that decode together; auto: as many as pay on this machine, by measurement.",
+)
 @_option(
     "--draft-length",
     metavar="K",
-    type=click.IntRange(min=0),
-    help="Drafts per round; 0 decodes plainly.  [default: the drafter's block]",
+    type=_AutoRange(min=0),
+    help="Drafts per round; 0 decodes plainly; auto: what pays, round by round.",
+)
+@_option(
+    "--prefix-cache/--no-prefix-cache", help="Compute what prompts begin with alike only once."
+)
+@_option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    help="exact: no setting of speed changes a byte; fast: any pass, so near-ties may fall "
+    "otherwise.",
 )
 @_option(
     "--confidence-threshold",
@@ -207,6 +257,21 @@ class _BitsChoice(click.Choice):
     "--max-runtime",
     metavar="TIME",
     help="Begin no item that would end later than this after the start: 6h, 1h30m, 90s.",
+)
+@_option(
+    "--verify-greedy",
+    metavar="SHARE",
+    type=_Share(),
+    is_flag=False,
+    flag_value=ALL,
+    help="Decode items again without drafts, and stop at an answer that is not the same: all, or "
+    "a share, as =1%.",
+)
+@_option(
+    "--max-mismatches",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Stop at the Nth answer that --verify-greedy finds.",
 )
 @_option("--report-by", metavar="COLUMN", help="Compare this input column's values in the report.")
 @click.option(

@@ -45,6 +45,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "speed", f"{speed(report.new_tokens / report.decode_s)} tokens/s while decoding"
     if report.mean_acceptance_length is not None:
         yield "speculation", _speculation(report)
+    if report.verified or report.mismatched:
+        yield "verified", _verified(report)
     if report.finish_s:
         yield "time", _times(report)
 
@@ -74,6 +76,12 @@ def _speculation(report: Report) -> str:
         f"accept length {report.mean_acceptance_length:.2f} tokens per round, "
         f"{report.accepted / report.drafted:.0%} of drafts accepted"
     )
+
+
+def _verified(report: Report) -> str:
+    looked_at = report.verified + report.mismatched
+    took = "" if report.audit_s is None else f"; the audit took {duration(report.audit_s)}"
+    return f"{count(report.verified)} of {count(looked_at)} are what plain decoding gives{took}"
 
 
 def _times(report: Report) -> str:

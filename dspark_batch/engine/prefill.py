@@ -51,6 +51,16 @@ def prefill(
     return (yield from _computed(pair, shapes, prompts, found))
 
 
+def prefill_alone(pair: Pair, shapes: Shapes, prompt: Prompt) -> Prefilled:
+    """Run one prompt through, with nothing cached, in one go."""
+    passes = prefill(pair, shapes, [prompt], PrefixCache(0))
+    while True:
+        try:
+            next(passes)
+        except StopIteration as through:
+            return through.value
+
+
 def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache) -> list[Prompt]:
     """List the shared beginnings that are not stored, short ones first."""
     lengths = [CHUNK * prefixes.num_shared(chunks_of(ids)) for ids in prompts]

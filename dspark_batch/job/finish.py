@@ -13,7 +13,7 @@ from dspark_batch.errors import Resumable
 from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.openai import response_line
-from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
+from dspark_batch.job.reader import Chunk, Source, item_of, read, read_chunks
 from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
 from dspark_batch.job.run_dir import full_disk_is_resumable, sync_file
 from dspark_batch.job.spec import Spec
@@ -43,6 +43,10 @@ class Rows:
     def __iter__(self) -> Iterator[Row]:
         return (self._journal.read(offset).row for offset in self._offsets if offset != TO_DO)
 
+    def records(self) -> Iterator[Item | Failure]:
+        """Read all records again, also those without a row."""
+        return read(self._sources, len(self._offsets) // self._samples, self._samples)
+
     def chunks(self) -> Iterator[Chunk]:
         """Read the records again."""
         limit = len(self._offsets) // self._samples
@@ -51,9 +55,17 @@ class Rows:
 
     def answered(self) -> Iterator[tuple[Item, Entry]]:
         """Yield each item that has a row with its line of the journal."""
+        return ((item_of(record), entry) for record, entry in self.recorded())
+
+    def recorded(self) -> Iterator[tuple[Item | Failure, Entry]]:
+        """Yield each record that has a row with its line of the journal."""
         for chunk in self.chunks():
             for record in chunk.records:
-                yield item_of(record), self._entry(item_of(record))
+                yield record, self._entry(item_of(record))
+
+    def at(self, index: int) -> Entry:
+        """Read the row of the item with an index that `answered` gave."""
+        return self._journal.read(self._offsets[index])
 
     def joined(self) -> Joined:
         """Yield each chunk of records with its rows."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.nearest import nearest
@@ -82,7 +82,7 @@ def _checked(path: Path, key: str, value: object) -> Value:
 
 def _fits(value: object, hint: object) -> bool:
     """Whether a TOML value is of a field's type; words out of a few are the Spec's to check."""
-    if get_origin(hint) is UnionType or NoneType in get_args(hint):
+    if get_origin(hint) in (Union, UnionType) or NoneType in get_args(hint):
         return any(_fits(value, each) for each in get_args(hint) if each is not NoneType)
     if get_origin(hint) is tuple:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
@@ -94,8 +94,9 @@ def _fits(value: object, hint: object) -> bool:
 
 
 def _expected(hint: object) -> str:
-    if NoneType in get_args(hint):
-        hint = next(each for each in get_args(hint) if each is not NoneType)
+    if get_origin(hint) in (Union, UnionType) or NoneType in get_args(hint):
+        kinds = (each for each in get_args(hint) if each is not NoneType)
+        return " or ".join(map(_expected, kinds))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f'"{word}"' for word in get_args(hint))
     return _WORDS.get(hint, 'a list of strings, ["…"]')

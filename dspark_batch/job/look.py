@@ -11,7 +11,7 @@ from dspark_batch.job.journal import Journal
 from dspark_batch.job.reader import locate
 from dspark_batch.job.run_dir import RunDir, Start
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.survey import survey
+from dspark_batch.job.survey import Survey, survey
 from dspark_batch.types import Json
 
 
@@ -35,12 +35,23 @@ class Look(NamedTuple):
         Raises:
             UsageError: an input is gone.
         """
+        with self.surveyed() as (_, rows):
+            yield rows
+
+    @contextmanager
+    def surveyed(self) -> Iterator[tuple[Survey, Rows]]:
+        """Give the rows, and what was found when the input was read.
+
+        Raises:
+            UsageError: an input is gone.
+            JournalError: the journal is damaged.
+        """
         sources = locate(self.spec.inputs, self.run_dir.stdin, self.run_dir.fetched)
         with Journal(self.run_dir.rows, self.run_id, read_only=True) as journal:
             # A failure that waits to run again is a row all the same.
             spec = replace(self.spec, retry_failed=False, retry_where=())
             found = survey(sources, spec, journal)
-            yield Rows(sources, journal, found.offsets, self.spec.samples)
+            yield found, Rows(sources, journal, found.offsets, self.spec.samples)
 
 
 def look(out: str) -> Look:

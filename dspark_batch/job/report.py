@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self
 
+from dspark_batch.errors import EqualityError
 from dspark_batch.job.rows import committed_in, ratio
 from dspark_batch.types import Completion, Failure, Gauge, Json, Outcome
 
@@ -13,9 +14,11 @@ Stage = Literal["load", "decode", "finish"]
 _FIRST_ERRORS = 3
 
 
-_COUNTS = (
+# Fields of a report that its rows alone decide.
+COUNTS = (
     *("total", "succeeded", "errored", "skipped"),
     *("prompt_tokens", "completion_tokens", "rounds", "accepted", "drafted"),
+    *("verified", "mismatched"),
 )
 
 
@@ -32,6 +35,7 @@ class Tick:
     outcome: Outcome | None = None  # what was just appended; None: a stage begins
     doing: str = ""  # what a long stage is at, for people; "": nothing to tell
     gauge: Gauge | None = None  # of the engine; None: it has none
+    audit_s: float | None = None  # spent on decoding items again; None: not asked for
 
     def after(self, outcome: Outcome, gauge: Gauge | None = None) -> "Tick":
         """Count one more row."""
@@ -66,22 +70,30 @@ class Report:
     errors_by_code: Mapping[str, int]  # error.code -> rows, the most frequent first
     first_errors: Sequence[str]  # messages of the first few failures, in input order
     samples: int = 1  # rows per record
+    verified: int = 0  # answers that were seen to be those of plain decoding
+    mismatched: int = 0  # answers that were seen not to be
     load_s: float = 0.0
     decode_s: float = 0.0
     prefill_s: float | None = None  # of decode_s; None: not measured
     round_s: float | None = None  # of decode_s; what is left is the host's
+    audit_s: float | None = None  # of decode_s, decoding items again; None: not asked for
     finish_s: float = 0.0
     peak_memory_bytes: int | None = None  # that MLX held; None: not measured
 
     @property
     def exit_code(self) -> int:
-        """0: every row is an answer, or skipped as the job says; 1: there are failure rows."""
+        """0: every row is an answer, or skipped as the job says; 1: there are failure rows.
+
+        3: an answer is not what plain decoding gives.
+        """
+        if self.mismatched:
+            return EqualityError.exit_code
         return 1 if self.errored else 0
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Json]], **known: Json) -> Self:
         """Count the rows of an output; `known` are the fields that no row can tell."""
-        counts = dict.fromkeys(_COUNTS, 0)
+        counts = dict.fromkeys(COUNTS, 0)
         committed = 0  # by rounds
         codes: Counter[str] = Counter()
         first_errors: list[str] = []
@@ -96,6 +108,8 @@ class Report:
                 counts["accepted"] += speed["num_accepted_draft_tokens"]
                 counts["drafted"] += speed["num_draft_tokens"]
                 committed += committed_in(row)
+                counts["verified"] += row["verified"] is True
+                counts["mismatched"] += row["verified"] is False
             elif row["status"] == "errored":
                 codes[row["error"]["code"]] += 1
                 if len(first_errors) < _FIRST_ERRORS:

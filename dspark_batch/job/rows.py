@@ -54,7 +54,8 @@ ROW_SCHEMA = pa.schema(
         ),
     }
 )
-"""Our columns, after the input columns. Two outputs are equal when all but `metrics` is."""
+"""Our columns, after the input columns. Two outputs are equal when all but `metrics` is equal, and
+`verified`, which tells who looked."""
 
 INPUT_MAY_HAVE = frozenset({"custom_id"})  # there it is the same thing, so the two are one column
 
@@ -80,6 +81,7 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
             "completion_tokens": outcome.num_generated,
         },
         "token_ids": list(outcome.token_ids),
+        "verified": outcome.verified,
         "metrics": _metrics(outcome),
     }
 

@@ -28,14 +28,23 @@ from dspark_batch.job.spec import Spec
 from dspark_batch.types import Json
 
 MANIFEST_VERSION = 1
+SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
     *("template", "on_overflow", "keep", "drop", "output_column", "format"),
-    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling", "mode"),
 )
-MODEL_FIELDS = ("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits")
+MODEL_FIELDS = (
+    "target",
+    "tokenizer",
+    "chat_template",
+    "thinking",
+    "dtype",
+    "target_bits",
+    "numerics",
+)
 # Of the spec: equal options, equal model.
 MODEL_OPTIONS = ("family", "target", "thinking", "dtype", "target_bits", "trust_remote_code")
 # With the rejection rule an answer depends on what was drafted, and on what of it was verified.
@@ -73,6 +82,8 @@ class RunDir:
         self._report = self.path / "report.json"
         self._starts = self.path / "starts.json"
         self.page = self.path / "report.html"
+        self.audit = self.path / "audit.json"
+        self.audited = self.path / "audit.jsonl"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -104,6 +115,8 @@ class RunDir:
         self.out.unlink(missing_ok=True)
         self._report.unlink(missing_ok=True)
         self.page.unlink(missing_ok=True)
+        self.audit.unlink(missing_ok=True)
+        self.audited.unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Json] | None:
         """Read what this directory holds; None: no job yet.
@@ -152,8 +165,8 @@ class RunDir:
         draft.replace(self.stdin)
 
     def write_manifest(self, manifest: Mapping[str, Json]) -> None:
-        """Begin a job."""
-        _write_whole(self._manifest, manifest)
+        """Begin a job; the manifest gets a digest of itself."""
+        _write_whole(self._manifest, {**manifest, SEAL: _digest(manifest)})
 
     def add_start(self, start: Start) -> None:
         """Note a start; for people, nothing depends on it."""
@@ -187,6 +200,18 @@ class RunDir:
     def report(self) -> dict[str, Json] | None:
         """Read the report of the output; None: the job is not complete."""
         return orjson.loads(self._report.read_bytes())["report"] if self.has_output() else None
+
+    def inputs(self) -> list[dict[str, Json]] | None:
+        """Read which inputs the output was written of; None: the job is not complete."""
+        return orjson.loads(self._report.read_bytes())["inputs"] if self.has_output() else None
+
+    def write_audit(self, audit: Mapping[str, Json]) -> None:
+        """Keep what an audit found."""
+        _write_whole(self.audit, audit)
+
+    def last_audit(self) -> dict[str, Json] | None:
+        """Read what the last audit of these rows found; None: there was none."""
+        return orjson.loads(self.audit.read_bytes()) if self.audit.exists() else None
 
     def finished_report(
         self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
@@ -237,6 +262,12 @@ class RunDir:
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
+def run_dir_of(name: str) -> RunDir:
+    """Find the run directory of an output, which may be named itself as well."""
+    is_run_dir = name.rstrip("/").endswith(".run") and Path(name).is_dir()
+    return RunDir(name.rstrip("/").removesuffix(".run") if is_run_dir else name)
+
+
 def check_out(out: Path, sources: Sequence[Source]) -> None:
     """Refuse an output that is a directory or one of the inputs."""
     if out.is_dir():
@@ -282,6 +313,7 @@ def new_manifest(
     identity: Mapping[str, Json],
     inputs: Sequence[Mapping[str, Json]],
     run_id: str,
+    setup: Mapping[str, Json] | None,
 ) -> dict[str, Json]:
     """Describe a job before its first token."""
     return {
@@ -292,7 +324,8 @@ def new_manifest(
         "fingerprint": {"sha256": _digest(fields), "fields": fields},
         "inputs": inputs,
         "identity": identity,
-        "versions": {"python": platform.python_version()} | _package_versions(),
+        "setup": setup,
+        "versions": versions(),
         "platform": {"system": platform.system(), "machine": platform.machine()},
     }
 
@@ -302,6 +335,11 @@ def _printable(value: Json) -> Json:
     if isinstance(value, tuple):
         return [_printable(each) for each in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def is_as_written(manifest: Mapping[str, Json]) -> bool:
+    """Whether a manifest has the digest of all else that is in it."""
+    return manifest.get(SEAL) == _digest({k: v for k, v in manifest.items() if k != SEAL})
 
 
 def new_run_id() -> str:
@@ -317,19 +355,29 @@ def refuse_another_job(
     Raises:
         ResumeMismatch: naming each key that differs, and both values.
     """
-    there = manifest["fingerprint"]["fields"]
-    # Through JSON, as the manifest went: a tuple and a list are the same value.
-    here = orjson.loads(orjson.dumps(fields))
-    differing = [
-        f"{name} is {_short(there.get(name))} there and {_short(value)} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
+    differing = differences(manifest, fields)
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
             "choose another output, or start over with --overwrite."
         )
+
+
+def differences(
+    manifest: Mapping[str, Json],
+    fields: Mapping[str, Json],
+    there_and_here: tuple[str, str] = ("there", "here"),
+) -> list[str]:
+    """Say of each key of a fingerprint that is not the manifest's what both values are."""
+    there = manifest["fingerprint"]["fields"]
+    # Through JSON, as the manifest went: a tuple and a list are the same value.
+    here = orjson.loads(orjson.dumps(fields))
+    first, second = there_and_here
+    return [
+        f"{name} is {_short(there.get(name))} {first} and {_short(value)} {second}"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
 
 
 def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
@@ -409,12 +457,13 @@ def _digest(fields: Mapping[str, Json]) -> str:
     return sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _package_versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Say what runs: Python and the packages that can change an answer."""
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _short(value: Json) -> str:

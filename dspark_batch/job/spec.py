@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from dspark_batch.errors import UsageError
 from dspark_batch.job.budget import seconds_of, seconds_until
 from dspark_batch.job.nearest import nearest
+from dspark_batch.job.share import share_of
 from dspark_batch.job.where import Holds, Where, any_of, read_retry
 from dspark_batch.types import Sampling, SamplingRule
 
@@ -14,6 +15,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Bits = Literal[2, 3, 4, 5, 6, 8]  # of a quantised weight
 DrafterBits = Literal["auto", "stored", Bits]
 Resume = Literal["if-possible", "always", "never"]
+Auto = Literal["auto"]
+Mode = Literal["exact", "fast"]
 Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
 Format = Literal["rows", "openai"]
 Thinking = Literal["on", "off"]
@@ -57,10 +60,10 @@ class Spec:
     seed: int = 0
     stop: tuple[str, ...] = ()
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
-    slots: int = 1  # sequences that decode together
-    draft_length: int | None = (
-        None  # drafts per round; None: the drafter's block; 0: plain decoding
-    )
+    slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
+    draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
+    prefix_cache: bool = True  # compute beginnings that prompts share only once
+    mode: Mode = "exact"  # fast: any pass, so near-ties may fall otherwise
     confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
     log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
     resume: Resume = "if-possible"
@@ -72,6 +75,9 @@ class Spec:
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
     deadline: str | None = None  # local time of the day by which a start ends, "07:00"
     max_runtime: str | None = None  # how long a start may take, "6h", "1h30m"
+    # Items that the baseline decodes again: "all" or true, or a share, "1%" or 0.01; None: none.
+    verify_greedy: str | float | bool | None = None
+    max_mismatches: int = 1  # answers that are not the baseline's, at which a start stops
     report_by: str | None = None  # input column whose values the report compares; None: none
 
     def __post_init__(self) -> None:
@@ -88,9 +94,10 @@ class Spec:
         self.retries()
         _one_of(DrafterBits, drafter_bits=self.drafter_bits)
         _one_of(Bits, target_bits=self.target_bits)
-        _at_least(1, max_tokens=self.max_tokens, slots=self.slots, fsync_every=self.fsync_every)
-        _at_least(1, limit=self.limit, samples=self.samples)
-        _at_least(0, draft_length=self.draft_length, grace=self.grace)
+        _at_least(1, max_tokens=self.max_tokens, fsync_every=self.fsync_every)
+        _at_least(1, slots=number_or_none(self.slots))
+        _at_least(1, limit=self.limit, samples=self.samples, max_mismatches=self.max_mismatches)
+        _at_least(0, draft_length=number_or_none(self.draft_length), grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
             raise UsageError(
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
@@ -100,6 +107,7 @@ class Spec:
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         self._check_choices()
+        self._check_audit()
         self._check_output()
         self._check_time()
 
@@ -109,7 +117,22 @@ class Spec:
         _one_of(SamplingRule, sampling=self.sampling)
         _one_of(Overflow, on_overflow=self.on_overflow)
         _one_of(Format, format=self.format)
+        _one_of(Mode, mode=self.mode)
         _one_of(Thinking, thinking=self.thinking)
+
+    def _check_audit(self) -> None:
+        try:
+            share = self.audited_share
+        except ValueError as error:
+            raise UsageError(
+                f"verify_greedy is {self.verify_greedy}, expected all, or a share such as 1% or "
+                "0.01; give it as --verify-greedy=1%."
+            ) from error
+        if share and self.sampling == "rejection" and not self.sampling_of_all().is_greedy:
+            raise UsageError(
+                "verify_greedy compares with decoding without drafts, but by the rejection rule an "
+                "answer depends on them; use --sampling coupled."
+            )
 
     def _check_output(self) -> None:
         if self.keep and self.drop:
@@ -140,6 +163,11 @@ class Spec:
         """What answers, as the user named it."""
         return self.target or self.family or "tiny"
 
+    @property
+    def audited_share(self) -> float:
+        """The share of the items that the baseline decodes again, 0..1."""
+        return share_of(self.verify_greedy)
+
     def retries(self) -> Holds:
         """Say which failures of earlier starts run again."""
         failed = [Where("status", "errored")] if self.retry_failed else []
@@ -155,6 +183,17 @@ class Spec:
             seed=self.seed,
             stop=self.stop,
         )
+
+
+def number_or_none(value: int | Auto) -> int | None:
+    """Read a setting that may be left to the program; None: it is.
+
+    Raises:
+        UsageError: it is another word.
+    """
+    if isinstance(value, str) and value not in get_args(Auto):
+        raise UsageError(f"{value!r} is no setting, expected a whole number or auto.")
+    return None if isinstance(value, str) else value
 
 
 def _must_be_text(*texts: str | None) -> None:

@@ -17,6 +17,7 @@ from dspark_batch.page import charts
 from dspark_batch.types import Json
 
 _MOST_GROUPS = 20
+_MOST_FINDINGS = 10
 
 
 class Number(NamedTuple):
@@ -96,6 +97,9 @@ def _numbers(report: Report, measures: Measures, pace: Pace | None) -> Iterator[
         yield Number("tokens/s", speed(pace.mean_tokens_per_s))
     if report.mean_acceptance_length is not None:
         yield Number("accept length", f"{report.mean_acceptance_length:.2f}")
+    if looked_at := report.verified + report.mismatched:
+        equal = f"{count(report.verified)} of {count(looked_at)}"
+        yield Number("equal plain decoding", equal, is_bad=report.mismatched > 0)
     if report.drafted:
         yield Number("of drafts accepted", f"{report.accepted / report.drafted:.0%}")
     if measures.cached_tokens:
@@ -157,13 +161,15 @@ def _picture_of_lengths(title: str, tokens: Sequence[int], name: str, more: str 
 def _times(report: Report) -> Iterator[Time]:
     """Split the last start's time as far as it was measured."""
     parts = {"loading": (report.load_s, "--four")}
+    audit_s = report.audit_s or 0.0
     if report.prefill_s is None or report.round_s is None:
-        parts["decoding"] = (report.decode_s, "--one")
+        parts["decoding"] = (report.decode_s - audit_s, "--one")
     else:
-        host_s = max(0.0, report.decode_s - report.prefill_s - report.round_s)
+        host_s = max(0.0, report.decode_s - audit_s - report.prefill_s - report.round_s)
         parts["prefill"] = (report.prefill_s, "--three")
         parts["draft and verify"] = (report.round_s, "--one")
         parts["host"] = (host_s, "--two")
+    parts["audit"] = (audit_s, "--three")
     parts["writing"] = (report.finish_s, "--four")
     for name, (seconds, colour) in parts.items():
         if seconds > 0:
@@ -175,6 +181,8 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         rows = [(code, count(number)) for code, number in report.errors_by_code.items()]
         rows += [("for example", message) for message in report.first_errors]
         yield Table("Failures", "Rows without an answer, by error.code.", rows, is_wide=True)
+    if audit := look.run_dir.last_audit():
+        yield Table("Audit", "What dspark-batch verify found.", list(_audit(audit)))
     yield Table("Settings", "Those that are not the defaults.", list(_settings(look.spec)))
     yield Table("Models and versions", "What ran.", list(_versions(look.manifest)))
     if len(look.starts) > 1:
@@ -184,6 +192,15 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         ]
         says = "The job was stopped and continued."
         yield Table("Starts", says, rows, ("began to decode", "rows there already"))
+
+
+def _audit(audit: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+    yield "verdict", audit["verdict"]
+    yield "against", audit["against"]
+    yield "rows checked", count(audit["rows"])
+    yield "answers decoded again", count(audit["replayed"])
+    for sentence in [*audit["findings"], *audit["differences"]][:_MOST_FINDINGS]:
+        yield "found", sentence["says"]
 
 
 def _settings(spec: Spec) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,13 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_share_that_takes_the_input_for_its_value_is_told_how_to_write_it(capsys):
+    assert main(["run", "--verify-greedy", "good.jsonl", "-o", "out.jsonl"]) == 2
+    assert "'good.jsonl' is no share; write =1%, or put this behind INPUT." in (
+        capsys.readouterr().err
+    )
+
+
 def said(words, capsys):
     """What a mistake is answered with, once the form is right."""
     assert main(words) == 2

@@ -85,6 +85,7 @@ def test_every_option_reaches_its_field(specs):
         "deadline": "07:00",
         "max_runtime": "6h",
         "report_by": "kind",
+        "max_mismatches": 2,
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
         "--stop=END",

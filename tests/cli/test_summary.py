@@ -85,6 +85,11 @@ def test_plain_decoding_claims_no_acceptance(say):
     assert "  speculation   none: plain decoding" in lines
 
 
+def test_an_audit_is_counted_with_what_it_took(say):
+    lines = say(verified=11, mismatched=1, audit_s=2.0)
+    assert "  verified      11 of 12 are what plain decoding gives; the audit took 2.0 s" in lines
+
+
 def test_an_empty_input_divides_by_nothing(say):
     zeros = {name: 0 for name in WHOLE if name not in ("out", "errors_by_code", "first_errors")}
     lines = say(**zeros | {"mean_acceptance_length": None})

@@ -184,6 +184,8 @@ def test_another_drafter_is_refused_where_answers_depend_on_drafts(folder, compl
         {"drafter_bits": 4},
         {"fsync_every": 2},
         {"confidence_threshold": 0.5},
+        {"verify_greedy": "50%"},
+        {"max_mismatches": 2},
     ],
 )
 def test_what_changes_no_row_may_change(folder, change):

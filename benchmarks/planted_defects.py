@@ -1,0 +1,65 @@
+"""Plants one defect at a time in a copy of the engine, lets it run a job, and verifies the job.
+
+    python -m benchmarks.planted_defects            all of them
+    python -m benchmarks.planted_defects NAME...    only these
+
+Prints commands and output as docs/exactness.md shows them. The same job without a defect must
+verify; a defect that verify does not find is an error.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from benchmarks.planted_mistakes import ROOT, plant
+
+JOB = ["--slots", "8"]
+FOUND = 3  # exit code
+
+
+def command(copy, *words):
+    """Run the program of a copy from there; return its exit code and what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    line = [sys.executable, "-m", "dspark_batch", *words]
+    done = subprocess.run(line, cwd=copy, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, FOUND):
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}\n{done.stderr}")
+    return done.returncode, done.stdout
+
+
+def verified(defect):
+    """Run and verify with a defect, None for none; return verify's exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("dspark_batch", "sample_inputs"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        if defect is not None:
+            plant(defect, copy)
+        options = [*JOB, *(defect or {}).get("options", [])]
+        command(copy, "run", "sample_inputs/prompts.jsonl", "-o", "out.jsonl", "-q", *options)
+        print(f"$ dspark-batch run sample_inputs/prompts.jsonl -o out.jsonl {' '.join(options)}")
+        code, said = command(copy, "verify", "out.jsonl", "-q")
+        print(f"$ dspark-batch verify out.jsonl\n{said}$ echo $?\n{code}\n", flush=True)
+        return code
+
+
+def main(names):
+    path = Path(__file__).with_suffix(".toml")
+    every = tomllib.loads(path.read_text())["mistake"]
+    print("No defect:\n")
+    if verified(None):
+        raise SystemExit("without a defect, verify finds something")
+    missed = []
+    for defect in (each for each in every if not names or each["name"] in names):
+        print(f"{defect['name']}: {defect['says']}\n")
+        missed += [] if verified(defect) == FOUND else [defect["name"]]
+    if missed:
+        raise SystemExit(f"not found: {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

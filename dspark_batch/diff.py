@@ -1,0 +1,199 @@
+"""Compare two runs of the same input: another version, drafter or machine."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from dspark_batch.errors import EqualityError, UsageError
+from dspark_batch.job.finish import Rows
+from dspark_batch.job.look import Look, look
+from dspark_batch.job.replay import (
+    Baseline,
+    Claim,
+    claims_of,
+    divergence_of,
+    first_difference,
+    judge,
+    text_of_token,
+)
+from dspark_batch.job.run_dir import differences, run_dir_of
+from dspark_batch.run import Opened, OpenEngine, open_pair
+from dspark_batch.types import Failure, Item, Json
+
+Relation: TypeAlias = Literal["same", "tied", "different", "only in A", "only in B"]
+Row: TypeAlias = Mapping[str, Json]
+_Key: TypeAlias = tuple[str, str, int]  # custom_id, digest of the record, sample index
+
+_ANSWER = ("completion", "earlier_answers", "finish_reason", "token_ids", "reasoning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """An item that is not the same in both runs."""
+
+    where: str  # the record's file and line
+    custom_id: str
+    sample_index: int
+    relation: Relation
+    position: int | None = None  # first answer token that differs; None: it is not about a token
+    a: str  # the token there, or what else there is
+    b: str
+    margin: float | None = None  # of A's target there: the likeliest token before the second
+    spread: float | None = None  # ... before the less likely of the two
+
+
+@dataclass(slots=True, kw_only=True)
+class Diff:
+    """Two runs side by side."""
+
+    a: str
+    b: str
+    settings: list[str]  # that differ, and can change a row
+    are_finished: bool  # both: then an item that only one has is a difference
+    counts: Counter[Relation] = field(default_factory=Counter)
+    items: list[Compared] = field(default_factory=list)  # that are not the same
+
+    @property
+    def exit_code(self) -> int:
+        """0: the same, or tied; 3: really different."""
+        lacking = self.counts["only in A"] + self.counts["only in B"]
+        is_different = self.counts["different"] or (self.are_finished and lacking)
+        return EqualityError.exit_code if is_different else 0
+
+
+def diff(a: str, b: str, *, open_engine: OpenEngine = open_pair) -> Diff:
+    """Compare the answers of two runs item by item; `metrics` and `verified` have no part in it.
+
+    Items are matched by id, content and sample, so order and place may differ. Only if answers
+    differ is the pair of A loaded, to measure how clear its target's choice was where they part.
+
+    Args:
+        a: output or run directory of a run; finished or not, and so is the other.
+        b: of another.
+        open_engine: loads the pair of A.
+
+    Raises:
+        UsageError: one of them is no run.
+        ModelError: answers differ and the pair of A cannot be loaded.
+    """
+    first, second = (look(str(run_dir_of(name).out)) for name in (a, b))
+    found = Diff(
+        a=first.spec.out,
+        b=second.spec.out,
+        settings=_settings(first, second),
+        are_finished=first.run_dir.has_output() and second.run_dir.has_output(),
+    )
+    with first.rows() as mine, second.rows() as others:
+        pairs = _Judge(first, second, open_engine)
+        for compared in _compared(mine, others, pairs):
+            found.counts[compared.relation] += 1
+            if compared.relation != "same":
+                found.items.append(compared)
+    return found
+
+
+def _settings(a: Look, b: Look) -> list[str]:
+    fields = b.manifest["fingerprint"]["fields"]
+    return differences(a.manifest, fields, ("in A", "in B"))
+
+
+def _compared(mine: Rows, others: Rows, judge_of: "_Judge") -> Iterator[Compared]:
+    """Walk A, and then what is left of B."""
+    by_key: defaultdict[_Key, list[int]] = defaultdict(list)
+    for item, _ in others.answered():
+        by_key[_key(item)].append(item.index)
+    for item, entry in mine.answered():
+        places = by_key[_key(item)]
+        if not places:
+            yield _alone(item, "only in A")
+            continue
+        yield judge_of.compared(item, entry.row, others.at(places.pop(0)).row)
+    left = {place for places in by_key.values() for place in places}
+    yield from (_alone(item, "only in B") for item, _ in others.answered() if item.index in left)
+
+
+def _key(item: Item) -> _Key:
+    return item.custom_id, item.digest, item.sample_index
+
+
+def _alone(item: Item, relation: Relation) -> Compared:
+    texts = ("a row", "none") if relation == "only in A" else ("none", "a row")
+    return Compared(**_names(item), relation=relation, a=texts[0], b=texts[1])
+
+
+def _names(item: Item) -> dict[str, str | int]:
+    return {
+        "where": item.where,
+        "custom_id": item.custom_id,
+        "sample_index": item.sample_index,
+    }
+
+
+class _Judge:
+    """Tells tied from really different; loads the pair of A when it is first needed."""
+
+    def __init__(self, a: Look, b: Look, open_engine: OpenEngine) -> None:
+        self._job = a
+        self._divergence = max(divergence_of(a.manifest), divergence_of(b.manifest))
+        self._open_engine = open_engine
+        self._loaded: tuple[Opened, Baseline] | None = None
+
+    def compared(self, item: Item, a: Row, b: Row) -> Compared:
+        if _said(a) == _said(b):
+            return Compared(**_names(item), relation="same", a="", b="")
+        if a["status"] != "succeeded" or b["status"] != "succeeded":
+            return Compared(**_names(item), relation="different", a=_outcome(a), b=_outcome(b))
+        found = Compared(**_names(item), relation="different", a="an answer", b="another")
+        if a["earlier_answers"] != b["earlier_answers"]:
+            return replace(found, a="an earlier answer", b="another")
+        position = first_difference(a["token_ids"], b["token_ids"])
+        tokens = [ids[position] if position < len(ids) else None for ids in _ids(a, b)]
+        if tokens == [None, None]:
+            return replace(found, a=f"{a['finish_reason']} or text", b="another")
+        return self._at(replace(found, position=position), item, a, tokens)
+
+    def _at(self, found: Compared, item: Item, row: Row, tokens: Sequence[int | None]) -> Compared:
+        """Describe two tokens, and measure the choice between them."""
+        opened, baseline = self._pair()
+        spec = self._job.spec
+        a, b = (
+            "the end" if t is None else f"{t} {text_of_token(baseline.decode, t)!r}" for t in tokens
+        )
+        found = replace(found, a=a, b=b)
+        claims = claims_of(item, row, spec, opened.render, opened.context_length)
+        if isinstance(claims, Failure) or None in tokens or not self._is_replayable(claims[-1]):
+            return found
+        before = row["token_ids"][: found.position]
+        margin = baseline.margin(claims[-1].request, before, tuple(tokens))
+        is_tied = judge(margin.spread, self._divergence) == "near-tie"
+        relation: Relation = "tied" if is_tied else "different"
+        return replace(found, relation=relation, margin=margin.top_2, spread=margin.spread)
+
+    def _is_replayable(self, claim: Claim) -> bool:
+        return self._job.spec.sampling == "coupled" or claim.request.sampling.is_greedy
+
+    def _pair(self) -> tuple[Opened, Baseline]:
+        if self._loaded is None:
+            opened = self._open_engine(self._job.spec, self._job.manifest)
+            if opened.baseline is None:
+                raise UsageError("diff: this engine has no baseline to measure with.")
+            self._loaded = opened, opened.baseline("engine")
+        return self._loaded
+
+
+def _said(row: Row) -> tuple[Json, ...]:
+    """Give what a row answers; the message of a failure names files, so its code counts."""
+    if row["status"] != "succeeded":
+        return row["status"], row["error"]["code"]
+    return row["status"], *(row[name] for name in _ANSWER)
+
+
+def _outcome(row: Row) -> str:
+    return (
+        "an answer" if row["status"] == "succeeded" else f"{row['status']}: {row['error']['code']}"
+    )
+
+
+def _ids(a: Row, b: Row) -> tuple[Sequence[int], Sequence[int]]:
+    return a["token_ids"], b["token_ids"]

@@ -1,0 +1,677 @@
+"""`verify` passes what is right, and finds each damage that is planted here, with its sentence."""
+
+import json
+import shutil
+from contextlib import chdir
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from small_jobs import rows_in, write_lines
+
+from dspark_batch.cli.main import main
+from dspark_batch.engine.engine import Engine
+from dspark_batch.errors import EqualityError, OutputInUse, UsageError
+from dspark_batch.job.finish import write_output
+from dspark_batch.job.journal import Journal, scan
+from dspark_batch.job.look import look
+from dspark_batch.job.replay import Margin
+from dspark_batch.job.report import Report
+from dspark_batch.job.run_dir import RunDir
+from dspark_batch.job.spec import Spec
+from dspark_batch.models.load import load_pair
+from dspark_batch.run import Opened, open_baseline, run
+from dspark_batch.verify import verify
+
+SPELL, WRITE = 'Spell "cat" backwards.', "Write 62 in words."
+RECORDS = [
+    {"id": "spell", "prompt": SPELL},
+    {"id": "cut", "prompt": WRITE, "sampling_params": {"max_tokens": 9}},
+    {"id": "talk", "turns": [SPELL, WRITE]},
+    {"id": "until", "prompt": WRITE, "sampling_params": {"stop": "Ones"}},
+    b"nope",
+    {"id": "free", "prompt": WRITE, "sampling_params": {"temperature": 1.5, "max_tokens": 20}},
+]
+SIZE, ANSWERS = len(RECORDS), len(RECORDS) - 1
+OUT = Path("out.jsonl")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return load_pair("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def opener(pair):
+    """Make an `open_engine` over the same pair, with another identity or baseline if need be."""
+
+    def opener(baseline=None, **identity):
+        def open_engine(spec, manifest):
+            return Opened(
+                Engine(pair, slots=spec.slots, sampling=spec.sampling),
+                pair.tokenizer.render,
+                pair.config.context_length,
+                pair.config.identity | identity,
+                baseline=baseline or partial(open_baseline, pair, spec.slots),
+            )
+
+        return open_engine
+
+    return opener
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, opener):
+    """A finished run, named by relative paths so that it can be copied."""
+    folder = tmp_path_factory.mktemp("whole")
+    with chdir(folder):
+        made(opener)
+    return folder
+
+
+def made(opener, out="out.jsonl", records=RECORDS, **options):
+    write_lines(Path("in.jsonl"), *records)
+    options = {"max_tokens": 60, "slots": 3} | options
+    return run(Spec(inputs=("in.jsonl",), out=out, **options), open_engine=opener())
+
+
+@pytest.fixture
+def folder(whole, tmp_path, monkeypatch):
+    """A copy of the finished run, which a test can damage; the working directory."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def audit(opener):
+    """Verify `out.jsonl` without decoding answers again, unless told otherwise."""
+
+    def audit(out="out.jsonl", sample=0, opened=None, **options):
+        return verify(out, sample=sample, open_engine=opened or opener(), **options)
+
+    return audit
+
+
+def entries():
+    job = look("out.jsonl")
+    with job.run_dir.rows.open("rb") as stream:
+        return [line.entry for line in scan(stream, job.run_id, "rows.jsonl")]
+
+
+def plant(change, rewrite=True):
+    """Change the entries of the journal and have every checksum, and the output, agree with it."""
+    job, planted = look("out.jsonl"), change(entries())
+    job.run_dir.rows.unlink()
+    with Journal(job.run_dir.rows, job.run_id) as journal:
+        for entry in planted:
+            journal.append(entry)
+    if rewrite:
+        from datetime import datetime
+
+        with job.surveyed() as (found, rows):
+            begun = datetime.fromisoformat(job.manifest["created"])
+            draft = write_output(OUT, rows, job.spec, begun)
+            report = Report.of_rows(rows, out="out.jsonl", resumed=0, new_tokens=0)
+            job.run_dir.publish(draft, report.to_json(), found.inputs)
+
+
+def change_row(name, change, **options):
+    """Change the row of one item by a function, as `plant` does."""
+
+    def change_one(all_entries):
+        return [
+            replace(e, row=change(json.loads(json.dumps(e.row))))
+            if e.row["custom_id"] == name
+            else e
+            for e in all_entries
+        ]
+
+    plant(change_one, **options)
+
+
+def said(audit, step):
+    """The sentences of a step; no other step has found anything."""
+    assert {finding.kind for finding in audit.findings} == {step}
+    assert audit.exit_code == EqualityError.exit_code
+    assert audit.verdict == "damaged"
+    return [finding.says for finding in audit.findings]
+
+
+def edit_lines(change, path=OUT):
+    """Change the lines of a file by a function of a list."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(change(lines)))
+
+
+# What is right
+
+
+def test_a_finished_run_is_what_its_job_gave(folder, audit):
+    found = audit(sample=None)
+    assert (found.exit_code, found.verdict) == (0, "equal")
+    assert (found.rows, found.answers, found.replayed) == (SIZE, ANSWERS, ANSWERS)
+    saved = json.loads((folder / "out.jsonl.run/audit.json").read_bytes())
+    assert saved == json.loads(json.dumps(found.to_json()))
+    assert not (folder / "out.jsonl.run/audit.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("out.parquet", {"keep": ("id",)}),
+        ("out.jsonl", {"drop": ("prompt",), "output_prefix": "o_", "output_column": "answer"}),
+        ("out.jsonl", {"format": "openai"}),
+        ("out.parquet", {"samples": 2, "temperature": 0.9}),
+        ("out.jsonl", {"system_prompt": "Answer in short.", "draft_length": 2, "limit": 3}),
+    ],
+)
+def test_every_form_of_output_can_be_verified(out, options, tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    made(opener, out, **options)
+    found = audit(out, sample=2)
+    assert [finding.says for finding in found.findings] == []
+    assert (found.exit_code, found.replayed) == (0, min(2, found.answers))
+
+
+def test_the_run_directory_names_its_output(folder, audit):
+    assert audit("out.jsonl.run/").out == "out.jsonl"
+
+
+def test_a_half_finished_run_is_verified_as_far_as_it_is(folder, audit):
+    plant(lambda all_entries: all_entries[:2], rewrite=False)
+    RunDir("out.jsonl").withdraw_output()
+    found = audit(sample=None)
+    assert (found.exit_code, found.rows, found.replayed) == (0, 2, 2)
+    assert "output" not in found.looked_at
+
+
+def test_a_sample_is_always_the_same_and_a_larger_one_holds_it(folder, opener):
+    asked = []
+
+    def watched(pair_baseline, against):
+        baseline = pair_baseline(against)
+
+        def generate(stream):
+            requests = list(stream)
+            asked.append({request.item.custom_id for request in requests})
+            yield from baseline.generate(requests)
+
+        return baseline._replace(generate=generate)
+
+    whole = opener()(look("out.jsonl").spec, None)
+    opened = opener(baseline=partial(watched, whole.baseline))
+    for sample in (2, 2, 3):
+        verify("out.jsonl", sample=sample, open_engine=opened)
+    assert asked[0] == asked[1] < asked[2]
+
+
+def test_mlx_lm_is_a_reference_for_greedy_answers(folder, audit):
+    found = audit(sample=None, against="mlx-lm")
+    assert (found.exit_code, found.replayed) == (0, ANSWERS - 1)
+    assert dict(found.left_out) == {"sampled, which mlx-lm does with other noise": 1}
+
+
+def test_answers_drawn_by_the_rejection_rule_are_left_out(tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    made(opener, sampling="rejection", temperature=1.0, records=RECORDS[:2])
+    found = audit(sample=None)
+    assert (found.exit_code, found.replayed) == (0, 0)
+    assert [*found.left_out] == [
+        "drawn by the rejection rule, by which an answer depends on the drafts"
+    ]
+
+
+def test_a_run_that_goes_on_is_not_disturbed(folder, audit):
+    with RunDir("out.jsonl").lock(), pytest.raises(OutputInUse):
+        audit()
+
+
+def test_what_is_no_run_is_refused(tmp_path, audit):
+    with pytest.raises(UsageError, match="no job here"):
+        audit(str(tmp_path / "none.jsonl"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Damage of files
+
+
+def test_a_changed_character_of_a_completion_in_the_output(folder, audit):
+    edit_lines(lambda lines: [lines[0].replace(b"Letters", b"Lettars"), *lines[1:]])
+    [sentence] = said(audit(), "output")
+    assert sentence.startswith("out.jsonl: row 1 (custom_id spell) was changed: completion is")
+    assert "Lettars" in sentence
+
+
+def test_a_changed_statistic_in_the_output(folder, audit):
+    edit_lines(
+        lambda lines: [lines[0].replace(b'"cached_tokens":0', b'"cached_tokens":1'), *lines[1:]]
+    )
+    assert said(audit(), "output") == [
+        "out.jsonl: row 1 (custom_id spell) was changed: metrics.cached_tokens is 1, expected 0"
+    ]
+
+
+def test_a_swapped_pair_of_rows(folder, audit):
+    edit_lines(lambda lines: [lines[1], lines[0], *lines[2:]])
+    assert said(audit(), "output") == [
+        "out.jsonl: 2 rows are out of order: where row 1 belongs stands row 2"
+    ]
+
+
+def test_a_dropped_row(folder, audit):
+    edit_lines(lambda lines: lines[:2] + lines[3:])
+    assert said(audit(), "output") == ["out.jsonl: row 3 is missing: custom_id talk"]
+
+
+def test_a_doubled_row(folder, audit):
+    edit_lines(lambda lines: [*lines, lines[0]])
+    assert said(audit(), "output") == [f"out.jsonl: row {SIZE + 1} stands there twice"]
+
+
+def test_a_row_of_another_job(folder, audit):
+    edit_lines(lambda lines: [*lines, b'{"custom_id": "x"}\n'])
+    assert said(audit(), "output") == [f"out.jsonl: row {SIZE + 1} is no row of this job"]
+
+
+def test_a_row_of_a_parquet_output(tmp_path, monkeypatch, opener, audit):
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    made(opener, "out.parquet")
+    table = pq.read_table("out.parquet")
+    pq.write_table(table.slice(0, 2), "out.parquet")
+    assert (
+        said(audit("out.parquet"), "output")[0] == "out.parquet: row 3 is missing: custom_id talk"
+    )
+    Path("out.parquet").write_bytes(b"PAR1")
+    assert "not a whole Parquet file" in said(audit("out.parquet"), "output")[0]
+
+
+def test_a_changed_input_file(folder, audit):
+    edit_lines(lambda lines: [lines[0].replace(b"cat", b"car"), *lines[1:]], Path("in.jsonl"))
+    [sentence] = said(audit(), "inputs")
+    assert sentence.startswith(f"in.jsonl is not what the job read: {SIZE} records with SHA-256 ")
+
+
+def test_an_edited_manifest(folder, audit):
+    path = folder / "out.jsonl.run/manifest.json"
+    path.write_text(path.read_text().replace('"max_tokens": 60', '"max_tokens": 61'))
+    [sentence] = said(audit(), "manifest")
+    assert sentence.startswith("out.jsonl.run/manifest.json was edited: its SHA-256 is not the one")
+
+
+def test_a_manifest_that_cannot_be_read(folder, audit):
+    (folder / "out.jsonl.run/manifest.json").write_bytes(b'{"version":')
+    with pytest.raises(EqualityError, match=r"manifest.json: damaged"):
+        audit()
+
+
+def test_another_revision_of_the_model(folder, audit, opener):
+    [sentence] = said(audit(opened=opener(target="another")), "models")
+    assert sentence.startswith("another model or setting than the job had: target is ")
+    assert sentence.endswith(' there and "another" here')
+
+
+def test_another_drafter_is_no_damage(folder, audit, opener):
+    assert audit(opened=opener(drafter="another")).exit_code == 0
+
+
+def test_a_flipped_byte_of_the_journal(folder, audit):
+    path = folder / "out.jsonl.run/rows.jsonl"
+    edit_lines(lambda lines: [lines[0].replace(b"succeeded", b"succeedad"), *lines[1:]], path)
+    [sentence] = said(audit(), "journal")
+    assert "rows.jsonl:1: not the row that this run wrote here" in sentence
+
+
+def test_a_report_that_was_edited(folder, audit):
+    path = folder / "out.jsonl.run/report.json"
+    path.write_text(path.read_text().replace(f'"succeeded": {ANSWERS}', '"succeeded": 9'))
+    assert said(audit(), "report") == [f"report.json: succeeded is 9, expected {ANSWERS}"]
+
+
+# Damage that agrees with all checksums
+
+
+def test_a_row_that_was_dropped_everywhere(folder, audit):
+    plant(lambda all_entries: all_entries[1:])
+    lost = entries()
+    names = {each["id"] for each in RECORDS if isinstance(each, dict)}
+    [name] = names - {entry.row["custom_id"] for entry in lost}
+    assert f"(custom_id {name}): has no row in the journal" in said(audit(), "journal")[0]
+
+
+def test_a_row_that_was_doubled_in_the_journal(folder, audit):
+    plant(lambda all_entries: [*all_entries, all_entries[0]])
+    assert f"rows.jsonl:{SIZE + 1}: a second row for in.jsonl:" in said(audit(), "journal")[0]
+
+
+def test_two_answers_that_were_swapped(folder, audit):
+    """Texts, tokens and statistics agree; only decoding again can tell."""
+
+    def swap(all_entries):
+        by_id = {entry.row["custom_id"]: entry for entry in all_entries}
+        a, b = by_id["spell"], by_id["until"]
+        swapped = {"spell": b, "until": a}
+        ours = ("completion", "token_ids", "usage", "metrics", "finish_reason")
+        return [
+            replace(e, row=e.row | {k: swapped[e.row["custom_id"]].row[k] for k in ours})
+            if e.row["custom_id"] in swapped
+            else e
+            for e in all_entries
+        ]
+
+    plant(swap)
+    found = audit(sample=None)
+    assert found.exit_code == 3
+    assert sorted(d.custom_id for d in found.differences) == ["spell", "until"]
+
+
+def row_said(audit, name, change):
+    """The only sentence about a row that was changed by a function."""
+    change_row(name, change)
+    sentences = said(audit(), "rows")
+    where = 1 + next(i for i, r in enumerate(RECORDS) if isinstance(r, dict) and r["id"] == name)
+    head = f"in.jsonl:{where} (custom_id {name}): "
+    assert all(sentence.startswith(head) for sentence in sentences)
+    return [sentence.removeprefix(head) for sentence in sentences]
+
+
+def test_a_changed_character_of_a_completion_everywhere(folder, audit):
+    [sentence] = row_said(
+        audit, "spell", lambda row: row | {"completion": row["completion"].replace("4", "5", 1)}
+    )
+    assert sentence.startswith("completion is not what token_ids decode to: ")
+
+
+def test_token_ids_that_do_not_decode_to_the_text(folder, audit):
+    def change(row):
+        return row | {"token_ids": [row["token_ids"][1], *row["token_ids"][1:]]}
+
+    [sentence] = row_said(audit, "spell", change)
+    assert sentence.startswith("completion is not what token_ids decode to: ")
+
+
+def test_token_ids_that_nobody_knows(folder, audit):
+    def change(row):
+        return row | {"token_ids": [-1, *row["token_ids"][1:]]}
+
+    [sentence] = row_said(audit, "spell", change)
+    assert sentence.startswith("token_ids decode to nothing (")
+
+
+def longer(row, pair, tokens):
+    """Let an answer go on, in all that counts its tokens and rounds."""
+    told = row["metrics"]["speculative_decoding"]
+    ids = row["token_ids"] + tokens
+    told["num_spec_steps"] += len(tokens)
+    told["per_step_accepted"] += [0] * len(tokens)
+    told["per_step_drafted"] += [0] * len(tokens)
+    told["acceptance_histogram"][0] += len(tokens)
+    told["mean_acceptance_length"] = (len(ids) - 1) / told["num_spec_steps"]
+    usage = row["usage"] | {"completion_tokens": len(ids)}
+    return row | {"token_ids": ids, "completion": pair.tokenizer.decode(ids), "usage": usage}
+
+
+def test_a_completion_past_its_stop_token(folder, audit, pair):
+    sentences = row_said(audit, "spell", lambda row: longer(row, pair, [row["token_ids"][0]]))
+    assert sentences[0].startswith("goes on past its stop token ")
+    assert "finish_reason is 'stop', expected 'length'" in sentences
+
+
+def test_a_completion_past_its_stop_text(folder, audit, pair):
+    def change(row):
+        text = row["completion"]
+        return longer(row, pair, [row["token_ids"][0]]) | {"completion": text}
+
+    assert row_said(audit, "until", change) == ["goes on past its stop text"]
+
+
+def test_a_completion_past_max_tokens(folder, audit, pair):
+    sentences = row_said(audit, "cut", lambda row: longer(row, pair, row["token_ids"][:1]))
+    assert sentences == ["goes on past max_tokens: 10 tokens, at most 9"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [("spell", "length", "stop"), ("cut", "stop", "length")],
+)
+def test_a_wrong_finish_reason(folder, audit, name, wrong, right):
+    [sentence] = row_said(audit, name, lambda row: row | {"finish_reason": wrong})
+    assert sentence == f"finish_reason is {wrong!r}, expected {right!r}"
+
+
+def test_an_answer_that_ends_too_early(folder, audit, pair):
+    def change(row):
+        told, ids = row["metrics"]["speculative_decoding"], row["token_ids"][:1]
+        told |= {"num_spec_steps": 0, "num_accepted_draft_tokens": 0, "num_draft_tokens": 0}
+        told |= {"acceptance_histogram": [], "per_step_accepted": [], "per_step_drafted": []}
+        told |= {"mean_acceptance_length": None, "draft_acceptance_rate": None}
+        usage = row["usage"] | {"completion_tokens": 1}
+        return row | {"token_ids": ids, "completion": pair.tokenizer.decode(ids), "usage": usage}
+
+    assert row_said(audit, "cut", change) == ["ends after 1 tokens without a stop, expected 9"]
+
+
+def inside(name, **fields):
+    return lambda row: row | {name: row[name] | fields}
+
+
+def with_told(**fields):
+    def change(row):
+        told = row["metrics"]["speculative_decoding"]
+        told |= {name: change(told[name]) for name, change in fields.items()}
+        return row
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (with_told(mean_acceptance_length=lambda n: n + 1), "1 + the sum of accept lengths is "),
+        (with_told(acceptance_histogram=lambda h: [*h, 1]), "acceptance_histogram ["),
+        (with_told(per_step_accepted=lambda a: [*a[1:], 0]), "acceptance_histogram is ["),
+        (with_told(per_step_drafted=lambda d: d[1:]), "per_step_drafted ["),
+        (with_told(num_accepted_draft_tokens=lambda n: n - 1), "acceptance_histogram ["),
+        (with_told(num_draft_tokens=lambda n: n + 7), "draft_acceptance_rate is not "),
+        (
+            lambda row: row | {"usage": row["usage"] | {"prompt_tokens": 3}},
+            "prompt_tokens is 3, exp",
+        ),
+        (
+            lambda row: row | {"usage": row["usage"] | {"completion_tokens": 3}},
+            "completion_tokens is 3",
+        ),
+        (
+            lambda row: row | {"metrics": row["metrics"] | {"cached_tokens": 999}},
+            "cached_tokens is 999",
+        ),
+    ],
+)
+def test_statistics_that_do_not_add_up(folder, audit, change, sentence):
+    assert any(each.startswith(sentence) for each in row_said(audit, "spell", change))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda row: row | {"sample_index": 1}, "has no row"),
+        (lambda row: row | {"verified": False}, "verified is false: the run itself found"),
+        (lambda row: row | {"token_ids": []}, "is an answer without a token"),
+        (lambda row: row | {"usage": None}, "is an answer without usage"),
+        (inside("metrics", speculative_decoding=None), "is an answer without num_spec_steps"),
+        (inside("usage", prompt_tokens=None), "is an answer without prompt_tokens"),
+        (lambda row: row | {"token_ids": ["a"]}, "does not fit the schema of a row"),
+        (lambda row: row | {"more": 1}, "has the columns custom_id, "),
+        (lambda row: row | {"earlier_answers": ["x"]}, "answers 2 turns, expected 1"),
+        (lambda row: row | {"status": "errored"}, "is errored, but has an answer or no error"),
+    ],
+)
+def test_a_row_that_is_no_row_of_its_record(folder, audit, change, sentence):
+    change_row("spell", change, rewrite=False)
+    found = audit()
+    assert found.exit_code == 3
+    assert any(sentence in finding.says for finding in found.findings)
+
+
+def test_a_failure_that_is_none(folder, audit):
+    def change(row):
+        error = {"code": "bad_record", "message": "in.jsonl:1: not JSON"}
+        return dict.fromkeys(row) | {
+            "custom_id": "spell",
+            "sample_index": 0,
+            "status": "errored",
+            "error": error,
+        }
+
+    job = entries()
+    change_row("spell", change, rewrite=False)
+    at = {entry.row["custom_id"]: entry for entry in job}["spell"].where
+    found = audit()
+    assert f"{at} (custom_id spell): failed with bad_record, but its record can be asked" in [
+        finding.says for finding in found.findings
+    ]
+
+
+def test_a_failure_with_another_reason(folder, audit):
+    def change(row):
+        return row | {"error": row["error"] | {"message": "in.jsonl:5: it rained"}}
+
+    change_row("4", change)
+    [sentence] = said(audit(), "rows")
+    assert sentence.startswith(
+        "in.jsonl:5 (custom_id 4): error is bad_record: in.jsonl:5: it rained"
+    )
+
+
+# Answers that are not the target's
+
+
+def other_answer(pair, name="spell"):
+    """Replace one token of an answer, and decode, so that the row agrees with itself."""
+
+    def change(row):
+        ids = row["token_ids"]
+        ids[4] = next(i for i in ids[5:] if i != ids[4])
+        return row | {"completion": pair.tokenizer.decode(ids[:-1])}
+
+    change_row(name, change)
+
+
+def test_another_answer_is_told_with_position_tokens_margin_and_verdict(folder, audit, pair):
+    before = rows_in(OUT)[0]["token_ids"]
+    other_answer(pair)
+    found = audit(sample=None)
+    [difference] = found.differences
+    assert (found.exit_code, found.verdict, found.findings) == (3, "different", [])
+    assert (difference.position, difference.baseline_token) == (4, before[4])
+    assert difference.row_token == rows_in(OUT)[0]["token_ids"][4]
+    assert difference.verdict == "defect"
+    assert difference.spread > 0
+    assert str(difference).startswith(
+        "in.jsonl:1 (custom_id spell, sample 0): defect at answer token 4: "
+    )
+
+
+def tied(opener, spread=0.0):
+    """Take every choice of the target for this unclear."""
+    whole = opener()(look("out.jsonl").spec, None)
+    return opener(
+        baseline=lambda against: whole.baseline(against)._replace(
+            margin=lambda *about: Margin(spread, spread)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("against", "strict", "code"), [("engine", False, 3), ("mlx-lm", False, 0), ("mlx-lm", True, 3)]
+)
+def test_a_near_tie_fails_against_the_engine_and_only_if_strict_against_mlx_lm(
+    folder, audit, pair, opener, against, strict, code
+):
+    other_answer(pair)
+    found = audit(sample=None, against=against, strict=strict, opened=tied(opener))
+    assert [each.verdict for each in found.differences] == ["near-tie"]
+    assert found.exit_code == code
+
+
+def test_a_defect_fails_against_mlx_lm_too(folder, audit, pair):
+    other_answer(pair)
+    assert audit(sample=None, against="mlx-lm").exit_code == 3
+
+
+def test_an_earlier_answer_that_was_changed(folder, audit):
+    change_row("talk", lambda row: row | {"earlier_answers": ["dog"]})
+    found = audit(sample=None)
+    difference = next(each for each in found.differences if each.custom_id == "talk")
+    assert (difference.turn, difference.position) == (0, None)
+    assert "dog" in difference.row
+
+
+# Interrupted
+
+
+def test_an_interrupted_audit_goes_on_where_it_was(folder, opener, audit):
+    def stop_at_the_second(tick):
+        if tick.stage == "decode" and tick.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(sample=None, observe=stop_at_the_second)
+    assert not (folder / "out.jsonl.run/audit.json").exists()
+    kept = folder / "out.jsonl.run/audit.jsonl"
+    kept.write_bytes(kept.read_bytes() + b'{"torn')
+    ticks = []
+    found = audit(sample=None, observe=ticks.append)
+    assert (found.replayed, found.exit_code) == (ANSWERS, 0)
+    assert len([tick for tick in ticks if tick.stage == "decode"]) == ANSWERS - 2
+    assert not kept.exists()
+
+
+def test_a_difference_that_was_found_before_the_interruption_is_not_forgotten(folder, audit, pair):
+    other_answer(pair)
+
+    def stop_at_it(tick):
+        if tick.failed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(sample=None, observe=stop_at_it)
+    assert [each.custom_id for each in audit(sample=None).differences] == ["spell"]
+
+
+def test_a_row_that_changed_since_is_compared_again(folder, audit, pair):
+    def stop_at_the_end(tick):
+        if tick.stage == "decode" and tick.done == ANSWERS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(sample=None, observe=stop_at_the_end)
+    other_answer(pair)
+    assert [each.custom_id for each in audit(sample=None).differences] == ["spell"]
+
+
+def test_an_audit_of_rows_that_are_no_longer_all_goes_with_the_output(folder, audit):
+    audit()
+    RunDir("out.jsonl").withdraw_output()
+    assert not (folder / "out.jsonl.run/audit.json").exists()
+
+
+# The command
+
+
+def test_the_command_proves_a_run_and_finds_its_damage(folder, capsys):
+    assert main(["verify", "out.jsonl", "--sample", "1", "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"out.jsonl is what its job gave: 1 of {ANSWERS} answers decoded again")
+    assert "each row: text, limits, ends, statistics        " in shown
+    edit_lines(lambda lines: lines[:2] + lines[3:])
+    assert main(["verify", "out.jsonl", "--sample", "0", "-q", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verdict"], told["wrong"]) == ("damaged", {"output": 1})
+    assert main(["verify", "out.jsonl", "--sample", "0", "-q"]) == 3
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "out.jsonl is NOT what its job gave: 1 findings."
+    assert shown[-1] == "output: out.jsonl: row 3 is missing: custom_id talk"
