@@ -142,7 +142,7 @@ def open_pair(
         shapes=setup.shapes,
         curve=setup.curve,
         most_positions=setup.most_positions,
-        prefix_positions=setup.prefix_positions if spec.prefix_cache else 0,
+        prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
     )
     numerics = setup.machine.numerics if setup.is_exact else None
     identity = pair.config.identity | {"thinking": thinking.choice, "numerics": numerics}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
 
-# What the user's own pairs were calibrated to must change no test; nothing is ever there.
-os.environ["DSPARK_BATCH_CACHE"] = str(Path(tempfile.gettempdir()) / "dspark-batch-no-cache")
+# What the user's own pairs were calibrated to must change no test. This machine is measured once.
+_CACHE = tempfile.TemporaryDirectory(prefix="dspark-batch-cache-")
+os.environ["DSPARK_BATCH_CACHE"] = _CACHE.name
 
 # A CI that runs us in the background has SIGINT ignored, and our children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,6 +20,11 @@ def fake_render(messages: list[dict[str, str]]) -> list[int]:
     return [ord(c) for message in messages for c in f"{message['role']}:{message['content']}\n"]
 
 
+def begun(stream, may_begin):
+    """Leave out what may not begin, and all behind it."""
+    return takewhile(lambda r: isinstance(r, Failure) or may_begin(r.item), stream)
+
+
 @dataclass
 class FakeEngine:
     """Answers with a digest of all prompt tokens; the last admitted comes out first."""
@@ -31,7 +36,7 @@ class FakeEngine:
     fails_on: frozenset[str] = frozenset()  # custom_ids
 
     def generate(self, stream, may_begin=lambda item: True) -> Iterator[Outcome]:
-        pending = takewhile(lambda r: isinstance(r, Failure) or may_begin(r.item), stream)
+        pending = begun(stream, may_begin)
         yielded = 0
         while admitted := list(islice(pending, self.slots)):
             self.pulled += len(admitted)
@@ -110,6 +115,7 @@ def fake_opener(engine=None, split=None, baseline=None, **identity):
             fake_render,
             CONTEXT_LENGTH,
             known | {"dtype": dtype} | identity,
+            slots=1 if spec.slots == "auto" else spec.slots,
             baseline=baseline or fake_baseline(),
             **more,
         )

@@ -12,7 +12,7 @@ from dspark_batch.run import open_pair, run
 @pytest.mark.parametrize(("asked", "taken"), [(None, "bfloat16"), ("float16", "float16")])
 def test_the_number_type_of_the_manifest_is_kept_unless_another_is_asked_for(asked, taken):
     spec = Spec(inputs=("in.jsonl",), out="out.jsonl", dtype=asked)
-    opened = open_pair(spec, {"identity": {"dtype": "bfloat16"}})
+    opened = open_pair(spec, {"identity": {"dtype": "bfloat16"}, "setup": None})
     assert opened.identity["dtype"] == taken
 
 

@@ -203,7 +203,9 @@ class _Share(click.ParamType):
     help="Drafts per round; 0 decodes plainly; auto: what pays, round by round.",
 )
 @_option(
-    "--prefix-cache/--no-prefix-cache", help="Compute what prompts begin with alike only once."
+    "--no-prefix-cache",
+    is_flag=True,
+    help="Compute every prompt whole, also where several begin alike.",
 )
 @_option(
     "--mode",

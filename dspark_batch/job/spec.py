@@ -62,7 +62,7 @@ class Spec:
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
-    prefix_cache: bool = True  # compute beginnings that prompts share only once
+    no_prefix_cache: bool = False  # compute every prompt whole, also where several begin alike
     mode: Mode = "exact"  # fast: any pass, so near-ties may fall otherwise
     confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
     log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
@@ -95,6 +95,7 @@ class Spec:
         _one_of(DrafterBits, drafter_bits=self.drafter_bits)
         _one_of(Bits, target_bits=self.target_bits)
         _at_least(1, max_tokens=self.max_tokens, fsync_every=self.fsync_every)
+        _number_or_auto(slots=self.slots, draft_length=self.draft_length)
         _at_least(1, slots=number_or_none(self.slots))
         _at_least(1, limit=self.limit, samples=self.samples, max_mismatches=self.max_mismatches)
         _at_least(0, draft_length=number_or_none(self.draft_length), grace=self.grace)
@@ -186,14 +187,15 @@ class Spec:
 
 
 def number_or_none(value: int | Auto) -> int | None:
-    """Read a setting that may be left to the program; None: it is.
-
-    Raises:
-        UsageError: it is another word.
-    """
-    if isinstance(value, str) and value not in get_args(Auto):
-        raise UsageError(f"{value!r} is no setting, expected a whole number or auto.")
+    """Read a setting that may be left to the program; None: it is."""
     return None if isinstance(value, str) else value
+
+
+def _number_or_auto(**values: int | str) -> None:
+    """Refuse other words."""
+    for name, value in values.items():
+        if isinstance(value, str) and value not in get_args(Auto):
+            raise UsageError(f'{name} is "{value}", expected a whole number or auto.')
 
 
 def _must_be_text(*texts: str | None) -> None:

@@ -127,7 +127,7 @@ def test_a_mistake_is_answered_with_one_sentence_that_helps(words, helps, capsys
         (WHOLE_JOB + "max_token = 5", "unknown key `max_token`; did you mean max_tokens"),
         (WHOLE_JOB + "max-tokens = 5", "unknown key `max-tokens`; did you mean max_tokens"),
         (WHOLE_JOB + "[options]\nslots = 5", "unknown key `options`"),
-        (WHOLE_JOB + 'slots = "5"', 'slots is "5", expected a whole number'),
+        (WHOLE_JOB + 'slots = "5"', 'slots is "5", expected a whole number or auto'),
         (WHOLE_JOB + 'sampling = "couple"', "did you mean coupled"),
         (WHOLE_JOB + "max_tokens = 0", "max_tokens is 0, expected 1 or more"),
         (WHOLE_JOB + 'stop = "END"', "expected a list of strings"),

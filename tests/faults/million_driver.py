@@ -24,9 +24,10 @@ BAD = [b"nope", b'{"prompt":NaN}', b'{"prompt":"\xff"}', b"[]", b'{"text":"x"}']
 class NullEngine:
     """Answers with the prompt's first tokens; failures pass."""
 
-    def generate(self, stream):
+    def generate(self, stream, may_begin):
         for each in stream:
-            yield each if isinstance(each, Failure) else null_answer(each)
+            if isinstance(each, Failure) or may_begin(each.item):
+                yield each if isinstance(each, Failure) else null_answer(each)
 
 
 def null_answer(request):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from fakes import FakeEngine, fake_opener
+from fakes import FakeEngine, begun, fake_opener
 from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.errors import Resumable
@@ -24,8 +24,8 @@ class Fragile(FakeEngine):
         self.poisoned, self.error = set(poisoned), error
         self.together = []  # by batch: the items in flight
 
-    def generate(self, stream):
-        pending = iter(stream)
+    def generate(self, stream, may_begin):
+        pending = begun(stream, may_begin)
         while admitted := list(islice(pending, self.slots)):
             ids = [r.item.custom_id for r in admitted if isinstance(r, Request)]
             self.together += [ids] if ids else []
@@ -106,9 +106,9 @@ def test_a_crash_after_a_finished_item_slows_nothing_down(folder):
 class Interrupted(Fragile):
     """Is stopped with Ctrl-C in the middle of its first items."""
 
-    def generate(self, stream):
+    def generate(self, stream, may_begin):
         yield from ()
-        next(iter(stream))
+        next(begun(stream, may_begin))
         raise KeyboardInterrupt
 
 
@@ -166,8 +166,8 @@ def test_attempts_with_a_torn_tail_teach_what_is_whole(folder, tail):
 
 def test_what_is_admitted_is_on_the_disk_before_it_is_generated(folder):
     class Looks(FakeEngine):
-        def generate(self, stream):
-            for request in stream:
+        def generate(self, stream, may_begin):
+            for request in begun(stream, may_begin):
                 [*_, last] = (folder / "out.jsonl.run/attempts.jsonl").read_bytes().splitlines()
                 assert json.loads(last)["admitted"]["custom_id"] == request.item.custom_id
                 yield from super().generate([request])
@@ -196,7 +196,7 @@ def test_out_of_memory_says_what_is_safe_and_ends_with_75(folder):
 
 def test_another_error_of_the_engine_is_no_lack_of_memory(folder):
     class Buggy(FakeEngine):
-        def generate(self, stream):
+        def generate(self, stream, may_begin):
             raise RuntimeError("shapes do not match")
             yield
 
@@ -208,8 +208,8 @@ def test_another_error_of_the_engine_is_no_lack_of_memory(folder):
 class Unwritable(FakeEngine):
     """One of its answers cannot be written as JSON."""
 
-    def generate(self, stream):
-        for outcome in super().generate(stream):
+    def generate(self, stream, may_begin):
+        for outcome in super().generate(stream, may_begin):
             sick = outcome.item.custom_id == "id-b" and isinstance(outcome, Completion)
             yield replace(outcome, text="\ud800") if sick else outcome
 

@@ -90,7 +90,7 @@ def test_progress_counts_every_row_once(folder):
         (
             {"sampling": "rejection"},
             {"sampling": "rejection", "draft_length": 2},
-            "draft_length is null there and 2 here",
+            'draft_length is "auto" there and 2 here',
         ),
         (
             {"sampling": "rejection"},
@@ -391,13 +391,13 @@ def test_an_input_that_shrinks_before_it_is_read_is_no_lost_item(folder):
 
 
 class Forgets(FakeEngine):
-    def generate(self, stream):
-        yield from list(super().generate(stream))[1:]
+    def generate(self, stream, may_begin):
+        yield from list(super().generate(stream, may_begin))[1:]
 
 
 class Repeats(FakeEngine):
-    def generate(self, stream):
-        outcomes = list(super().generate(stream))
+    def generate(self, stream, may_begin):
+        outcomes = list(super().generate(stream, may_begin))
         yield from [*outcomes, outcomes[0]]
 
 
@@ -442,6 +442,7 @@ def test_the_manifest_says_what_ran(folder):
         "context_length",
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
+        *("mode", "numerics"),
         *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     }
     assert {"python", "mlx", "mlx-lm", "dspark-batch"} <= manifest["versions"].keys()
