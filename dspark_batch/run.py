@@ -101,8 +101,6 @@ def open_pair(
     spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
 ) -> Opened:
     """Load target and drafter; a number type that an earlier start measured is kept."""
-    from dspark_batch.engine.engine import Engine
-    from dspark_batch.engine.setup import set_up
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
@@ -123,7 +121,16 @@ def open_pair(
     )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    thinking = settle_thinking(pair.tokenizer, *names)
+    return open_with(pair, spec, manifest)
+
+
+def open_with(pair: "Pair", spec: Spec, manifest: Manifest) -> Opened:
+    """Open the engine half over a loaded pair, the way that suits this machine."""
+    from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.setup import set_up
+    from dspark_batch.models.thinking import settle_thinking
+
+    thinking = settle_thinking(pair.tokenizer, spec.thinking, spec.family, spec.target)
     setup = set_up(
         pair,
         slots=number_or_none(spec.slots),

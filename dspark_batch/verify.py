@@ -121,10 +121,11 @@ def _ignore(tick: Tick) -> None:
     """Watch nothing."""
 
 
-def verify(
+def verify(  # noqa: PLR0913  each is an option of the command
     out: str,
     *,
     sample: int | None = None,
+    slots: int | None = None,
     against: Against = "engine",
     strict: bool = False,
     observe: Observe = _ignore,
@@ -137,6 +138,7 @@ def verify(
     Args:
         out: the output of the run, or its run directory.
         sample: how many answers to decode again, drawn by what their items are; None: all.
+        slots: answers that are decoded together; None: as many as the run had.
         against: our engine without a drafter, or mlx-lm's own generation.
         strict: with mlx-lm, near-ties fail as well.
         observe: called before models are loaded and after every replayed answer.
@@ -158,7 +160,9 @@ def verify(
     audit = Audit(out=str(run_dir.out), against=against, strict=strict)
     with run_dir.lock():
         if audit.see("manifest", 1, _manifest_problems(run_dir, manifest)):
-            _Verification(look(audit.out), audit, sample, observe, open_engine).run()
+            job = look(audit.out)
+            job = job._replace(spec=replace(job.spec, slots=slots or job.spec.slots))
+            _Verification(job, audit, sample, observe, open_engine).run()
         run_dir.write_audit(audit.to_json())
     return audit
 

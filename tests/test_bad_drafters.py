@@ -1,17 +1,15 @@
 """Whatever a drafter proposes, the output of a run is the baseline's, byte for byte."""
 
 import json
-from functools import partial
 
 import mlx.core as mx
 import pytest
 from small_jobs import rows_in, write_lines
 
-from dspark_batch.engine.engine import Engine
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.dspark import Draft
 from dspark_batch.models.load import load_pair
-from dspark_batch.run import Opened, open_baseline, run
+from dspark_batch.run import open_with, run
 
 PROMPTS = ['Spell "cat" backwards.', "Write 62 in words.", "Convert 4 euros to cents."]
 SETTINGS = {"greedy": {}, "sampled": {"temperature": 0.7, "seed": 4}}
@@ -75,13 +73,7 @@ def job(request, pair, tmp_path_factory):
     def job(drafter=None, **options):
         def open_engine(spec, manifest):
             used = pair if drafter is None else pair._replace(drafter=drafter)
-            return Opened(
-                Engine(used, slots=spec.slots, draft_length=spec.draft_length),
-                pair.tokenizer.render,
-                pair.config.context_length,
-                pair.config.identity,
-                baseline=partial(open_baseline, used, spec.slots),
-            )
+            return open_with(used, spec, manifest)
 
         out = folder / "out.jsonl"
         options = {"max_tokens": 20, "overwrite": True} | SETTINGS[request.param] | options

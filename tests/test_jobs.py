@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from small_jobs import rows_in
 
-from dspark_batch.engine.engine import Engine
 from dspark_batch.job.job_file import read_job
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.load import load_pair
-from dspark_batch.run import Opened, open_baseline, run
+from dspark_batch.run import open_with, run
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 
@@ -20,13 +19,7 @@ JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 def open_engine():
     pair = load_pair("tiny", dtype="float32")
 
-    def open_engine(spec, manifest):
-        engine = Engine(pair, slots=spec.slots)
-        config = pair.config
-        render, baseline = pair.tokenizer.render, partial(open_baseline, pair, spec.slots)
-        return Opened(engine, render, config.context_length, config.identity, baseline=baseline)
-
-    return open_engine
+    return partial(open_with, pair)
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

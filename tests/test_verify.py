@@ -11,7 +11,6 @@ import pytest
 from small_jobs import rows_in, write_lines
 
 from dspark_batch.cli.main import main
-from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import EqualityError, OutputInUse, UsageError
 from dspark_batch.job.finish import write_output
 from dspark_batch.job.journal import Journal, scan
@@ -21,7 +20,7 @@ from dspark_batch.job.report import Report
 from dspark_batch.job.run_dir import RunDir
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.load import load_pair
-from dspark_batch.run import Opened, open_baseline, run
+from dspark_batch.run import open_with, run
 from dspark_batch.verify import verify
 
 SPELL, WRITE = 'Spell "cat" backwards.', "Write 62 in words."
@@ -48,13 +47,9 @@ def opener(pair):
 
     def opener(baseline=None, **identity):
         def open_engine(spec, manifest):
-            return Opened(
-                Engine(pair, slots=spec.slots, sampling=spec.sampling),
-                pair.tokenizer.render,
-                pair.config.context_length,
-                pair.config.identity | identity,
-                baseline=baseline or partial(open_baseline, pair, spec.slots),
-            )
+            opened = open_with(pair, spec, manifest)
+            known = opened.identity | identity
+            return opened._replace(identity=known, baseline=baseline or opened.baseline)
 
         return open_engine
 
@@ -173,6 +168,18 @@ def test_every_form_of_output_can_be_verified(out, options, tmp_path, monkeypatc
     found = audit(out, sample=2)
     assert [finding.says for finding in found.findings] == []
     assert (found.exit_code, found.replayed) == (0, min(2, found.answers))
+
+
+def test_more_answers_can_be_decoded_together_than_the_run_had(folder, opener, audit):
+    seen = []
+
+    def open_engine(spec, manifest):
+        seen.append(spec.slots)
+        return opener()(spec, manifest)
+
+    assert audit(opened=open_engine, slots=5).exit_code == 0
+    assert audit(opened=open_engine).exit_code == 0
+    assert seen == [5, 3]
 
 
 def test_the_run_directory_names_its_output(folder, audit):
@@ -673,5 +680,24 @@ def test_the_command_proves_a_run_and_finds_its_damage(folder, capsys):
     assert (told["verdict"], told["wrong"]) == ("damaged", {"output": 1})
     assert main(["verify", "out.jsonl", "--sample", "0", "-q"]) == 3
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "out.jsonl is NOT what its job gave: 1 findings."
+    assert shown[0] == "out.jsonl is NOT what its job gave: 1 finding."
     assert shown[-1] == "output: out.jsonl: row 3 is missing: custom_id talk"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("prompts.jsonl", {}),
+        ("prompts.parquet", {"temperature": 0.8}),
+        ("mixed.jsonl", {}),
+        ("orders.jsonl", {"prompt_column": "text"}),
+        ("people.parquet", {"prompt_column": "note"}),
+        ("turns.jsonl", {}),
+    ],
+)
+def test_the_outputs_of_the_sample_inputs_verify(name, options, tmp_path, opener):
+    out, source = str(tmp_path / "out.jsonl"), Path(__file__).parents[1] / "sample_inputs" / name
+    run(Spec(inputs=(str(source),), out=out, slots=4, **options), open_engine=opener())
+    found = verify(out, open_engine=opener())
+    assert (found.exit_code, found.verdict, found.replayed) == (0, "equal", found.answers)

@@ -32,6 +32,12 @@ _WHAT = {
     help="Decode only N answers again, always the same.  [default: all]",
 )
 @click.option(
+    "--slots",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Answers that decode together.  [default: as in the run]",
+)
+@click.option(
     "--against",
     type=click.Choice(["engine", "mlx-lm"]),
     default="engine",
@@ -41,9 +47,7 @@ _WHAT = {
 @click.option("--strict", is_flag=True, help="With mlx-lm, near-ties fail as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print what audit.json holds.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def verify_command(
-    out: str, *, sample: int | None, against: str, strict: bool, as_json: bool, quiet: bool
-) -> int:
+def verify_command(out: str, *, as_json: bool, quiet: bool, **choices: object) -> int:
     """Prove that OUT is what its job had to give, finished or not.
 
     Recomputes digests, counts, order, texts, limits and statistics, decodes answers again without
@@ -54,7 +58,7 @@ def verify_command(
     from dspark_batch.verify import verify
 
     with watch(quiet=quiet) as show:
-        audit = verify(out, sample=sample, against=against, strict=strict, observe=show)
+        audit = verify(out, observe=show, **choices)
     if as_json:
         import json
 
@@ -72,7 +76,7 @@ def _lines(audit: "Audit") -> Iterator[str]:
     ]
     yield table(("what", "looked at", "wrong"), cells)
     for why, number in audit.left_out.items():
-        yield f"\n{count(number)} answers were not decoded again: {why}."
+        yield f"\n{_many(number, 'answer')} not decoded again: {why}."
     if audit.findings or audit.differences:
         yield ""
     for finding in audit.findings[:_MOST_SHOWN]:
@@ -90,7 +94,7 @@ def _found(audit: "Audit", step: str) -> str:
         return count(audit.wrong[step])
     defects = sum(each.verdict == "defect" for each in audit.differences)
     ties = len(audit.differences) - defects
-    return f"{count(defects)} defects, {count(ties)} near-ties" if ties else count(defects)
+    return f"{_many(defects, 'defect')}, {_many(ties, 'near-tie')}" if ties else count(defects)
 
 
 def _headline(audit: "Audit") -> str:
@@ -99,11 +103,15 @@ def _headline(audit: "Audit") -> str:
     by = "plainly" if audit.against == "engine" else "by mlx-lm"
     took = f" in {duration(audit.seconds)}" if audit.seconds else ""
     if audit.verdict == "damaged":
-        return f"{audit.out} is NOT what its job gave: {count(audit.wrong.total())} findings."
+        return f"{audit.out} is NOT what its job gave: {_many(audit.wrong.total(), 'finding')}."
     if audit.verdict == "different":
-        number = len(audit.failing)
-        return f"{audit.out} has {count(number)} answers that decoding {by} does not give."
+        answers = _many(len(audit.failing), "answer")
+        return f"{audit.out} has {answers} that decoding {by} does not give."
     if not audit.replayed:
         return f"{audit.out} agrees with itself; no answer was decoded again."
-    result = f"{count(len(audit.differences))} near-ties" if audit.differences else "all equal"
+    result = _many(len(audit.differences), "near-tie") if audit.differences else "all equal"
     return f"{audit.out} is what its job gave: {replayed} {by}{took}, {result}."
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")

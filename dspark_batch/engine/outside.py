@@ -77,4 +77,5 @@ def _taken(pair: Pair, sequences: dict[int, Sequence], uid: int, token: int) -> 
     if sequence.finish_reason is None:
         return None
     del sequences[uid]
-    return sequence.completion(pair.tokenizer.decode(sequence.spoken_ids()))
+    spoken = pair.tokenizer.decode(sequence.spoken_ids()) if pair.tokenizer else ""
+    return sequence.completion(spoken)

@@ -1,12 +1,14 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.machine import Machine, kept
 from dspark_batch.engine.probe import default_limits, numerics, probe, time_drafter
 from dspark_batch.engine.scheduler import DrafterPass, Plan, StepCurve, best_plan
@@ -113,8 +115,15 @@ def _drafter_passes(pair: Pair, machine: Machine) -> list[DrafterPass]:
         return []
     rows = sorted({each.rows for each in machine.target + machine.others})
     name = _name(pair, "target", "drafter")
-    measured = kept(name, lambda: [list(p) for p in time_drafter(pair.target, drafter, rows)])
+    try:
+        measured = kept(name, lambda: guarded(partial(_timed, pair, rows)))
+    except DrafterFault:  # its items will say so
+        measured = [(n, machine.curve([], exact=False).verify_s(n, 1)) for n in rows]
     return [DrafterPass(*each) for each in measured]
+
+
+def _timed(pair: Pair, rows: Sequence[int]) -> list[list[float]]:
+    return [list(each) for each in time_drafter(pair.target, pair.drafter, rows)]
 
 
 def _name(pair: Pair, *parts: str) -> str:
