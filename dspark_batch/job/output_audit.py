@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 from typing import TypeAlias
 
 from dspark_batch.job.reader import Source, item_of, read
+from dspark_batch.job.replay import first_difference
 from dspark_batch.types import Item, Json
 
 _Digests: TypeAlias = Sequence[str]
@@ -94,8 +94,7 @@ def _first_change(there: Json, expected: Json, name: str = "") -> str:
 def _short(value: Json, other: Json) -> str:
     """Quote a value, of a long text the part around the first character that differs."""
     if isinstance(value, str) and isinstance(other, str) and len(value) > 40:
-        pairs = enumerate(zip_longest(value, other))
-        at = max(0, next((i for i, (x, y) in pairs if x != y), 0) - 10)
+        at = max(0, first_difference(value, other) - 10)
         return f"…{value[at : at + 30]!r}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

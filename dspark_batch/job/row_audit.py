@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from dspark_batch.job.mapping import Render, num_turns, to_request
 from dspark_batch.job.reader import item_of
+from dspark_batch.job.replay import first_difference
 from dspark_batch.job.rows import ROW_SCHEMA
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Failure, Item, Json, Request
@@ -197,8 +198,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 def _apart(a: str, b: str) -> str:
     """Quote two texts where they part."""
-    pairs = zip(a, b, strict=False)
-    at = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+    at = first_difference(a, b)
     begin = max(0, at - 10)
     return f"{a[begin : at + 20]!r} and not {b[begin : at + 20]!r}, at character {at}"
 
