@@ -14,7 +14,6 @@ from dspark_batch.engine.probe import default_limits, numerics, probe, time_draf
 from dspark_batch.engine.scheduler import DrafterPass, Plan, StepCurve, best_plan
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.load import Pair
 from dspark_batch.types import Json
 
@@ -111,7 +110,7 @@ def _machine(pair: Pair, begun: Mapping[str, Json] | None) -> Machine:
 
 def _drafter_passes(pair: Pair, machine: Machine) -> list[DrafterPass]:
     drafter = pair.drafter
-    if not isinstance(drafter, DSparkDrafter):
+    if drafter.block_size == 0:
         return []
     rows = sorted({each.rows for each in machine.target + machine.others})
     name = _name(pair, "target", "drafter")
