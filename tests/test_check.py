@@ -1,5 +1,7 @@
 """`check` says before the night what `run` would say in the morning, and writes nothing."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -200,3 +202,12 @@ def test_the_command_says_it_in_words(tmp_path, capsys):
     assert "not measured yet: run it with --limit 20, then check again" in said
     assert "in.jsonl:1 as the model sees it" in said
     assert "user\nAdd 1 and 2." in said
+
+
+def test_nothing_else_talks_about_a_prompt_that_is_too_long(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("x " * 3000))
+    program = "import sys; from dspark_batch.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    words = ["check", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "1 prompt_too_long" in done.stdout

@@ -8,6 +8,8 @@ from mlx_lm.utils import load_tokenizer
 
 from dspark_batch.errors import ModelError
 
+_NO_LIMIT = 1 << 60
+
 
 class Tokenizer:
     """The target's tokenizer and chat template.
@@ -75,7 +77,8 @@ def read_tokenizer(
         ModelError: there is none, or it cannot be read.
     """
     try:
-        settings = {"trust_remote_code": trust_remote_code}
+        # Without a limit of its own it says nothing about long prompts; they are measured later.
+        settings = {"trust_remote_code": trust_remote_code, "model_max_length": _NO_LIMIT}
         return Tokenizer(load_tokenizer(path, settings, eos_token_ids=eos_token_ids))
     except (OSError, ValueError) as error:
         raise ModelError(
