@@ -10,7 +10,9 @@ from dspark_batch.numerics.masks import ragged_causal
 # Runs of positions, one behind the other: keys, values of each layer in turn, [KV, T, D].
 Parts: TypeAlias = Sequence[Sequence[mx.array]]
 
-_STEP = 256  # positions; buffers grow by whole steps, so few shapes exist
+# Positions; buffers grow by whole steps. A GPU compiles for each capacity; on a CPU every visible
+# position costs an exponential, the slowest thing there is.
+_STEP = 64 if mx.default_device() == mx.Device(mx.cpu) else 256
 
 
 class _Extent:

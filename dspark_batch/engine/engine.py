@@ -8,7 +8,6 @@ While the device runs a round, the host decodes and hands over the answers that 
 before, and reads, renders and tokenises the next prompts.
 """
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from itertools import takewhile
@@ -47,6 +46,7 @@ MayBegin: TypeAlias = Callable[[Item], bool]
 
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
+_PROMPT_TOKENS = 2048  # of prompts that may hold up a round
 _LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
 
 
@@ -189,11 +189,15 @@ class Engine:
 
     def _admit(self, may_begin: MayBegin) -> bool:
         """Bring the next requests into free slots; return whether more may begin."""
-        goes_on = self._filling is not None or self._begin_wave(may_begin)
-        if self._filling is not None:
+        num_tokens, goes_on = 0, True
+        while goes_on and num_tokens < _PROMPT_TOKENS:
+            goes_on = self._filling is not None or self._begin_wave(may_begin)
+            if self._filling is None:
+                break
+            num_tokens += sum(len(sequence.request.prompt_ids) for sequence in self._wave)
             self._clock.add_prompts()
             try:
-                next(self._filling)  # one pass; rounds go on behind it
+                next(self._filling)  # one pass; if there are more, rounds go on behind it
             except StopIteration as through:
                 self._enter(through.value)
         self._slots.shrink()
@@ -264,15 +268,14 @@ class Engine:
         slots.keep(accepted, bonus)
         confidence = draft.confidence if self._log_confidence else drafts[:, :0]
         launched = _Round(first, drafts, verify_len, accepted, bonus, finite, confidence, sane)
-        mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
         self._clock.launch(len(slots.active))
+        mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
         return launched
 
     def _wait(self, launched: _Round) -> _Step:
         """Wait for a round."""
-        since = time.perf_counter()
         mx.eval(*launched)
-        self._clock.wait(since)
+        self._clock.end()
         return _Step(*(array.tolist() for array in launched))
 
     def _commit(self, step: _Step) -> None:

@@ -94,9 +94,8 @@ class _Passes:
         self._done = [prefix.length for prefix in found]
         self.fallback: str | None = None
         self.logits: list[mx.array | None] = [None] * len(prompts)
-        rows, width = shapes.prefill_pass(len(prompts), self.left)
-        # A row that is through still gets its padding written.
-        room = max(max(map(len, prompts)) + width, shapes.least_capacity)
+        rows, _ = shapes.prefill_pass(len(prompts), self.left)
+        room = max(self._room(), shapes.least_capacity)
         spare = [_NOTHING] * (rows - len(prompts))
         target, drafter = pair.target.num_caches, pair.drafter.num_layers
         self.cache = _begun(RaggedCache(target, rows), room, [*found, *spare], 0)
@@ -106,6 +105,15 @@ class _Passes:
     def left(self) -> int:
         """Tokens of the prompt that has the most left."""
         return max(len(ids) - n for ids, n in zip(self._prompts, self._done, strict=True))
+
+    def _room(self) -> int:
+        """Count the positions that the passes write; a row that is through gets padding, too."""
+        done, room = self._done, 0
+        while (left := max(map(int.__sub__, map(len, self._prompts), done))) > 0:
+            _, width = self._shapes.prefill_pass(len(self._prompts), left)
+            room = max(room, max(done) + width)
+            done = [min(n + width, len(ids)) for n, ids in zip(done, self._prompts, strict=True)]
+        return room
 
     def run(self) -> None:
         """Run one pass over all rows."""

@@ -26,11 +26,13 @@ _CONTENTS = 4  # rows that are compared, if there are so many
 _LEAST_S = 0.06  # in the passes of one shape, if not
 _MOST = 12  # passes
 _TIMES = 4  # that a drafter is timed, the warm-up included
-_GAIN = 1.1  # of tokens per second, for which twice the slots are worth a try
+_LONG_S = 0.4  # a pass that takes longer has enough slots
+_TIMINGS = 3  # of each pass of the class; a busy moment of the machine must not decide
 
 _PRIOR = tuple(0.8**k for k in range(1, _BLOCK))  # survival, for any drafter
 _DRAFTER_SHARE = 0.2  # of a target pass, for any drafter
-_SAME_SPEED = 0.95  # of the best: fast enough for what is simpler, or larger
+_FAST = 0.7  # of the best plan's speed: enough for a class with more passes
+_SAME_SPEED = 0.95  # of the masked kernel's time: folding is worth it, or as good
 
 
 class Limits(NamedTuple):
@@ -49,8 +51,8 @@ class Limits(NamedTuple):
 def default_limits() -> Limits:
     """Say what is worth trying here: a CPU gains little by many slots, a GPU much."""
     if mx.default_device() == mx.Device(mx.cpu):
-        rows, lengths = (1, 2, 4, 8, 16, 32), (16, 24, 32, 48, 64)
-        return Limits(rows, (1, 2, 4, 8), (1,), lengths, (256, 512, 1024))
+        rows, lengths = (1, 2, 4, 8, 16, 32), (16, 24, 32, 40, 48, 56, 64)
+        return Limits(rows, (1, 2, 4, 8), (1, 2, 4), lengths, (64, 128, 256, 512))
     return Limits(
         rows=(1, 2, 4, 8, 16, 32, 64, 128),
         widths=(1, 2, 4, 8, 16),
@@ -66,7 +68,7 @@ def probe(target: Target, limits: Limits) -> Machine:
     Two passes are alike if some rows get the same bits from both, logits as well as cached keys
     and values: wherever they lie among other rows, and whether token by token or several at once.
     The class is the likeness that can verify whole blocks and allows the fastest plan, or nearly
-    so with more shapes. It depends on the target only, so that no drafter changes an answer.
+    so with more passes. It depends on the target only, so that no drafter changes an answer.
 
     Source:
         DESIGN.md, section 4.
@@ -79,6 +81,8 @@ def probe(target: Target, limits: Limits) -> Machine:
     ]
     chosen = _best(_alike(found))
     others = [each for each in found if each not in chosen]
+    again = [[bench.round(e.shape, capacity, folds=folds) for e in chosen] for _ in range(_TIMINGS)]
+    seconds = [min(e.seconds for e in times) for times in zip(chosen, *again, strict=True)]
     return Machine(
         Shapes(
             steps=tuple(each.shape for each in chosen),
@@ -87,7 +91,7 @@ def probe(target: Target, limits: Limits) -> Machine:
             folds=folds,
         ),
         chosen[0].bits[0],
-        tuple(each.timed for each in chosen),
+        tuple(TargetPass(*e.shape, s) for e, s in zip(chosen, seconds, strict=True)),
         tuple(each.timed for each in others),
         max((_distance(chosen[0], each) for each in others), default=0.0),
     )
@@ -170,7 +174,8 @@ class _Bench:
     ) -> tuple[mx.array, list[float]]:
         """Run passes of a width; return their logits [R, T, V], and each pass's seconds."""
         logits, seconds = [], []
-        while len(seconds) < max(least, 2) or (sum(seconds) < least_s and len(seconds) < _MOST):
+        most = min(_MOST, (cache.capacity - _PROMPT) // width)
+        while len(seconds) < max(least, 2) or (sum(seconds) < least_s and len(seconds) < most):
             start = len(seconds) * width
             tokens = mx.array([self._ids(1 + c, start, width) for c in contents])
             began = time.perf_counter()
@@ -214,16 +219,14 @@ def _digest(*arrays: mx.array) -> str:
 def _grown(
     bench: _Bench, width: int, limits: Limits, capacity: int, folds: bool
 ) -> Iterator[_Found]:
-    """Measure a width over more and more slots, as long as they bring more tokens per second."""
-    best = 0.0
+    """Measure a width over more and more slots, until a pass takes long."""
     for rows in limits.rows:
         if limits.most_positions is not None and rows * capacity > limits.most_positions:
             return
         found = bench.round((rows, width), capacity, folds=folds)
         yield found
-        if rows / found.seconds < _GAIN * best:
+        if found.seconds > _LONG_S:
             return
-        best = rows / found.seconds
 
 
 def _alike(found: Sequence[_Found]) -> list[list[_Found]]:
@@ -242,7 +245,7 @@ def _best(groups: Sequence[list[_Found]]) -> list[_Found]:
     """Choose the largest of the groups that verify whole blocks almost as fast as any."""
     groups = [g for g in groups if any(each.shape[1] >= _BLOCK for each in g)]
     rates = [_rate(group) for group in groups]
-    fast = [g for g, rate in zip(groups, rates, strict=True) if rate >= _SAME_SPEED * max(rates)]
+    fast = [g for g, rate in zip(groups, rates, strict=True) if rate >= _FAST * max(rates)]
     return max(fast, key=len)
 
 
@@ -263,7 +266,7 @@ def _distance(one: _Found, other: _Found) -> float:
 
 def _is_faster_folded(bench: _Bench, limits: Limits) -> bool:
     shape = (limits.rows[len(limits.rows) // 2], _BLOCK)
-    room = limits.capacities[1]
+    room = limits.capacities[-1]
     stock, folded = (bench.round(shape, room, folds=folds).seconds for folds in (False, True))
     # Where both are as fast, folding: on CPUs it leaves more passes alike.
     return _SAME_SPEED * folded < stock
