@@ -1,6 +1,7 @@
 """What a step of a real size costs on this device, by the way it is run; an experiment.
 
-    python -m benchmarks.steps [--parts target drafter checks bits prefill matmuls] [--toy]
+    python -m benchmarks.steps [--parts rates target drafter checks bits prefill prefill_bits
+                                        attention matmuls writes] [--toy]
                                [--shapes 64x8 64x1] [--capacities 512 1024] [--repeats 10]
 
 Prints every reading to stderr as soon as it is there, and one JSON line at the end. `ms` is the
@@ -651,17 +652,87 @@ def _time_matrices(bench, model, tokens, name, used, hidden):
     ]
     flat = hidden.reshape(-1, hidden.shape[-1])
 
-    def times(matrices, inputs):
-        return lambda: [inputs @ matrix.T for layer in matrices for matrix in layer]
-
-    bench.read("matmuls", tokens=tokens, matrices=name, **bench.time(times(by_layer, hidden)))
-    reading = bench.time(times(by_layer, flat))
-    bench.read("matmuls", tokens=tokens, matrices=f"{name}, flat", **reading)
+    ways = [(name, by_layer, hidden), (f"{name}, flat", by_layer, flat)]
     if len(used) > 1:
         joined = [[mx.concatenate(layer, axis=0)] for layer in by_layer]
         mx.eval(joined)
-        reading = bench.time(times(joined, flat))
-        bench.read("matmuls", tokens=tokens, matrices=f"{name}, flat and joined", **reading)
+        ways.append((f"{name}, flat and joined", joined, flat))
+    for way, matrices, inputs in ways:
+        measure = partial(bench.time, partial(_one_after_the_other, matrices, inputs))
+        bench.attempt("matmuls", measure, tokens=tokens, matrices=way)
+
+
+def _one_after_the_other(by_layer, inputs):
+    """Multiply layer by layer; each waits for the one before, as in a model."""
+    products = []
+    for layer in by_layer:
+        products += [inputs @ matrix.T for matrix in layer]
+        inputs = inputs + products[-1][..., :1] * 1e-30
+    return products
+
+
+def part_writes(bench):
+    """Time the writes of a step's keys and values into all buffers, by operation and layout."""
+    size, capacity = bench.size, max(bench.options.capacities)
+    for shape in bench.options.shapes:
+        slots, width = map(int, shape.split("x"))
+        lengths = _lengths(slots, capacity // 2, capacity // 8)
+        by_head = _normal(bench, (slots, size.kv_heads, width, size.head_dim))
+        by_place = by_head.swapaxes(1, 2)
+        for name, (write, is_by_place) in WRITES.items():
+            new = by_place if is_by_place else by_head
+            dims = (capacity, size.kv_heads) if is_by_place else (size.kv_heads, capacity)
+            for mode, made in (("eager", lambda f: f), ("compiled", mx.compile)):
+                measure = partial(_time_writes, bench, made(write), (slots, *dims), lengths, new)
+                where = {"slots": slots, "width": width, "capacity": capacity}
+                bench.attempt("writes", measure, **where, write=name, way=mode)
+
+
+def _time_writes(bench, write, dims, lengths, new):
+    buffers = [
+        mx.zeros((*dims, bench.size.head_dim), bench.dtype) for _ in range(2 * bench.size.layers)
+    ]
+    mx.eval(buffers, lengths, new)
+
+    def run():
+        buffers[:] = write(lengths, new, *buffers)
+        return buffers.copy()
+
+    return _whole(bench, run)
+
+
+def _put_along(lengths, new, *buffers):
+    """Write as the engine's cache does; buffers [S, KV, C, D]."""
+    index = (lengths[:, None] + mx.arange(new.shape[2]))[:, None, :, None]
+    return [mx.put_along_axis(buffer, index, new, axis=2) for buffer in buffers]
+
+
+def _scatter_by_head(lengths, new, *buffers):
+    """Write by index arrays over slots, heads and places; buffers [S, KV, C, D]."""
+    slots, heads, width, _ = new.shape
+    places = (lengths[:, None] + mx.arange(width))[:, None]
+    which = (mx.arange(slots)[:, None, None], mx.arange(heads)[None, :, None], places)
+    return [_set_at(buffer, which, new) for buffer in buffers]
+
+
+def _scatter_by_place(lengths, new, *buffers):
+    """Write by index arrays over slots and places; buffers [S, C, KV, D]."""
+    slots, width = new.shape[:2]
+    which = (mx.arange(slots)[:, None], lengths[:, None] + mx.arange(width))
+    return [_set_at(buffer, which, new) for buffer in buffers]
+
+
+def _set_at(buffer, which, new):
+    written = buffer[:]  # another name for the same values: the caller's stays as it is
+    written[which] = new
+    return written
+
+
+WRITES = {
+    "put_along_axis": (_put_along, False),
+    "scatter by head": (_scatter_by_head, False),
+    "scatter by place": (_scatter_by_place, True),
+}
 
 
 PARTS = {
@@ -674,6 +745,7 @@ PARTS = {
     "prefill_bits": part_prefill_bits,
     "attention": part_attention,
     "matmuls": part_matmuls,
+    "writes": part_writes,
 }
 
 
