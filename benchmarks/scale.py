@@ -25,6 +25,7 @@ import json
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import mlx.core as mx
@@ -36,6 +37,9 @@ from benchmarks.random_pair import SIZES, num_parameters, random_pair
 from benchmarks.rates import measured_rates, nominal_rates
 from benchmarks.rehearsal import PROFILES, accept_length, rehearse
 from dspark_batch.engine.engine import Engine
+from dspark_batch.engine.probe import default_limits, probe
+from dspark_batch.engine.shapes import Shapes
+from dspark_batch.models.load import suit_device
 from dspark_batch.types import Item, Request
 
 PROMPT_TOKENS = (64, 192)
@@ -52,9 +56,11 @@ class Scale:
         self.prompt_tokens = (8, 24) if options.toy else PROMPT_TOKENS
         dtype = mx.float32 if options.toy else mx.bfloat16
         self.pair, follower = random_pair(self.name, dtype)
+        self.passes = {k: _passes(self, k) for k in (0, options.draft_length)}  # before any joining
         self.follower = follower
         self.follows = np.array(follower).tolist()
         self.readings = []
+        self.machine = None  # what the probe found; None: any pass may run
         self.began = time.perf_counter()
 
     def work(self, items, tokens, seed):
@@ -173,8 +179,9 @@ def mlx_lm_batch(scale, batch_size):
 
 
 def our_engine(scale, slots, draft_length):
-    """Make the engine; the only place that does."""
-    return Engine(scale.pair, slots=slots, draft_length=draft_length)
+    """Make the engine; the only place that does. Any pass may run, as in --mode fast."""
+    shapes = scale.machine.shapes if scale.machine else Shapes(folds=True)
+    return Engine(scale.pair, slots=slots, draft_length=draft_length, shapes=shapes)
 
 
 def ours(scale, slots, draft_length):
@@ -208,23 +215,28 @@ def ours(scale, slots, draft_length):
 def floor_seconds(scale, slots, draft_length, rates):
     """Give the time below which no round of so many slots can be, in seconds."""
     rate, bandwidth = rates
-    passes = _passes(scale, slots, draft_length)
-    return sum(max(number / bandwidth, work / rate) for number, work in passes)
+    costs = scale.passes[draft_length]
+    return sum(
+        max((fixed + slots * by_slot) / bandwidth, slots * work / rate)
+        for fixed, by_slot, work in costs
+    )
 
 
-def _passes(scale, slots, draft_length):
-    """List bytes and operations of verifying, and with drafts of drafting and extending."""
+def _passes(scale, draft_length):
+    """List the costs of verifying, and with drafts of drafting and extending: bytes, bytes for each
+    slot, operations for each slot.
+    """
     size, pair, width = scale.size, scale.pair, 1 + draft_length
     itemsize = pair.target.model.lm_head.weight.itemsize
 
     def matrices(numbers, tokens):
-        return numbers * itemsize, 2 * numbers * slots * tokens
+        return numbers * itemsize, 0, 2 * numbers * tokens
 
     def attention(layers, tokens):
         context = (sum(scale.prompt_tokens) + scale.options.answer_tokens) / 2
-        cached = 2 * layers * slots * context * size.kv_heads * size.head_dim
-        work = 4 * layers * slots * tokens * context * size.heads * size.head_dim
-        return cached * itemsize, work
+        cached = 2 * layers * context * size.kv_heads * size.head_dim
+        work = 4 * layers * tokens * context * size.heads * size.head_dim
+        return 0, cached * itemsize, work
 
     verifying = [
         matrices(num_parameters(pair.target.model, "embed_tokens"), width),
@@ -310,16 +322,30 @@ def _share(scale):
 def run_all(scale):
     """Run every contestant that the options name, size by size."""
     options = scale.options
-    for size in dict.fromkeys([*options.slots, *options.batch_sizes]):
-        if size in options.batch_sizes:
-            scale.measure("mlx_lm_batch", size, partial(mlx_lm_batch, scale, size))
-        if size in options.slots:
-            scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
-            for name in options.profiles:
-                _measure_speculation(scale, size, name)
+    for size in options.batch_sizes:  # first, on the model as mlx-lm makes it
+        scale.measure("mlx_lm_batch", size, partial(mlx_lm_batch, scale, size))
+    suit_device(scale.pair.target.model, scale.pair.drafter)
+    for size in options.slots:
+        scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
+        for name in options.profiles:
+            _measure_speculation(scale, size, name)
+    if options.exact_slots:
+        _measure_exact(scale, options.exact_slots)
 
 
-def _measure_speculation(scale, slots, name):
+def _measure_exact(scale, slots):
+    """Measure again within the shape class of this device, which is kept in a file."""
+    began = time.perf_counter()
+    scale.machine = probe(scale.pair.target, default_limits())
+    shapes = scale.machine.shapes.to_json()
+    print(json.dumps({"probe_s": time.perf_counter() - began, **shapes}), file=sys.stderr)
+    if scale.options.machine_file:
+        Path(scale.options.machine_file).write_text(json.dumps(scale.machine.to_json()))
+    scale.measure("baseline, exact", slots, partial(ours, scale, slots, 0), draft_length=0)
+    _measure_speculation(scale, slots, scale.options.profiles[0], "speculation, exact")
+
+
+def _measure_speculation(scale, slots, name, contestant="speculation"):
     draft_length, profile = scale.options.draft_length, PROFILES[name]
     rehearse(scale.pair.drafter, scale.follower, profile)
     labels = {
@@ -327,7 +353,7 @@ def _measure_speculation(scale, slots, name):
         "draft_length": draft_length,
         "simulated_accept_length": round(accept_length(profile[:draft_length]), 3),
     }
-    scale.measure("speculation", slots, partial(ours, scale, slots, draft_length), **labels)
+    scale.measure(contestant, slots, partial(ours, scale, slots, draft_length), **labels)
 
 
 def main():
@@ -340,6 +366,8 @@ def main():
     parser.add_argument("--items-per-slot", type=int, default=3)
     parser.add_argument("--draft-length", type=int, default=7)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
+    parser.add_argument("--exact-slots", type=int, help="measure in the shape class, too")
+    parser.add_argument("--machine-file", help="where to write what the probe found")
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
     options = parser.parse_args()
     if options.toy:
