@@ -1,0 +1,78 @@
+"""Prompts in one pass, in pieces, and behind what is stored: always the same logits and caches."""
+
+import mlx.core as mx
+import pytest
+from golden_cases import load_case
+
+from dspark_batch.engine.prefill import prefill, prefill_alone
+from dspark_batch.engine.prefix_cache import PrefixCache, chunks_of
+from dspark_batch.engine.shapes import Shapes
+
+SHAPES = Shapes(steps=((8, 8),), prefill=((1, 8), (1, 16), (4, 8), (4, 16)), least_capacity=32)
+
+
+@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla"])
+def pair(request):
+    return load_case(request.param).pair
+
+
+def prompts(count=4, shared=20):
+    case = load_case("qwen3_vanilla")
+    ids = [t for run in ("greedy0", "greedy1") for t in case[f"{run}.output_ids"].tolist()]
+    return [tuple(ids[:shared] + ids[10 + 3 * n : 15 + 7 * n]) for n in range(count)]
+
+
+def finish(passes):
+    count = 0
+    while True:
+        try:
+            next(passes)
+            count += 1
+        except StopIteration as through:
+            return through.value, count + 1
+
+
+def together(pair, asked, cache):
+    for ids in asked:
+        cache.expect(chunks_of(ids))
+    return finish(prefill(pair, SHAPES, asked, cache))
+
+
+def assert_same(filled, pair, asked):
+    for row, ids in enumerate(asked):
+        alone = prefill_alone(pair, SHAPES, ids)
+        assert mx.allclose(filled.logits[row], alone.logits[0], atol=1e-4)
+        for mine, other in ((filled.cache, alone.cache), (filled.context, alone.context)):
+            assert mine.lengths[row].item() == len(ids)
+            for a, b in zip(mine.row(row, 0, len(ids)), other.row(0, 0, len(ids)), strict=True):
+                assert mx.allclose(a, b, atol=1e-4)
+
+
+def test_several_prompts_are_as_each_alone(pair):
+    asked = prompts()
+    filled, _ = together(pair, asked, PrefixCache(0))
+    assert filled.cached == [0, 0, 0, 0]
+    assert_same(filled, pair, asked)
+
+
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(pair):
+    cache, asked = PrefixCache(1000), prompts()
+    filled, _ = together(pair, asked, cache)
+    assert filled.cached == [16, 16, 16, 16]
+    assert_same(filled, pair, asked)
+    again, _ = together(pair, asked, cache)  # now all of each prompt has been seen before
+    assert all(n >= 16 for n in again.cached)
+    assert max(again.cached) > 16
+    assert_same(again, pair, asked)
+
+
+def test_the_logits_are_those_of_the_model_itself(pair):
+    (ids, *_) = prompts()
+    plain = pair.target.model(mx.array([ids]))[0, -1]
+    assert mx.allclose(prefill_alone(pair, SHAPES, ids).logits[0], plain, atol=1e-4)
+
+
+def test_rounds_can_go_on_between_passes():
+    pair = load_case("qwen3_vanilla").pair
+    _, passes = together(pair, prompts(1, shared=60), PrefixCache(0))
+    assert passes == 5  # 65 tokens, 16 at a time

@@ -1,0 +1,80 @@
+"""The probe finds which passes are alike, on targets whose likeness is known."""
+
+import mlx.core as mx
+import pytest
+from golden_cases import load_case
+
+from dspark_batch.engine.probe import Limits, numerics, probe
+
+LIMITS = Limits(
+    rows=(1, 2, 4, 8), widths=(1, 2, 4, 8), prompts=(1, 2), lengths=(8, 16), capacities=(64, 128)
+)
+
+
+class Odd:
+    """A target that gives other bits in some passes; `where` says which, by slots and width."""
+
+    def __init__(self, where, in_cache=False):
+        self._whole = load_case("qwen3_vanilla").pair.target
+        self._where, self._in_cache = where, in_cache
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+    def __call__(self, tokens, caches):
+        logits, features = self._whole(tokens, caches)
+        if not self._where(*tokens.shape, caches[0]):
+            return logits, features
+        if not self._in_cache:
+            return logits + 1e-3 * mx.arange(logits.shape[-1]), features
+        caches[-1].keys = caches[-1].keys * 1.0001
+        return logits, features
+
+
+def is_small(rows, width, cache):
+    return rows * width < 8
+
+
+def test_passes_that_give_other_logits_are_not_of_the_class():
+    machine = probe(Odd(is_small), LIMITS)
+    steps = set(machine.shapes.steps)
+    assert steps <= {(r, w) for r in LIMITS.rows for w in LIMITS.widths if r * w >= 8}
+    assert any(width == 8 for _, width in steps)
+    assert machine.divergence > 1e-3
+
+
+def test_passes_that_cache_other_keys_are_not_of_the_class_although_their_logits_are_right():
+    machine = probe(Odd(lambda r, w, c: (r, w) == (2, 8), in_cache=True), LIMITS)
+    assert (2, 8) not in machine.shapes.steps
+
+
+def test_prefill_has_a_class_of_its_own():
+    machine = probe(Odd(lambda r, w, c: w == 16), LIMITS)
+    widths = {width for _, width in machine.shapes.prefill}
+    assert widths in ({8}, {16})
+
+
+def test_buffers_that_are_too_short_are_left_out():
+    def is_short(rows, width, cache):
+        return cache._extent.capacity < 128 and rows * width >= 8
+
+    assert probe(Odd(is_short), LIMITS).shapes.least_capacity == 128
+
+
+def test_a_class_can_verify_a_whole_block():
+    machine = probe(Odd(lambda r, w, c: w == 8), LIMITS)
+    assert {width for _, width in machine.shapes.steps} == {8}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_its_bits_have_a_name_that_changes_with_them(broken):
+    target = load_case("qwen3_vanilla").pair.target
+    machine = probe(target, LIMITS)
+    other = Odd(lambda r, w, c: broken)
+    assert (numerics(other, machine.shapes) == machine.numerics) is not broken
+
+
+def test_every_pass_of_the_class_has_a_time():
+    machine = probe(load_case("gemma4_vanilla").pair.target, LIMITS)
+    assert {(p.rows, p.width) for p in machine.target} == set(machine.shapes.steps)
+    assert all(p.seconds > 0 for p in machine.target + machine.others)

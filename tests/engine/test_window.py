@@ -1,0 +1,73 @@
+"""Which requests go next."""
+
+from dspark_batch.engine.prefix_cache import PrefixCache
+from dspark_batch.engine.window import Window
+from dspark_batch.types import Failure, Item, Request
+
+SYSTEM = tuple(range(1000, 1032))
+
+
+def request(index, prompt=(1, 2, 3), max_tokens=5):
+    return Request(Item(index, str(index), f"d{index}", f"t:{index}"), tuple(prompt), max_tokens)
+
+
+def window(size=8, positions=1000):
+    return Window(size, PrefixCache(positions))
+
+
+def fill(window, *pulled):
+    return list(window.fill(iter(pulled)))
+
+
+def take(window, most, fits=lambda request: True):
+    return [r.item.index for r in window.take(most, fits)]
+
+
+def test_pulls_no_more_than_it_has_room_for_and_passes_failures_on():
+    w, stream = (
+        window(3),
+        iter([request(0), Failure(request(9).item, "x", "y"), *map(request, range(1, 9))]),
+    )
+    assert [f.code for f in w.fill(stream)] == ["x"]
+    assert len(w) == 3
+    assert next(stream).item.index == 3
+
+
+def test_long_ones_go_first_among_strangers_only_behind_who_came_first():
+    w = window()
+    fill(w, request(0), request(1, range(50)), request(2, range(100, 120)))
+    assert take(w, 3) == [0, 1, 2]
+
+
+def test_those_with_the_same_beginning_go_together_from_long_to_short():
+    w = window()
+    fill(
+        w,
+        request(0, (*SYSTEM, 1)),
+        request(1, (5, 5, 5)),
+        request(2, (*SYSTEM, *range(9))),
+        request(3, (*SYSTEM, 7, 7)),
+    )
+    assert take(w, 3) == [2, 3, 0]
+    assert take(w, 3) == [1]
+
+
+def test_what_does_not_fit_lets_others_pass_until_it_loses_patience():
+    w = window(size=2)
+    large = request(0, range(90))
+    fill(w, large)
+    for index in range(1, 10):
+        fill(w, request(index))
+        assert take(w, 1, lambda r: r is not large) == [index]
+    fill(w, request(10))
+    assert take(w, 2, lambda r: r is not large) == []
+    assert take(w, 2) == [0, 10]
+
+
+def test_nobody_waits_for_ever_behind_a_group_that_keeps_coming():
+    w, taken = window(size=4), []
+    fill(w, request(0, (*SYSTEM, 0)), request(1, (*SYSTEM, 1)), request(2, (9, 9, 9)))
+    for index in range(3, 60):
+        fill(w, request(index, (*SYSTEM, index)))
+        taken += take(w, 1)
+    assert taken.index(2) < 25

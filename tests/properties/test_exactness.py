@@ -1,0 +1,38 @@
+"""The laws Losslessness and Independence, in this process's BLAS and in the other one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exactness import PAIRS, differences
+
+from dspark_batch import blas
+
+SCRIPT = Path(__file__).parent / "exactness.py"
+OTHER = {"openblas": "bundled", "bundled": "auto"}
+
+
+@pytest.mark.parametrize("seed", range(1))
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_way_through_the_engine_gives_the_bytes_of_the_baseline(name, seed):
+    assert list(differences(name, seed)) == []
+
+
+@pytest.mark.skipif(blas.ACTIVE not in OTHER, reason="this machine has no other BLAS")
+def test_so_it_does_with_the_other_blas():
+    environment = os.environ | {"DSPARK_BATCH_BLAS": OTHER[blas.ACTIVE]}
+    command = [sys.executable, str(SCRIPT), "qwen3_vanilla", "7"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    *differ, last = said.stdout.splitlines()
+    assert differ == []
+    if last == f"blas {blas.ACTIVE}":
+        pytest.skip("this machine has no other BLAS")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 21))
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_way_for_many_seeds(name, seed):
+    assert list(differences(name, seed)) == []
