@@ -97,8 +97,8 @@ def main():
     name, *seeds = sys.argv[1:]
     for seed in map(int, seeds):
         for difference in differences(name, seed):
-            print(difference)
-    print("blas", blas.ACTIVE)
+            sys.stdout.write(f"{difference}\n")
+    sys.stdout.write(f"blas {blas.ACTIVE}\n")
 
 
 if __name__ == "__main__":
