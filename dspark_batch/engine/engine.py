@@ -59,6 +59,7 @@ class _Round(NamedTuple):
     """What one round gives, by slot; the free slots' part means nothing."""
 
     first: mx.array  # [S], the anchors before the round
+    first_finite: mx.array  # [S], were they chosen from numbers?
     drafts: mx.array  # [S, K]
     verify_len: mx.array  # [S], drafts that the target verified
     accepted: mx.array  # [S]
@@ -72,6 +73,7 @@ class _Step(NamedTuple):
     """A round on the host; the fields of `_Round`."""
 
     first: list[int]
+    first_finite: list[bool]
     drafts: list[list[int]]
     verify_len: list[int]
     accepted: list[int]
@@ -142,7 +144,6 @@ class Engine:
         self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
         self._wave: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of the wave
-        self._first_finite: dict[Sequence, mx.array] = {}  # of those that just entered
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
         self._clock = Clock()
 
@@ -222,16 +223,15 @@ class Engine:
 
     def _fits(self) -> Callable[[Request], bool]:
         """Make what tells whether one more request fits beside those that it was told of."""
-        planned: list[Sequence] = []
+        limit, planned = self._most_positions, []
 
         def fits(request: Request) -> bool:
-            more = [*planned, self._sequence(request)]
-            is_alone = len(more) == 1 and not self._slots.active
-            limit = self._most_positions
-            if limit is not None and not is_alone and self._slots.positions(more) > limit:
-                return False
-            planned.append(more[-1])
-            return True
+            is_alone = not planned and not self._slots.active
+            planned.append(request)
+            if limit is None or is_alone or self._slots.positions(planned) <= limit:
+                return True
+            planned.pop()
+            return False
 
         return fits
 
@@ -241,11 +241,9 @@ class Engine:
     def _enter(self, filled: Prefilled) -> None:
         """Give slots to the wave, whose first tokens the host does not know yet."""
         first = rule_of(self._sampling, self._wave, is_first=True).first(filled.logits)
-        finite = mx.isfinite(filled.logits).all(axis=-1)
-        for row, sequence in enumerate(self._wave):
-            sequence.num_cached = filled.cached[row]
+        for sequence, num_cached in zip(self._wave, filled.cached, strict=True):
+            sequence.num_cached = num_cached
             sequence.fallback = filled.fallback
-            self._first_finite[sequence] = finite[row]
         self._slots.enter(self._wave, filled, first)
         self._wave, self._filling = [], None
 
@@ -254,7 +252,7 @@ class Engine:
         slots = self._slots
         slots.fit(self._pace.draft_length)
         rule = rule_of(self._sampling, slots.sequences)
-        first, draft = slots.anchors, self._propose(rule)
+        first, first_finite, draft = slots.anchors, slots.finite, self._propose(rule)
         sane = is_sane(draft)
         drafts, verify_len = self._choose_verified(draft, sane)
         num_drafts = drafts.shape[1]
@@ -265,9 +263,10 @@ class Engine:
         accepted, bonus = rule.verify(drafts, verify_len, logits)
         finite = mx.isfinite(logits).all(axis=-1)
         self._extend(features)
-        slots.keep(accepted, bonus)
+        slots.keep(accepted, bonus, finite)
         confidence = draft.confidence if self._log_confidence else drafts[:, :0]
-        launched = _Round(first, drafts, verify_len, accepted, bonus, finite, confidence, sane)
+        decided = (drafts, verify_len, accepted, bonus, finite, confidence, sane)
+        launched = _Round(first, first_finite, *decided)
         self._clock.launch(len(slots.active))
         mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
         return launched
@@ -307,11 +306,10 @@ class Engine:
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""
-        if sequence in self._first_finite:
-            is_finite = self._first_finite.pop(sequence).item()
+        if not sequence.token_ids:  # its first token was the anchor of this round
             sequence.begin(step.first[slot])
-            if not is_finite or sequence.finish_reason is not None:
-                return is_finite
+            if not step.first_finite[slot] or sequence.finish_reason is not None:
+                return step.first_finite[slot]
         if not step.is_sane[slot]:
             sequence.fallback = sequence.fallback or NOT_FINITE
         stay = step.drafts[slot][: step.accepted[slot]]

@@ -79,7 +79,8 @@ def _computed(
         yield
         passes.run()
     cached = [prefix.length for prefix in found]
-    return Prefilled(passes.cache, passes.context, mx.stack(passes.logits), cached, passes.fallback)
+    logits = passes.logits[: len(prompts)]
+    return Prefilled(passes.cache, passes.context, logits, cached, passes.fallback)
 
 
 class _Passes:
@@ -93,7 +94,7 @@ class _Passes:
         self._prompts = prompts
         self._done = [prefix.length for prefix in found]
         self.fallback: str | None = None
-        self.logits: list[mx.array | None] = [None] * len(prompts)
+        self.logits: mx.array | None = None  # [P, V], right for the rows that are through
         rows, _ = shapes.prefill_pass(len(prompts), self.left)
         room = max(self._room(), shapes.least_capacity)
         spare = [_NOTHING] * (rows - len(prompts))
@@ -128,14 +129,14 @@ class _Passes:
         for cache in (self.cache, self.context):
             cache.keep(mx.array(counts))
         self._note(counts, logits)
-        ready = [row for row in self.logits if row is not None]
-        mx.async_eval(ready, self.cache.arrays(), self.context.arrays())
+        self._done = [n + count for n, count in zip(self._done, counts, strict=False)]
+        mx.async_eval(self.logits, self.cache.arrays(), self.context.arrays())
 
     def _note(self, counts: Sequence[int], logits: mx.array) -> None:
-        for row, ids in enumerate(self._prompts):
-            self._done[row] += counts[row]
-            if counts[row] and self._done[row] == len(ids):
-                self.logits[row] = logits[row, counts[row] - 1]
+        """Keep the logits behind the last token of each row that this pass ran over."""
+        ran = mx.array(counts)[:, None, None]
+        last = mx.take_along_axis(logits, mx.maximum(ran - 1, 0), axis=1)[:, 0]
+        self.logits = last if self.logits is None else mx.where(ran[:, 0] > 0, last, self.logits)
 
     def _extend(self, features: mx.array | None) -> None:
         """Extend the drafter's context, and note why if that failed."""

@@ -47,11 +47,6 @@ class Sequence:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
         return len(self.request.prompt_ids) + self.position - 1
 
-    @property
-    def most_cached(self) -> int:
-        """Tokens that may be in the cache when the answer ends."""
-        return len(self.request.prompt_ids) + self.request.max_tokens
-
     def begin(self, token: int) -> None:
         """Commit the first token, which prefill gives; it may already be in the next round."""
         self._first_token_s = self._last_token_s = time.perf_counter()

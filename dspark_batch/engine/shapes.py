@@ -7,8 +7,8 @@ from dspark_batch.types import Json
 
 Shape = tuple[int, int]  # slots and width of a pass
 
-_FREE_WIDTH = 256  # of a prefill pass without a class; keeps its scores small
-_FREE_TOKENS = 2048  # of a prefill pass without a class
+# Of a prefill pass without a class: width, which keeps its scores small; tokens; prompts.
+_FREE_WIDTH, _FREE_TOKENS, _FREE_PROMPTS = 256, 2048, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Shapes:
     @property
     def most_prompts(self) -> int:
         """How many prompts one prefill pass can take."""
-        return max((slots for slots, _ in self.prefill), default=8)
+        return max((slots for slots, _ in self.prefill), default=_FREE_PROMPTS)
 
     def prefill_pass(self, prompts: int, length: int) -> Shape:
         """Choose the pass for prompts of which the longest has `length` tokens left."""

@@ -9,6 +9,7 @@ from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.load import Pair
+from dspark_batch.types import Request
 
 
 class Slots:
@@ -27,6 +28,7 @@ class Slots:
         cache: the target's.
         context: the drafter's.
         anchors: [S] int32.
+        finite: [S] bool, whether each anchor was chosen from numbers.
     """
 
     def __init__(self, pair: Pair, shapes: Shapes, widest: int) -> None:
@@ -37,6 +39,7 @@ class Slots:
         self.cache = RaggedCache(pair.target.num_caches, 0, folds=shapes.folds)
         self.context = RaggedCache(pair.drafter.num_layers, 0, folds=shapes.folds)
         self.anchors = mx.zeros(0, dtype=mx.int32)
+        self.finite = mx.zeros(0, dtype=mx.bool_)
 
     @property
     def active(self) -> list[Sequence]:
@@ -56,14 +59,17 @@ class Slots:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(len(self.sequences), 1 + num_drafts)
 
-    def positions(self, planned: ListLike[Sequence]) -> int:
+    def positions(self, planned: ListLike[Request]) -> int:
         """Count the cached positions that those who are there and some more may need at most."""
-        together = [*self.active, *planned]
+        together = [*(sequence.request for sequence in self.active), *planned]
         rows = self._shapes.rows(len(together), self._widest)
-        return rows * self._room(max(sequence.most_cached for sequence in together))
+        return rows * self._room(max(len(r.prompt_ids) + r.max_tokens for r in together))
 
     def enter(self, newcomers: ListLike[Sequence], filled: Prefilled, first: mx.array) -> None:
-        """Give slots to sequences; slot i of `filled`, and first[i], are newcomers[i]'s."""
+        """Give slots to sequences; slot i of `filled`, and first[i], are newcomers[i]'s.
+
+        The host need not know the first tokens: they are the anchors of the next round.
+        """
         self._make_rows(len(self.active) + len(newcomers))
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
@@ -71,6 +77,7 @@ class Slots:
         self.cache.insert(slots, filled.cache, lengths)
         self.context.insert(slots, filled.context, lengths)
         self.anchors[mx.array(slots)] = first
+        self.finite[mx.array(slots)] = mx.isfinite(filled.logits).all(axis=-1)
         for slot, sequence in zip(slots, newcomers, strict=True):
             self.sequences[slot] = sequence
 
@@ -90,13 +97,17 @@ class Slots:
         if 4 * rows <= 3 * len(self.sequences) or 2 * room <= self.cache.capacity:
             self._resize(rows, room)
 
-    def keep(self, accepted: mx.array, bonus: mx.array) -> None:
-        """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""
+    def keep(self, accepted: mx.array, bonus: mx.array, finite: mx.array) -> None:
+        """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next.
+
+        finite [S, W] tells by position of the pass whether its logits are numbers.
+        """
         is_active = mx.array([sequence is not None for sequence in self.sequences])
         counts = mx.where(is_active, accepted + 1, 0)
         self.cache.keep(counts)
         self.context.keep(counts)
         self.anchors = bonus
+        self.finite = mx.take_along_axis(finite, accepted[:, None], axis=1)[:, 0]
 
     def _room(self, cached_len: int) -> int:
         """Say how many positions a slot needs for a round: the pass, or the drafter's block."""
@@ -112,5 +123,7 @@ class Slots:
         kept = [slot for slot, sequence in enumerate(self.sequences) if sequence is not None]
         self.cache.resize(kept, rows, room)
         self.context.resize(kept, rows, room)
-        self.anchors = mx.pad(self.anchors[mx.array(kept, dtype=mx.int32)], (0, rows - len(kept)))
+        where, missing = mx.array(kept, dtype=mx.int32), (0, rows - len(kept))
+        self.anchors = mx.pad(self.anchors[where], missing)
+        self.finite = mx.pad(self.finite[where], missing)
         self.sequences = [self.sequences[slot] for slot in kept] + [None] * (rows - len(kept))
