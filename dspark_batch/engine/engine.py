@@ -21,9 +21,8 @@ from dspark_batch.engine.fallback import (
     NOT_FINITE,
     DrafterFault,
     guarded,
-    is_sane,
 )
-from dspark_batch.engine.passes import Passes
+from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefill import Prefilled, prefill
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
@@ -34,7 +33,6 @@ from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.engine.window import Window
 from dspark_batch.errors import UsageError
-from dspark_batch.models.dspark import Draft
 from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
@@ -208,9 +206,10 @@ class Engine:
         """Take the next requests from the window, if it is worth a pass."""
         num_active = len(self._slots.active)
         num_free = self._num_slots - num_active
-        if num_active and num_free < min(max(1, self._num_slots // 8), len(self._window)):
-            return True
         most = min(num_free, self._shapes.most_prompts)
+        worth = min(max(1, self._num_slots // 8), self._shapes.most_prompts, len(self._window))
+        if num_active and most < worth:
+            return True
         requests = self._window.take(most, self._fits()) if most else []
         begun = list(takewhile(lambda request: may_begin(request.item), requests))
         if begun:
@@ -252,20 +251,18 @@ class Engine:
         slots = self._slots
         slots.fit(self._pace.draft_length)
         rule = rule_of(self._sampling, slots.sequences)
-        first, first_finite, draft = slots.anchors, slots.finite, self._propose(rule)
-        sane = is_sane(draft)
-        drafts, verify_len = self._choose_verified(draft, sane)
+        first, first_finite = slots.anchors, slots.finite
+        proposed = self._propose(rule)
+        mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
+        drafts, verify_len = self._choose_verified(proposed)
         num_drafts = drafts.shape[1]
         padding = mx.zeros((first.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([first[:, None], drafts, padding], axis=1)
-        logits, features = self._passes.verify(slots.cache, tokens)
-        logits = logits[:, : 1 + num_drafts]
-        accepted, bonus = rule.verify(drafts, verify_len, logits)
-        finite = mx.isfinite(logits).all(axis=-1)
-        self._extend(features)
-        slots.keep(accepted, bonus, finite)
-        confidence = draft.confidence if self._log_confidence else drafts[:, :0]
-        decided = (drafts, verify_len, accepted, bonus, finite, confidence, sane)
+        verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
+        self._extend(verified.features)
+        slots.keep(*verified[:3])
+        confidence = proposed.confidence if self._log_confidence else drafts[:, :0]
+        decided = (drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
         launched = _Round(first, first_finite, *decided)
         self._clock.launch(len(slots.active))
         mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
@@ -326,7 +323,7 @@ class Engine:
             except _Undecodable as error:
                 yield _undecodable(sequence, error)
 
-    def _propose(self, rule: Rule) -> Draft:
+    def _propose(self, rule: Rule) -> Proposed:
         """Draft for all slots; nothing, where nobody is left whom the drafter serves."""
         anchors, context = self._slots.anchors, self._slots.context
         num_drafts = self._pace.draft_length
@@ -335,7 +332,8 @@ class Engine:
                 return guarded(lambda: self._passes.propose(context, anchors, num_drafts, rule))
             except DrafterFault as fault:
                 self._fall_back(fault)
-        return NoDrafter().propose(anchors, context, 0, rule.draft)
+        nothing = mx.zeros((anchors.shape[0], 0), dtype=mx.int32)
+        return Proposed(nothing, mx.ones(anchors.shape[0], dtype=mx.bool_), None)
 
     def _extend(self, features: mx.array | None) -> None:
         """Take the round's features into the drafter's context."""
@@ -349,15 +347,17 @@ class Engine:
         for sequence in self._slots.active:
             sequence.fallback = sequence.fallback or str(fault)
 
-    def _choose_verified(self, draft: Draft, sane: mx.array) -> tuple[mx.array, mx.array]:
+    def _choose_verified(self, proposed: Proposed) -> tuple[mx.array, mx.array]:
         """Return the drafts to send to the target, [S, l], and how many count per slot, [S]."""
         served = mx.array([s is not None and s.fallback is None for s in self._slots.sequences])
-        most = mx.where(served & sane, draft.tokens.shape[1], 0)
-        if self._threshold <= 0 or draft.confidence is None:
-            return draft.tokens, most
-        verify_len = threshold_lengths(draft.confidence / self._temperatures, self._threshold)
+        drafts, confidence = proposed.tokens, proposed.confidence
+        most = mx.where(served & proposed.is_sane, drafts.shape[1], 0)
+        if self._threshold <= 0 or confidence is None:
+            return drafts, most
+        temperatures = self._temperatures[: drafts.shape[1]]
+        verify_len = threshold_lengths(confidence / temperatures, self._threshold)
         verify_len = mx.minimum(verify_len, most)
-        return draft.tokens[:, : verify_len.max().item()], verify_len
+        return drafts[:, : verify_len.max().item()], verify_len
 
     def _finished(self, sequence: Sequence) -> Completion:
         spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""

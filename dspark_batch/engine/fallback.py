@@ -3,10 +3,6 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import mlx.core as mx
-
-from dspark_batch.models.dspark import Draft
-
 Result = TypeVar("Result")
 
 # What a model raises while it builds its graph. Running out of memory comes later, at `mx.eval`.
@@ -29,13 +25,3 @@ def guarded(call: Callable[[], Result]) -> Result:
         return call()
     except FAULTS as error:
         raise DrafterFault(f"the drafter failed ({type(error).__name__}: {error})") from error
-
-
-def is_sane(draft: Draft) -> mx.array:
-    """Tell which slots' drafts were chosen from numbers; [S] bool.
-
-    A token that the drafter does not know has a logit of -inf; inf and NaN are faults.
-    """
-    if draft.logits is None:
-        return mx.ones(draft.tokens.shape[0], dtype=mx.bool_)
-    return (draft.logits < mx.inf).all(axis=(1, 2))

@@ -78,6 +78,7 @@ def _keep(path: Path, measured: Json) -> None:
 
 
 def _key(name: str) -> str:
-    device = mx.default_device()
-    described = [name, str(mx.device_info(device)), version("mlx"), version("mlx-lm"), blas.ACTIVE]
+    known = mx.device_info(mx.default_device())  # its free memory changes all the time
+    device = [known.get("device_name"), known.get("architecture"), str(mx.default_device())]
+    described = [name, device, version("mlx"), version("mlx-lm"), blas.ACTIVE]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:32]

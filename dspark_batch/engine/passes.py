@@ -1,18 +1,37 @@
 """The passes of a round, each one compiled into a single function where that pays."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
-from dspark_batch.models.dspark import Draft, DSparkDrafter
+from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
+from dspark_batch.numerics.acceptance import accept_greedy
 from dspark_batch.numerics.rules import Greedy, Rule
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]
 OverCache: TypeAlias = Callable[[RaggedCache, mx.array], Arrays]  # writes the cache
+
+
+class Proposed(NamedTuple):
+    """Drafts for all slots."""
+
+    tokens: mx.array  # [S, K] int32
+    is_sane: mx.array  # [S] bool: were they chosen from numbers?
+    confidence: mx.array | None  # [S, K] float32 logits; None: nobody estimates it
+
+
+class Verified(NamedTuple):
+    """What the target says to drafts."""
+
+    accepted: mx.array  # [S] int32
+    bonus: mx.array  # [S] int32
+    finite: mx.array  # [S, 1 + K] bool: are the logits of a position numbers?
+    features: mx.array | None  # [S, W, m*E], tapped; None without taps
 
 
 class Passes:
@@ -20,51 +39,82 @@ class Passes:
 
     On a GPU each one is compiled with the buffers as arguments and results: one graph instead of
     some thousand launches that the host prepares anew. On a CPU compilation takes 10 seconds and
-    gains nothing. Bits may differ between the two, so a device has one way.
+    gains nothing. Bits may differ between the two, so a device has one way. A rule with noise has
+    other noise each round, so what it decides stays outside.
     """
 
     def __init__(self, target: Target, drafter: DSparkDrafter | NoDrafter) -> None:
         self._drafter = drafter
-        self._is_compiled = mx.default_device() != mx.Device(mx.cpu)
-        self._verify = self._made(lambda cache, tokens: target(tokens, cache.layers))
-        self._extend = self._made(_extending(drafter))
-        self._greedy: dict[int, OverCache] = {}  # number of drafts -> pass
+        made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
+        self._made = made
+        self._logits = made(lambda cache, tokens: target(tokens, cache.layers))
+        self._choices = made(partial(_choose, target))
+        self._extend = made(partial(_extend, drafter))
+        self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
 
-    def verify(self, cache: RaggedCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
-        """Run tokens [S, W] through the target; see `Target`."""
-        return self._verify(cache, tokens)
+    def propose(
+        self, context: RaggedCache, anchors: mx.array, num_drafts: int, rule: Rule
+    ) -> Proposed:
+        """Draft from the anchors [S]; see `DSparkDrafter.propose`."""
+        if not isinstance(rule, Greedy):
+            return Proposed(*_propose(self._drafter, num_drafts, rule, context, anchors))
+        if num_drafts not in self._greedy:
+            greedy = partial(_propose, self._drafter, num_drafts, rule)
+            self._greedy[num_drafts] = self._made(greedy)
+        return Proposed(*self._greedy[num_drafts](context, anchors))
+
+    def verify(
+        self,
+        cache: RaggedCache,
+        tokens: mx.array,
+        verify_len: mx.array,
+        num_drafts: int,
+        rule: Rule,
+    ) -> Verified:
+        """Run anchors, drafts and padding [S, W] through the target, and accept by the rule."""
+        drafts = tokens[:, 1 : 1 + num_drafts]
+        if not isinstance(rule, Greedy):
+            logits, features = self._logits(cache, tokens)
+            logits = logits[:, : 1 + num_drafts]
+            decided = rule.verify(drafts, verify_len, logits)
+            return Verified(*decided, mx.isfinite(logits).all(axis=-1), features)
+        choice, finite, features = self._choices(cache, tokens)
+        choice = choice[:, : 1 + num_drafts]
+        accepted = accept_greedy(drafts, choice, verify_len)
+        bonus = mx.take_along_axis(choice, accepted[:, None], axis=1)[:, 0]
+        return Verified(accepted, bonus, finite[:, : 1 + num_drafts], features)
+
+    def logits(self, cache: RaggedCache, tokens: mx.array) -> mx.array:
+        """Run tokens [S, W] through the target; [S, W, V]."""
+        return self._logits(cache, tokens)[0]
 
     def extend(self, context: RaggedCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `DSparkDrafter.extend`."""
         if features is not None:
             self._extend(context, features)
 
-    def propose(
-        self, context: RaggedCache, anchors: mx.array, num_drafts: int, rule: Rule
-    ) -> Draft:
-        """Draft from the anchors [S]; see `DSparkDrafter.propose`."""
-        if not self._is_compiled or not isinstance(rule, Greedy):  # noise is another each round
-            return self._drafter.propose(anchors, context, num_drafts, rule.draft)
-        if num_drafts not in self._greedy:
-            self._greedy[num_drafts] = self._made(_proposing(self._drafter, num_drafts))
-        return Draft(*self._greedy[num_drafts](context, anchors))
 
-    def _made(self, over: OverCache) -> OverCache:
-        return _compiled(over) if self._is_compiled else over
+def _choose(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
+    """Take the likeliest token of each position, as `Greedy` does."""
+    logits, features = target(tokens, cache.layers)
+    return Greedy().first(logits), mx.isfinite(logits).all(axis=-1), features
 
 
-def _extending(drafter: DSparkDrafter | NoDrafter) -> OverCache:
-    def over(context: RaggedCache, features: mx.array) -> Arrays:
-        drafter.extend(context, features)
-        return ()
+def _propose(
+    drafter: DSparkDrafter, num_drafts: int, rule: Rule, context: RaggedCache, anchors: mx.array
+) -> Arrays:
+    draft = drafter.propose(anchors, context, num_drafts, rule.draft)
+    # A token that the drafter does not know has a logit of -inf; inf and NaN are faults.
+    is_sane = (draft.logits < mx.inf).all(axis=(1, 2))
+    return draft.tokens, is_sane, draft.confidence
 
-    return over
+
+def _extend(drafter: DSparkDrafter, context: RaggedCache, features: mx.array) -> Arrays:
+    drafter.extend(context, features)
+    return ()
 
 
-def _proposing(drafter: DSparkDrafter, num_drafts: int) -> OverCache:
-    def over(context: RaggedCache, anchors: mx.array) -> Arrays:
-        return drafter.propose(anchors, context, num_drafts, Greedy().draft)
-
+def _as_it_is(over: OverCache) -> OverCache:
     return over
 
 

@@ -136,8 +136,8 @@ def _free_bytes() -> int:
     if mx.default_device() == mx.Device(mx.cpu):
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     else:
-        device = mx.device_info()
-        whole = device.get("max_recommended_working_set_size") or device["memory_size"]
+        known = mx.device_info()  # by Metal's name, or by CUDA's
+        whole = known.get("max_recommended_working_set_size") or known["total_memory"]
     return max(1, whole - mx.get_active_memory())
 
 

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Self
 
+import mlx.core as mx
+
 from dspark_batch.types import Json
+
+_IS_CPU = mx.default_device() == mx.Device(mx.cpu)
 
 Shape = tuple[int, int]  # slots and width of a pass
 
@@ -29,11 +33,13 @@ class Shapes:
     def rows(self, slots: int, widest: int) -> int:
         """Say over how many slots a pass must run that holds some, in rounds up to a width.
 
+        Without a class it is the number itself, or on a GPU, which compiles for each, a power of 2.
+
         Raises:
             ValueError: no pass of the class is that large.
         """
         if not self.steps:
-            return slots
+            return slots if _IS_CPU else 1 << (slots - 1).bit_length()
         return _smallest(self.steps, slots, widest)[0]
 
     def width(self, rows: int, width: int) -> int | None:
