@@ -187,7 +187,7 @@ def test_the_run_directory_names_its_output(folder, audit):
 
 
 def test_a_half_finished_run_is_verified_as_far_as_it_is(folder, audit):
-    plant(lambda all_entries: all_entries[:2], rewrite=False)
+    plant(lambda all_entries: all_entries[-2:], rewrite=False)
     RunDir("out.jsonl").withdraw_output()
     found = audit(sample=None)
     assert (found.exit_code, found.rows, found.replayed) == (0, 2, 2)
@@ -252,11 +252,12 @@ def test_a_changed_character_of_a_completion_in_the_output(folder, audit):
 
 
 def test_a_changed_statistic_in_the_output(folder, audit):
-    edit_lines(
-        lambda lines: [lines[0].replace(b'"cached_tokens":0', b'"cached_tokens":1'), *lines[1:]]
-    )
+    cached = rows_in(OUT)[0]["metrics"]["cached_tokens"]
+    was, is_now = (f'"cached_tokens":{n},'.encode() for n in (cached, cached + 1))
+    edit_lines(lambda lines: [lines[0].replace(was, is_now), *lines[1:]])
     assert said(audit(), "output") == [
-        "out.jsonl: row 1 (custom_id spell) was changed: metrics.cached_tokens is 1, expected 0"
+        "out.jsonl: row 1 (custom_id spell) was changed: metrics.cached_tokens is "
+        f"{cached + 1}, expected {cached}"
     ]
 
 
@@ -327,7 +328,7 @@ def test_another_drafter_is_no_damage(folder, audit, opener):
 
 def test_a_flipped_byte_of_the_journal(folder, audit):
     path = folder / "out.jsonl.run/rows.jsonl"
-    edit_lines(lambda lines: [lines[0].replace(b"succeeded", b"succeedad"), *lines[1:]], path)
+    edit_lines(lambda lines: [lines[0].replace(b"sample_index", b"sample_indax"), *lines[1:]], path)
     [sentence] = said(audit(), "journal")
     assert "rows.jsonl:1: not the row that this run wrote here" in sentence
 
@@ -342,7 +343,7 @@ def test_a_report_that_was_edited(folder, audit):
 
 
 def test_a_row_that_was_dropped_everywhere(folder, audit):
-    plant(lambda all_entries: all_entries[1:])
+    plant(lambda all_entries: all_entries[:-1])
     lost = entries()
     names = {each["id"] for each in RECORDS if isinstance(each, dict)}
     [name] = names - {entry.row["custom_id"] for entry in lost}
@@ -350,7 +351,7 @@ def test_a_row_that_was_dropped_everywhere(folder, audit):
 
 
 def test_a_row_that_was_doubled_in_the_journal(folder, audit):
-    plant(lambda all_entries: [*all_entries, all_entries[0]])
+    plant(lambda all_entries: [*all_entries, all_entries[-1]])
     assert f"rows.jsonl:{SIZE + 1}: a second row for in.jsonl:" in said(audit(), "journal")[0]
 
 
