@@ -11,10 +11,11 @@ from dspark_batch.run import open_pair, run
 
 
 @pytest.fixture
-def measures_little(monkeypatch):
+def measures_little(tmp_path, monkeypatch):
     """Measure a few passes only: half precision is slow on CPUs."""
     little = Limits((1, 2), (1, 8), prompts=(1,), lengths=(16,), capacities=(256, 512))
     monkeypatch.setattr("dspark_batch.engine.setup.default_limits", lambda: little)
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
 
 
 @pytest.mark.usefixtures("measures_little")
