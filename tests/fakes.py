@@ -7,6 +7,7 @@ from itertools import islice, takewhile
 from time import sleep
 
 from dspark_batch.job.replay import Baseline, Margin
+from dspark_batch.job.spec import number_or_none
 from dspark_batch.run import Opened
 from dspark_batch.types import Completion, Failure, Outcome, Request, Said
 
@@ -114,13 +115,14 @@ def fake_opener(engine=None, split=unsplit, baseline=None, **identity):
     known = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
 
     def open_engine(spec, manifest):
+        slots = number_or_none(spec.slots) or 1
         dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else "float32")
         return Opened(
-            engine or FakeEngine(1 if spec.slots == "auto" else spec.slots),
+            engine or FakeEngine(slots),
             fake_render,
             CONTEXT_LENGTH,
             known | {"dtype": dtype} | identity,
-            slots=1 if spec.slots == "auto" else spec.slots,
+            slots=slots,
             split=split,
             baseline=baseline or fake_baseline(split=split),
         )
