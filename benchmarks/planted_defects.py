@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.planted_mistakes import ROOT, plant
 
 JOB = ["--slots", "8"]
+INPUT = "sample_inputs/prompts.jsonl"
 FOUND = 3  # exit code
 
 
@@ -31,17 +32,19 @@ def command(copy, *words):
     return done.returncode, done.stdout
 
 
-def verified(defect):
-    """Run and verify with a defect, None for none; return verify's exit code."""
+def verified(given=INPUT, defect=None):
+    """Run and verify a job, with a defect if there is one; return verify's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("dspark_batch", "sample_inputs"):
-            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "dspark_batch", copy / "dspark_batch", ignore=shutil.ignore_patterns("*.pyc")
+        )
+        Path(copy, given).parent.mkdir()
+        shutil.copy(ROOT / given, copy / given)
         if defect is not None:
             plant(defect, copy)
-        options = [*JOB, *(defect or {}).get("options", [])]
-        command(copy, "run", "sample_inputs/prompts.jsonl", "-o", "out.jsonl", "-q", *options)
-        print(f"$ dspark-batch run sample_inputs/prompts.jsonl -o out.jsonl {' '.join(options)}")
+        command(copy, "run", given, "-o", "out.jsonl", "-q", *JOB)
+        print(f"$ dspark-batch run {given} -o out.jsonl {' '.join(JOB)}")
         code, said = command(copy, "verify", "out.jsonl", "-q")
         print(f"$ dspark-batch verify out.jsonl\n{said}$ echo $?\n{code}\n", flush=True)
         return code
@@ -50,13 +53,16 @@ def verified(defect):
 def main(names):
     path = Path(__file__).with_suffix(".toml")
     every = tomllib.loads(path.read_text())["mistake"]
+    chosen = [each for each in every if not names or each["name"] in names]
     print("No defect:\n")
-    if verified(None):
-        raise SystemExit("without a defect, verify finds something")
+    for given in dict.fromkeys(each.get("input", INPUT) for each in chosen):
+        if verified(given):
+            raise SystemExit(f"{given}: without a defect, verify finds something")
     missed = []
-    for defect in (each for each in every if not names or each["name"] in names):
+    for defect in chosen:
         print(f"{defect['name']}: {defect['says']}\n")
-        missed += [] if verified(defect) == FOUND else [defect["name"]]
+        code = verified(defect.get("input", INPUT), defect)
+        missed += [] if code == FOUND else [defect["name"]]
     if missed:
         raise SystemExit(f"not found: {', '.join(missed)}")
 

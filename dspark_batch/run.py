@@ -162,11 +162,13 @@ def open_with(pair: "Pair", spec: Spec, manifest: Manifest) -> Opened:
         setup.to_json(),
         engine.gauge,
         thinking.split,
-        partial(open_baseline, pair, setup),
+        partial(open_baseline, pair, setup, thinking.split),
     )
 
 
-def open_baseline(pair: "Pair", setup: "Setup", against: Against = "engine") -> Baseline:
+def open_baseline(
+    pair: "Pair", setup: "Setup", split: Callable[[str], Said], against: Against = "engine"
+) -> Baseline:
     """Set up plain decoding with a loaded pair: what an audit compares with.
 
     This is the one place that says what the baseline is: the same target in the same shape class,
@@ -175,6 +177,7 @@ def open_baseline(pair: "Pair", setup: "Setup", against: Against = "engine") -> 
     Args:
         pair: whose target answers.
         setup: of the run.
+        split: tells reasoning and answer apart.
         against: our engine without a drafter, or mlx-lm's own generation.
     """
     from dspark_batch.engine.engine import Engine
@@ -196,7 +199,7 @@ def open_baseline(pair: "Pair", setup: "Setup", against: Against = "engine") -> 
     def margin(request: Request, answer: Sequence[int], tokens: tuple[int, int]) -> Margin:
         return Margin(*margins(pair, request, answer, tokens))
 
-    return Baseline(generate, pair.tokenizer.decode, margin, pair.config.stop_ids)
+    return Baseline(generate, pair.tokenizer.decode, margin, pair.config.stop_ids, split)
 
 
 def _ignore(tick: Tick) -> None:

@@ -221,6 +221,7 @@ class _Verification:
             opened.context_length,
             baseline.decode,
             baseline.stop_ids,
+            baseline.split,
         )
         replayable = []
         for record, entry in rows.recorded():

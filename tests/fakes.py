@@ -7,10 +7,16 @@ from itertools import islice, takewhile
 from time import sleep
 
 from dspark_batch.job.replay import Baseline, Margin
+from dspark_batch.job.spec import number_or_none
 from dspark_batch.run import Opened
-from dspark_batch.types import Completion, Failure, Outcome, Request
+from dspark_batch.types import Completion, Failure, Outcome, Request, Said
 
 CONTEXT_LENGTH = 400
+
+
+def unsplit(text):
+    """Find no reasoning in an answer."""
+    return Said(None, text)
 
 
 def fake_render(messages: list[dict[str, str]]) -> list[int]:
@@ -89,7 +95,7 @@ class OtherEngine(FakeEngine):
         return replace(outcome, token_ids=ids, text="".join(f"{i:x}" for i in ids))
 
 
-def fake_baseline(engine=None, spread=1.0):
+def fake_baseline(engine=None, spread=1.0, split=unsplit):
     """A baseline as an engine half offers it; every choice of its target is equally clear."""
 
     def baseline(against):
@@ -98,26 +104,27 @@ def fake_baseline(engine=None, spread=1.0):
             lambda ids: "".join(f"{i:x}" for i in ids),
             lambda request, answer, tokens: Margin(spread / 2, spread),
             frozenset(),
+            split,
         )
 
     return baseline
 
 
-def fake_opener(engine=None, split=None, baseline=None, **identity):
+def fake_opener(engine=None, split=unsplit, baseline=None, **identity):
     """Make an `open_engine` whose model can be told apart by its identity."""
-    more = {} if split is None else {"split": split}
     known = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
 
     def open_engine(spec, manifest):
+        slots = number_or_none(spec.slots) or 1
         dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else "float32")
         return Opened(
-            engine or FakeEngine(1 if spec.slots == "auto" else spec.slots),
+            engine or FakeEngine(slots),
             fake_render,
             CONTEXT_LENGTH,
             known | {"dtype": dtype} | identity,
-            slots=1 if spec.slots == "auto" else spec.slots,
-            baseline=baseline or fake_baseline(),
-            **more,
+            slots=slots,
+            split=split,
+            baseline=baseline or fake_baseline(split=split),
         )
 
     return open_engine

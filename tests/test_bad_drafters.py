@@ -105,7 +105,7 @@ def test_garbage_costs_speed_and_no_byte(job, plain, slots):
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_drafts_that_are_always_right_all_stay_and_change_no_byte(job, plain, slots):
-    rows = job(Right(plain), slots=slots, verify_greedy="all")
+    rows = job(Right(plain), slots=slots, draft_length=4, verify_greedy="all")
     assert answers(rows) == answers(plain)
     assert [row["verified"] for row in rows] == [True] * 3
     told = [row["metrics"]["speculative_decoding"] for row in rows]
@@ -114,7 +114,7 @@ def test_drafts_that_are_always_right_all_stay_and_change_no_byte(job, plain, sl
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_drafter_that_throws_is_given_up_for_its_items_and_changes_no_byte(job, plain, slots):
-    rows = job(Throws(), slots=slots, verify_greedy="all")
+    rows = job(Throws(), slots=slots, draft_length=4, verify_greedy="all")
     assert answers(rows) == answers(plain)
     assert [row["verified"] for row in rows] == [True] * 3
     assert {row["metrics"]["fallback"] for row in rows} >= {

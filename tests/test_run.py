@@ -3,12 +3,22 @@
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
+from dspark_batch.engine.probe import Limits
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.hub import Download
 from dspark_batch.run import open_pair, run
 
 
+@pytest.fixture
+def measures_little(tmp_path, monkeypatch):
+    """Measure a few passes only: half precision is slow on CPUs."""
+    little = Limits((1, 2), (1, 8), prompts=(1,), lengths=(16,), capacities=(256, 512))
+    monkeypatch.setattr("dspark_batch.engine.setup.default_limits", lambda: little)
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("measures_little")
 @pytest.mark.parametrize(("asked", "taken"), [(None, "bfloat16"), ("float16", "float16")])
 def test_the_number_type_of_the_manifest_is_kept_unless_another_is_asked_for(asked, taken):
     spec = Spec(inputs=("in.jsonl",), out="out.jsonl", dtype=asked)

@@ -21,6 +21,7 @@ from dspark_batch.job.run_dir import RunDir
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.load import load_pair
 from dspark_batch.run import open_with, run
+from dspark_batch.types import Said
 from dspark_batch.verify import verify
 
 SPELL, WRITE = 'Spell "cat" backwards.', "Write 62 in words."
@@ -43,11 +44,17 @@ def pair():
 
 @pytest.fixture(scope="module")
 def opener(pair):
-    """Make an `open_engine` over the same pair, with another identity or baseline if need be."""
+    """Make an `open_engine` over the same pair, with another identity or baseline if need be.
+
+    What was opened for a job is kept: looking at the machine again takes longer than most tests.
+    """
+    kept = {}  # spec -> Opened
 
     def opener(baseline=None, **identity):
         def open_engine(spec, manifest):
-            opened = open_with(pair, spec, manifest)
+            if repr(spec) not in kept:
+                kept[repr(spec)] = open_with(pair, spec, manifest)
+            opened = kept[repr(spec)]
             known = opened.identity | identity
             return opened._replace(identity=known, baseline=baseline or opened.baseline)
 
@@ -67,7 +74,7 @@ def whole(tmp_path_factory, opener):
 
 def made(opener, out="out.jsonl", records=RECORDS, **options):
     write_lines(Path("in.jsonl"), *records)
-    options = {"max_tokens": 60, "slots": 3} | options
+    options = {"max_tokens": 20, "slots": SIZE} | options
     return run(Spec(inputs=("in.jsonl",), out=out, **options), open_engine=opener())
 
 
@@ -164,10 +171,10 @@ def test_a_finished_run_is_what_its_job_gave(folder, audit):
 )
 def test_every_form_of_output_can_be_verified(out, options, tmp_path, monkeypatch, opener, audit):
     monkeypatch.chdir(tmp_path)
-    made(opener, out, **options)
-    found = audit(out, sample=2)
+    made(opener, out, records=RECORDS[1:5], **{"max_tokens": 9} | options)
+    found = audit(out, sample=1)
     assert [finding.says for finding in found.findings] == []
-    assert (found.exit_code, found.replayed) == (0, min(2, found.answers))
+    assert (found.exit_code, found.replayed) == (0, 1)
 
 
 def test_more_answers_can_be_decoded_together_than_the_run_had(folder, opener, audit):
@@ -177,9 +184,9 @@ def test_more_answers_can_be_decoded_together_than_the_run_had(folder, opener, a
         seen.append(spec.slots)
         return opener()(spec, manifest)
 
-    assert audit(opened=open_engine, slots=5).exit_code == 0
+    assert audit(opened=open_engine, slots=SIZE + 2).exit_code == 0
     assert audit(opened=open_engine).exit_code == 0
-    assert seen == [5, 3]
+    assert seen == [SIZE + 2, SIZE]
 
 
 def test_the_run_directory_names_its_output(folder, audit):
@@ -187,7 +194,7 @@ def test_the_run_directory_names_its_output(folder, audit):
 
 
 def test_a_half_finished_run_is_verified_as_far_as_it_is(folder, audit):
-    plant(lambda all_entries: all_entries[:2], rewrite=False)
+    plant(lambda all_entries: all_entries[-2:], rewrite=False)
     RunDir("out.jsonl").withdraw_output()
     found = audit(sample=None)
     assert (found.exit_code, found.rows, found.replayed) == (0, 2, 2)
@@ -209,7 +216,7 @@ def test_a_sample_is_always_the_same_and_a_larger_one_holds_it(folder, opener):
 
     whole = opener()(look("out.jsonl").spec, None)
     opened = opener(baseline=partial(watched, whole.baseline))
-    for sample in (2, 2, 3):
+    for sample in (1, 1, 2):
         verify("out.jsonl", sample=sample, open_engine=opened)
     assert asked[0] == asked[1] < asked[2]
 
@@ -241,6 +248,32 @@ def test_what_is_no_run_is_refused(tmp_path, audit):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_reasoning_is_split_off_what_tokens_decode_to(tmp_path, monkeypatch, opener):
+    """A text that is continued has none."""
+
+    def split(text):
+        return Said(text[:3], text[3:])
+
+    def open_engine(spec, manifest):
+        opened = opener()(spec, manifest)
+        baseline = opened.baseline("engine")._replace(split=split)
+        return opened._replace(split=split, baseline=lambda against: baseline)
+
+    monkeypatch.chdir(tmp_path)
+    body = {"url": "/v1/completions", "body": {"prompt": "Hundreds:"}}
+    write_lines(Path("in.jsonl"), *RECORDS[:3], body)
+    spec = Spec(inputs=("in.jsonl",), out="out.jsonl", max_tokens=9, slots=SIZE)
+    run(spec, open_engine=open_engine)
+    assert [row["reasoning"] is None for row in rows_in(OUT)] == [False, False, False, True]
+    found = verify("out.jsonl", open_engine=open_engine)
+    assert (found.exit_code, found.replayed, found.findings) == (0, 4, [])
+    change_row("spell", lambda row: row | {"reasoning": "Hm."})
+    found = verify("out.jsonl", open_engine=open_engine)
+    [sentence] = said(found, "rows")
+    assert "reasoning is not what token_ids decode to: 'Hm.' and not 'Let'" in sentence
+    assert "the reasoning 'Hm.' in the row, the reasoning 'Let' in" in str(found.differences[0])
+
+
 # Damage of files
 
 
@@ -252,11 +285,12 @@ def test_a_changed_character_of_a_completion_in_the_output(folder, audit):
 
 
 def test_a_changed_statistic_in_the_output(folder, audit):
-    edit_lines(
-        lambda lines: [lines[0].replace(b'"cached_tokens":0', b'"cached_tokens":1'), *lines[1:]]
-    )
+    cached = rows_in(OUT)[0]["metrics"]["cached_tokens"]
+    was, is_now = (f'"cached_tokens":{n},'.encode() for n in (cached, cached + 1))
+    edit_lines(lambda lines: [lines[0].replace(was, is_now), *lines[1:]])
     assert said(audit(), "output") == [
-        "out.jsonl: row 1 (custom_id spell) was changed: metrics.cached_tokens is 1, expected 0"
+        "out.jsonl: row 1 (custom_id spell) was changed: metrics.cached_tokens is "
+        f"{cached + 1}, expected {cached}"
     ]
 
 
@@ -304,7 +338,7 @@ def test_a_changed_input_file(folder, audit):
 
 def test_an_edited_manifest(folder, audit):
     path = folder / "out.jsonl.run/manifest.json"
-    path.write_text(path.read_text().replace('"max_tokens": 60', '"max_tokens": 61'))
+    path.write_text(path.read_text().replace('"max_tokens": 20', '"max_tokens": 21'))
     [sentence] = said(audit(), "manifest")
     assert sentence.startswith("out.jsonl.run/manifest.json was edited: its SHA-256 is not the one")
 
@@ -327,7 +361,7 @@ def test_another_drafter_is_no_damage(folder, audit, opener):
 
 def test_a_flipped_byte_of_the_journal(folder, audit):
     path = folder / "out.jsonl.run/rows.jsonl"
-    edit_lines(lambda lines: [lines[0].replace(b"succeeded", b"succeedad"), *lines[1:]], path)
+    edit_lines(lambda lines: [lines[0].replace(b"sample_index", b"sample_indax"), *lines[1:]], path)
     [sentence] = said(audit(), "journal")
     assert "rows.jsonl:1: not the row that this run wrote here" in sentence
 
@@ -342,7 +376,7 @@ def test_a_report_that_was_edited(folder, audit):
 
 
 def test_a_row_that_was_dropped_everywhere(folder, audit):
-    plant(lambda all_entries: all_entries[1:])
+    plant(lambda all_entries: all_entries[:-1])
     lost = entries()
     names = {each["id"] for each in RECORDS if isinstance(each, dict)}
     [name] = names - {entry.row["custom_id"] for entry in lost}
@@ -350,7 +384,7 @@ def test_a_row_that_was_dropped_everywhere(folder, audit):
 
 
 def test_a_row_that_was_doubled_in_the_journal(folder, audit):
-    plant(lambda all_entries: [*all_entries, all_entries[0]])
+    plant(lambda all_entries: [*all_entries, all_entries[-1]])
     assert f"rows.jsonl:{SIZE + 1}: a second row for in.jsonl:" in said(audit(), "journal")[0]
 
 
@@ -499,6 +533,19 @@ def with_told(**fields):
 )
 def test_statistics_that_do_not_add_up(folder, audit, change, sentence):
     assert any(each.startswith(sentence) for each in row_said(audit, "spell", change))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        ({"prompt_tokens": 3}, "prompt_tokens is 3, expected "),
+        ({"completion_tokens": 20}, "completion_tokens is 20, expected 21 to 40"),
+        ({"completion_tokens": 41}, "completion_tokens is 41, expected 21 to 40"),
+    ],
+)
+def test_tokens_that_are_not_of_all_turns(folder, audit, tokens, sentence):
+    change_row("talk", inside("usage", **tokens))
+    assert f"(custom_id talk): {sentence}" in said(audit(), "rows")[0]
 
 
 @pytest.mark.parametrize(

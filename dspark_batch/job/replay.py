@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
-from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.mapping import Render, is_continued, to_request
 from dspark_batch.job.spec import Spec
-from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request
+from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ class Baseline(NamedTuple):
     # For a request and the answer tokens before a position: the margin of two tokens there.
     margin: Callable[[Request, Sequence[int], tuple[int, int]], Margin]
     stop_ids: frozenset[int]  # end any answer
+    split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,18 @@ class Claim:
     """What a row says that one request was answered with."""
 
     request: Request
-    text: str
+    text: str  # without the reasoning
     turn: int = 0  # which question of a conversation, from 0
-    # Of an earlier turn a row keeps the text only; then both are None.
+    # Of an earlier turn a row keeps the text only; then all three are None.
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
+    reasoning: str | None = None
+    is_continued: bool = False  # a text without the chat template, so nothing of it is reasoning
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the row keeps all of the answer, and not its text alone."""
+        return self.token_ids is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +104,18 @@ def claims_of(
         request = to_request(item, spec, render, context_length, earlier[:turn])
         if isinstance(request, Failure):
             return request
-        claims.append(Claim(request, *_said(row, earlier, turn)))
+        claim = Claim(request, *_said(row, earlier, turn))
+        claims.append(replace(claim, is_continued=is_continued(item.record, spec)))
     return claims
 
 
 def _said(
     row: Mapping[str, Json], earlier: Sequence[str], turn: int
-) -> tuple[str, int, tuple[int, ...] | None, str | None]:
+) -> tuple[str, int, tuple[int, ...] | None, str | None, str | None]:
     if turn < len(earlier):
-        return earlier[turn], turn, None, None
-    return row["completion"], turn, tuple(row["token_ids"]), row["finish_reason"]
+        return earlier[turn], turn, None, None, None
+    ids, reason = tuple(row["token_ids"]), row["finish_reason"]
+    return row["completion"], turn, ids, reason, row["reasoning"]
 
 
 def divergence_of(manifest: Mapping[str, Json] | None) -> float:
@@ -164,11 +175,15 @@ def compare(
     """Compare one answer with the baseline's; None: they are equal byte for byte."""
     if isinstance(outcome, Failure):
         return _difference(claim, None, "an answer", f"a failure ({outcome.message})")
-    if claim.token_ids is not None and claim.token_ids != outcome.token_ids:
+    if claim.is_whole and claim.token_ids != outcome.token_ids:
         return _of_tokens(claim, outcome, baseline, divergence)
-    if claim.text != outcome.text:
-        row, other = _where_texts_part(claim.text, outcome.text)
+    said = Said(None, outcome.text) if claim.is_continued else baseline.split(outcome.text)
+    if claim.text != said.answer:
+        row, other = _where_texts_part(claim.text, said.answer)
         return _difference(claim, None, f"the text {row}", f"the text {other}")
+    if claim.is_whole and claim.reasoning != said.reasoning:
+        row, other = _where_texts_part(claim.reasoning, said.reasoning)
+        return _difference(claim, None, f"the reasoning {row}", f"the reasoning {other}")
     if claim.finish_reason not in (None, outcome.finish_reason):
         reasons = (claim.finish_reason, outcome.finish_reason)
         return _difference(claim, None, *(f"finish_reason {reason}" for reason in reasons))
@@ -233,8 +248,10 @@ def _difference(
     )
 
 
-def _where_texts_part(a: str, b: str) -> tuple[str, str]:
-    """Quote two texts around the first character that differs."""
+def _where_texts_part(a: str | None, b: str | None) -> tuple[str, str]:
+    """Quote two texts around the first character that differs; None: there is no text."""
+    if a is None or b is None:
+        return repr(a), repr(b)
     at = first_difference(a, b)
     begin = max(0, at - 10)
     return repr(a[begin : at + 20]), repr(b[begin : at + 20])

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from dspark_batch.job.mapping import Render, num_turns, to_request
+from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
 from dspark_batch.job.reader import item_of
 from dspark_batch.job.replay import first_difference
 from dspark_batch.job.rows import ROW_SCHEMA
 from dspark_batch.job.spec import Spec
-from dspark_batch.types import Failure, Item, Json, Request
+from dspark_batch.types import Failure, Item, Json, Request, Said
 
 _RECOMPUTED = ("bad_record", "prompt_too_long")  # codes of failures that no engine decides
 _OF_AN_ANSWER = ("completion", "finish_reason", "usage", "token_ids", "metrics")
@@ -30,10 +30,15 @@ class Reading(NamedTuple):
     context_length: int
     decode: Callable[[Sequence[int]], str]
     stop_ids: frozenset[int]  # end any answer
+    split: Callable[[str], Said]  # tells reasoning and answer apart
 
     def asked(self, item: Item, earlier: Sequence[str] = ()) -> Request | Failure:
         """Map an item as the run did."""
         return to_request(item, self.spec, self.render, self.context_length, earlier)
+
+    def said(self, item: Item, text: str) -> Said:
+        """Split an answer as the run did; a text that is continued has no reasoning."""
+        return Said(None, text) if is_continued(item.record, self.spec) else self.split(text)
 
 
 def row_problems(
@@ -44,17 +49,24 @@ def row_problems(
     for name, expected in (("custom_id", item.custom_id), ("sample_index", item.sample_index)):
         if row[name] != expected:
             yield f"{name} is {row[name]!r}, expected {expected!r}"
-    asked = record
-    if isinstance(record, Item):
-        asked = reading.asked(record, tuple(row["earlier_answers"] or ()))
+    asked = _turns_asked(record, row["earlier_answers"] or (), reading)
     if row["status"] != "succeeded":
-        yield from _problems_of_failure(item, asked, row, reading)
-    elif isinstance(asked, Failure):
-        yield f"has an answer, but its record cannot be asked: {asked.message}"
+        yield from _problems_of_failure(item, asked[0], row, reading)
+    elif refused := next((turn for turn in asked if isinstance(turn, Failure)), None):
+        yield f"has an answer, but its record cannot be asked: {refused.message}"
     else:
         yield from _problems_of_answer(asked, row, reading)
     if row["verified"] is False:
         yield "verified is false: the run itself found that plain decoding gives another answer"
+
+
+def _turns_asked(
+    record: Item | Failure, earlier: Sequence[str], reading: Reading
+) -> list[Request | Failure]:
+    """Map a record as the run did, each turn behind the answers that the row has."""
+    if isinstance(record, Failure):
+        return [record]
+    return [reading.asked(record, earlier[:turn]) for turn in range(len(earlier) + 1)]
 
 
 def misfit(row: Mapping[str, Json]) -> str | None:
@@ -85,7 +97,7 @@ def _missing_counts(row: Mapping[str, Json]) -> list[str]:
 
 
 def _problems_of_failure(
-    item: Item, asked: Item | Request | Failure, row: Mapping[str, Json], reading: Reading
+    item: Item, asked: Request | Failure, row: Mapping[str, Json], reading: Reading
 ) -> Iterator[str]:
     """Compare a failure with what mapping the record gives now."""
     found = {"code": row["error"]["code"], "message": row["error"]["message"]}
@@ -100,16 +112,16 @@ def _problems_of_failure(
 
 
 def _problems_of_answer(
-    request: Request, row: Mapping[str, Json], reading: Reading
+    asked: Sequence[Request], row: Mapping[str, Json], reading: Reading
 ) -> Iterator[str]:
-    ids, usage = row["token_ids"], row["usage"]
+    ids, usage, request = row["token_ids"], row["usage"], asked[-1]
     turns = num_turns(request.item.record, reading.spec)
-    if len(row["earlier_answers"] or ()) + 1 != turns:
-        yield f"answers {len(row['earlier_answers'] or ()) + 1} turns, expected {turns}"
-    if usage["prompt_tokens"] != len(request.prompt_ids):
-        yield f"prompt_tokens is {usage['prompt_tokens']}, expected {len(request.prompt_ids)}"
-    if usage["completion_tokens"] != len(ids):
-        yield f"completion_tokens is {usage['completion_tokens']}, expected {len(ids)}"
+    if len(asked) != turns:
+        yield f"answers {len(asked)} turns, expected {turns}"
+    prompt_tokens = sum(len(turn.prompt_ids) for turn in asked)
+    if usage["prompt_tokens"] != prompt_tokens:
+        yield f"prompt_tokens is {usage['prompt_tokens']}, expected {prompt_tokens}"
+    yield from _problems_of_count(asked[:-1], len(ids), usage["completion_tokens"])
     if len(ids) > request.max_tokens:
         yield f"goes on past max_tokens: {len(ids)} tokens, at most {request.max_tokens}"
     if ids:
@@ -117,6 +129,15 @@ def _problems_of_answer(
         yield from _problems_of_statistics(len(ids), row["metrics"], usage["prompt_tokens"])
     else:
         yield "is an answer without a token"
+
+
+def _problems_of_count(earlier: Sequence[Request], tokens: int, counted: int) -> Iterator[str]:
+    """Bound the tokens of all turns: of the earlier ones the row keeps no tokens."""
+    least = tokens + len(earlier)
+    most = tokens + sum(turn.max_tokens for turn in earlier)
+    if not least <= counted <= most:
+        expected = f"{least}" if least == most else f"{least} to {most}"
+        yield f"completion_tokens is {counted}, expected {expected}"
 
 
 def _problems_of_text(request: Request, row: Mapping[str, Json], reading: Reading) -> Iterator[str]:
@@ -135,8 +156,10 @@ def _problems_of_text(request: Request, row: Mapping[str, Json], reading: Readin
     if _cut(before, stops) != before:
         yield "goes on past its stop text"
     text = _cut(spoken, stops)
-    if row["completion"] != text:
-        yield f"completion is not what token_ids decode to: {_apart(row['completion'], text)}"
+    said = reading.said(request.item, text)
+    for name, expected in (("completion", said.answer), ("reasoning", said.reasoning)):
+        if row[name] != expected:
+            yield f"{name} is not what token_ids decode to: {_apart(row[name], expected)}"
     has_stopped = ids[-1] in stop_ids or text != spoken
     yield from _problems_of_end(request, row, has_stopped)
 
@@ -196,8 +219,10 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
 
 
-def _apart(a: str, b: str) -> str:
-    """Quote two texts where they part."""
+def _apart(a: str | None, b: str | None) -> str:
+    """Quote two texts where they part; None: there is no text."""
+    if a is None or b is None:
+        return f"{a!r} and not {b!r}"
     at = first_difference(a, b)
     begin = max(0, at - 10)
     return f"{a[begin : at + 20]!r} and not {b[begin : at + 20]!r}, at character {at}"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import FakeEngine, fake_opener
 
 from dspark_batch.errors import DsparkBatchError
-from dspark_batch.job.spec import Spec
+from dspark_batch.job.spec import Spec, number_or_none
 from dspark_batch.run import run
 
 
@@ -22,7 +22,8 @@ def main(spec, pause_s=0.0, largest_file=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     spec = Spec(**spec | {"inputs": tuple(spec["inputs"])})
     try:
-        return run(spec, open_engine=fake_opener(FakeEngine(spec.slots, pause_s))).exit_code
+        engine = FakeEngine(number_or_none(spec.slots) or 1, pause_s)
+        return run(spec, open_engine=fake_opener(engine)).exit_code
     except DsparkBatchError as error:
         sys.stderr.write(str(error))
         return error.exit_code

@@ -9,7 +9,7 @@ from small_jobs import prompts, rows_in, start, write_lines
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.job.share import draw, is_in_share, share_of
 from dspark_batch.job.spec import Spec
-from dspark_batch.types import Item
+from dspark_batch.types import Item, Said
 
 
 def job_that_parts(*ids, spread=1.0):
@@ -123,6 +123,22 @@ def test_every_turn_of_a_conversation_is_compared(folder):
     assert start(folder, verify_greedy="all").verified == 2
     with pytest.raises(EqualityError, match=r"the text '.*' in the row, the text"):
         start(folder, opener=job_that_parts("t"), verify_greedy="all", overwrite=True)
+
+
+def split(text):
+    """Take the first three characters of an answer for the thinking."""
+    return Said(text[:3], text[3:])
+
+
+def test_reasoning_is_compared_beside_the_answer_and_a_continued_text_has_none(folder):
+    continued = {"url": "/v1/completions", "body": {"prompt": "a"}}
+    write_lines(folder / "in.jsonl", {"turns": ["a", "b"]}, continued, *prompts("a"))
+    thinks = fake_opener(split=split)
+    assert start(folder, opener=thinks, verify_greedy="all").verified == 3
+    thinks_less = fake_baseline(split=lambda text: Said(text[:2], text[3:]))
+    other = fake_opener(split=split, baseline=thinks_less)
+    with pytest.raises(EqualityError, match=r"the reasoning '.*' in the row, the reasoning '"):
+        start(folder, opener=other, verify_greedy="all", overwrite=True)
 
 
 def test_a_difference_below_what_rounding_does_is_a_near_tie_and_stops_all_the_same(folder):

@@ -90,7 +90,6 @@ def test_a_template_can_be_a_file_beside_it(read, tmp_path):
             "zzz = 5",
             "unknown key `zzz`. The keys are the options of `dspark-batch run`, with _ for -.",
         ),
-        ('slots = "4"', 'slots is "4", expected a whole number or auto.'),
         ("slots = 4.0", 'slots is 4.0, expected a whole number or one of "auto".'),
         ("slots = true", 'slots is true, expected a whole number or one of "auto".'),
         (

@@ -7,13 +7,15 @@ from golden_cases import load_case
 from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.engine.engine import Engine
+from dspark_batch.job.spec import number_or_none
 from dspark_batch.run import Opened
 
 
 def open_tiny(spec, manifest):
     """The real engine on a recorded pair; its prompts are letters."""
     pair = load_case("qwen3_vanilla").pair
-    engine = Engine(pair, slots=spec.slots, draft_length=spec.draft_length, sampling=spec.sampling)
+    slots, draft_length = map(number_or_none, (spec.slots, spec.draft_length))
+    engine = Engine(pair, slots=slots or 1, draft_length=draft_length, sampling=spec.sampling)
     return Opened(engine, letters, pair.config.context_length, pair.config.identity)
 
 
