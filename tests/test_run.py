@@ -60,6 +60,23 @@ def test_a_download_is_progress(tmp_path):
     ]
 
 
+def test_the_measurement_of_a_new_machine_is_progress(tmp_path, monkeypatch):
+    def probe(target, limits):
+        raise ModelError("enough")
+
+    monkeypatch.setattr("dspark_batch.engine.setup.probe", probe)
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
+    write_lines(tmp_path / "in.jsonl", *prompts("one"))
+    ticks, out = [], str(tmp_path / "out.jsonl")
+    spec = Spec(inputs=(str(tmp_path / "in.jsonl"),), out=out, dtype="float32")
+    with pytest.raises(ModelError, match="enough"):
+        run(spec, observe=ticks.append)
+    assert [(t.stage, t.doing) for t in ticks] == [
+        ("load", ""),
+        ("load", "measuring this machine (once)"),
+    ]
+
+
 def without_metrics(path):
     return [row | {"metrics": None} for row in rows_in(path)]
 
