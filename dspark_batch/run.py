@@ -17,6 +17,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.auditor import Auditor
@@ -112,6 +113,8 @@ def open_pair(
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
+    if slow := blas.hint():
+        log.warning("%s", slow)
     names = (spec.thinking, spec.family, spec.target)
     if spec.thinking is not None:  # refused before gigabytes are fetched
         code = {"trust_remote_code": spec.trust_remote_code}

@@ -1,8 +1,10 @@
 """Both halves together, on the bundled pair."""
 
+import mlx.core as mx
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
+from dspark_batch import blas
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.hub import Download
@@ -75,6 +77,20 @@ def test_the_measurement_of_a_new_machine_is_progress(tmp_path, monkeypatch):
         ("load", ""),
         ("load", "measuring this machine (once)"),
     ]
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(("chosen", "lines"), [("", 1), ("bundled", 0)])
+def test_a_run_hints_at_openblas_unless_the_slow_one_was_chosen(
+    tmp_path, monkeypatch, caplog, chosen, lines
+):
+    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setattr(blas.sys, "platform", "linux")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    monkeypatch.setenv("DSPARK_BATCH_BLAS", chosen)
+    with pytest.raises(ModelError, match="enough"):
+        open_pair(Spec(inputs=("in.jsonl",), out="out.jsonl"), None, lambda download: None)
+    assert caplog.text.count("libopenblas0-pthread") == lines
 
 
 def without_metrics(path):

@@ -101,6 +101,23 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
     return Setup(machine, is_exact, curve, plan, most_positions, prefix_positions)
 
 
+class _NotKept(Exception):
+    """Nobody remembers a measurement."""
+
+
+def is_measured(pair: Pair) -> bool:
+    """Whether `set_up` remembers the passes of a pair's target on this machine."""
+
+    def measure() -> Json:
+        raise _NotKept
+
+    try:
+        kept(_name(pair, "target"), measure)
+    except _NotKept:
+        return False
+    return True
+
+
 def _machine(
     pair: Pair, begun: Mapping[str, Json] | None, on_measure: Callable[[], None]
 ) -> Machine:
