@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
 from dspark_batch import blas, doctor
@@ -58,9 +57,15 @@ def test_the_speed_is_that_of_the_product(monkeypatch):
     assert doctor._gflops() == pytest.approx(2 * 1024**3 / 0.5 / 1e9)
 
 
+def on_a_cpu(monkeypatch):
+    import mlx.core as mx  # not before the BLAS
+
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+
+
 def test_the_slow_blas_is_a_hint_and_no_fault(monkeypatch, capsys):
     monkeypatch.setattr(blas, "ACTIVE", "bundled")
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    on_a_cpu(monkeypatch)
     assert main(["doctor"]) == 0
     (hint,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
     assert "apt install libopenblas0-pthread" in hint

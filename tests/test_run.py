@@ -1,6 +1,5 @@
 """Both halves together, on the bundled pair."""
 
-import mlx.core as mx
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
@@ -79,6 +78,12 @@ def test_the_measurement_of_a_new_machine_is_progress(tmp_path, monkeypatch):
     ]
 
 
+def on_a_cpu(monkeypatch):
+    import mlx.core as mx  # not before the BLAS
+
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+
+
 @pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize(("chosen", "lines"), [("", 1), ("bundled", 0)])
 def test_a_run_hints_at_openblas_unless_the_slow_one_was_chosen(
@@ -86,7 +91,7 @@ def test_a_run_hints_at_openblas_unless_the_slow_one_was_chosen(
 ):
     monkeypatch.setattr(blas, "ACTIVE", "bundled")
     monkeypatch.setattr(blas.sys, "platform", "linux")
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    on_a_cpu(monkeypatch)
     monkeypatch.setenv("DSPARK_BATCH_BLAS", chosen)
     with pytest.raises(ModelError, match="enough"):
         open_pair(Spec(inputs=("in.jsonl",), out="out.jsonl"), None, lambda download: None)
