@@ -56,6 +56,7 @@ from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
+    from dspark_batch.engine.engine import Engine
     from dspark_batch.engine.setup import Setup
     from dspark_batch.models.hub import Download
     from dspark_batch.models.load import Pair
@@ -174,10 +175,19 @@ def open_with(
         identity,
         setup.plan.slots,
         setup.to_json(),
-        engine.gauge,
+        partial(_gauge, engine),
         thinking.split,
         partial(open_baseline, pair, setup),
     )
+
+
+def _gauge(engine: "Engine") -> Gauge:
+    """Read the engine's gauge, without what a CPU cannot tell: whether it waits for itself."""
+    import mlx.core as mx
+
+    gauge = engine.gauge()
+    is_cpu = mx.default_device() == mx.Device(mx.cpu)
+    return replace(gauge, idle_s=None) if is_cpu else gauge
 
 
 def open_baseline(pair: "Pair", setup: "Setup", against: Against = "engine") -> Baseline:

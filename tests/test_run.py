@@ -98,6 +98,12 @@ def test_a_run_hints_at_openblas_unless_the_slow_one_was_chosen(
     assert caplog.text.count("libopenblas0-pthread") == lines
 
 
+def test_on_a_cpu_there_is_no_idle_device(monkeypatch):
+    on_a_cpu(monkeypatch)
+    opened = open_pair(Spec(inputs=("in.jsonl",), out="out.jsonl", dtype="float32"), None)
+    assert opened.gauge().idle_s is None
+
+
 def without_metrics(path):
     return [row | {"metrics": None} for row in rows_in(path)]
 

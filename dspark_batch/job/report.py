@@ -77,7 +77,8 @@ class Report:
     decode_s: float = 0.0
     prefill_s: float | None = None  # of decode_s; None: not measured
     round_s: float | None = None  # of decode_s; what is left is the host's
-    idle_s: float | None = None  # of these two: the device had nothing to do, at most
+    # Of these two at most: the device had nothing to do; None: not measured, or it is a CPU.
+    idle_s: float | None = None
     audit_s: float | None = None  # of decode_s, decoding items again; None: not asked for
     finish_s: float = 0.0
     peak_memory_bytes: int | None = None  # that MLX held; None: not measured
