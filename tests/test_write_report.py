@@ -61,7 +61,12 @@ def test_a_page_tells_the_plan_and_why(tmp_path):
     start(tmp_path, opener=planned(gauge=lambda: gauge))
     page = page_of(tmp_path / "out.jsonl")
     assert "Plan" in heads(page)
-    for told in ("exact", "because", "1 or 4 slots by 8 tokens", "at most 5% of rounds"):
+    for told in (
+        "exact: no setting",
+        "because",
+        "1 or 4 slots by 8 tokens",
+        "at most 5% of rounds",
+    ):
         assert told in page
 
 

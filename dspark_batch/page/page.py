@@ -18,6 +18,10 @@ from dspark_batch.types import Json
 
 _MOST_GROUPS = 20
 _MOST_FINDINGS = 10
+_MODES = {
+    "exact": "exact: no setting of speed changes a byte",
+    "fast": "fast: any pass, so near-ties may fall otherwise",
+}
 
 
 class Number(NamedTuple):
@@ -199,7 +203,7 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
 
 def _plan(report: Report) -> Iterator[tuple[str, str]]:
     plan = report.plan
-    yield "mode", plan["mode"]
+    yield "mode", _MODES[plan["mode"]]
     yield "slots", count(plan["slots"])
     yield "first draft length", count(plan["draft_length"])
     yield "why", plan["why"]
