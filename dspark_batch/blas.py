@@ -32,3 +32,18 @@ def load() -> Literal["openblas", "bundled"]:
 
 
 ACTIVE = load()
+
+
+def hint() -> str | None:
+    """Say what would make this Linux CPU faster; None: nothing, or the user wants it so."""
+    is_chosen = os.environ.get("DSPARK_BATCH_BLAS") == "bundled"
+    if sys.platform != "linux" or ACTIVE == "openblas" or is_chosen:
+        return None
+    import mlx.core as mx
+
+    if mx.default_device() != mx.Device(mx.cpu):
+        return None
+    return (
+        "MLX computes with its own BLAS here, the slow reference one. Install OpenBLAS "
+        "(apt install libopenblas0-pthread), and in Python import dspark_batch before mlx."
+    )

@@ -51,7 +51,7 @@ class Check:
 
     out: str
     samples: int
-    slots: int
+    slots: int | None  # None: the start chooses them
     context_length: int
     prompts: Prompts = field(default_factory=Prompts)
     records: int = 0
@@ -127,7 +127,8 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     known = {**reads.identity, "context_length": reads.context_length}
     if manifest is not None:
         refuse_another_job(run_dir, manifest, known)
-    result = Check(spec.out, spec.samples, number_or_none(spec.slots) or 1, reads.context_length)
+    slots = number_or_none(spec.slots) or _planned_slots(manifest)
+    result = Check(spec.out, spec.samples, slots, reads.context_length)
     result.has_job, result.holder = manifest is not None, run_dir.holder()
     result.total, result.resumed = found.total, found.resumed
     for record in read(sources, spec.limit):
@@ -135,6 +136,12 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     result.audited = _count_audited(sources, spec, found)
     _estimate(result, spec, reads, found, status(spec.out) if manifest else None)
     return result
+
+
+def _planned_slots(manifest: Mapping[str, Json] | None) -> int | None:
+    """Look up the slots of the first start; None: there was none, or it did not plan."""
+    setup = manifest and manifest.get("setup")
+    return setup["plan"]["slots"] if setup else None
 
 
 class _NoRows:

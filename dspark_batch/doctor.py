@@ -6,12 +6,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dspark_batch import blas
-from dspark_batch.errors import DsparkBatchError
+from dspark_batch.errors import DsparkBatchError, ModelError
 from dspark_batch.registry import RegisteredPair, list_pairs
 
 _PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "transformers", "huggingface_hub", "pyarrow")
@@ -46,7 +46,8 @@ def diagnose() -> Diagnosis:
         what_to_do = _EXTRA if sys.platform == "linux" else "pip install --upgrade mlx"
         found.problems.append(f"MLX does not load ({error}). Install it: {what_to_do}.")
         return found
-    _hint_at_openblas(found)
+    if slow := blas.hint():
+        found.hints.append(slow)
     found.sections["memory"] = _memory()
     found.sections["folders"] = _folders(found)
     found.sections["pairs"] = _pairs(found)
@@ -88,16 +89,6 @@ def _gflops() -> float:
     return 2 * _MATMUL_SIZE**3 / best / 1e9
 
 
-def _hint_at_openblas(found: Diagnosis) -> None:
-    if found.sections["compute"].get("blas", "OpenBLAS") == "OpenBLAS":
-        return
-    if os.environ.get("DSPARK_BATCH_BLAS") == "bundled":
-        todo = "Unset DSPARK_BATCH_BLAS, which keeps it."
-    else:
-        todo = "Install OpenBLAS: apt install libopenblas0-pthread."
-    found.hints.append(f"MLX's own BLAS computes 20 to 50 times slower than OpenBLAS. {todo}")
-
-
 def _memory() -> dict[str, str]:
     import mlx.core as mx
 
@@ -128,10 +119,27 @@ def _folders(found: Diagnosis) -> dict[str, str]:
     facts = {}
     for name, (folder, variable) in folders.items():
         facts[name] = f"{folder}, {_room(folder, variable, found)}"
+    facts["measured"] = f"{_measured()}; kept in {cache_folder() / 'machines'}"
     facts["Hub"] = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "asked when needed"
     # Whether there is one, never the token itself.
     facts["Hub login"] = "yes" if get_token() else "no; gated repositories need `hf auth login`"
     return facts
+
+
+def _measured() -> str:
+    """Say whether a run with the bundled pair finds this machine measured, in any number type."""
+    from dspark_batch.engine.setup import is_measured
+    from dspark_batch.models.load import load_pair
+    from dspark_batch.models.number_type import DTYPES
+
+    try:
+        pair = load_pair(dtype="float32")
+    except (ModelError, OSError):  # which is told as what it is, elsewhere
+        return "unknown, the bundled pair cannot be loaded"
+    configs = (replace(pair.config, dtype=dtype) for dtype in DTYPES)
+    if any(is_measured(pair._replace(config=config)) for config in configs):
+        return "yes, for the bundled pair"
+    return "not yet; the first run with the bundled pair measures it"
 
 
 def _room(folder: Path, variable: str, found: Diagnosis) -> str:

@@ -6,6 +6,7 @@ from dspark_batch.errors import UsageError
 from dspark_batch.job.finish import Rows
 from dspark_batch.job.look import Look, look
 from dspark_batch.job.measures import Measures
+from dspark_batch.job.plan import plan_of
 from dspark_batch.job.report import Report
 from dspark_batch.job.run_dir import write_text
 
@@ -42,7 +43,8 @@ def _report(job: Look, rows: Rows) -> Report:
     if saved is not None:
         return Report(**saved)
     resumed = job.starts[-1].resumed if job.starts else 0
-    return Report.of_rows(rows, out=job.spec.out, resumed=resumed, new_tokens=0)
+    plan = plan_of(job.manifest.get("setup"))
+    return Report.of_rows(rows, out=job.spec.out, resumed=resumed, new_tokens=0, plan=plan)
 
 
 def _measures(rows: Rows, by: str | None) -> Measures:

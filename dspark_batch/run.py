@@ -17,6 +17,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.auditor import Auditor
@@ -24,6 +25,7 @@ from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
+from dspark_batch.job.plan import plan_of
 from dspark_batch.job.reader import (
     STDIN,
     Source,
@@ -54,6 +56,7 @@ from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
+    from dspark_batch.engine.engine import Engine
     from dspark_batch.engine.setup import Setup
     from dspark_batch.models.hub import Download
     from dspark_batch.models.load import Pair
@@ -97,13 +100,22 @@ Observe: TypeAlias = Callable[[Tick], None]
 Stop: TypeAlias = Callable[[], bool]
 
 
+def _silently() -> None:
+    """Tell nobody."""
+
+
 def open_pair(
-    spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
+    spec: Spec,
+    manifest: Manifest,
+    on_download: Callable[["Download"], None] | None = None,
+    on_measure: Callable[[], None] = _silently,
 ) -> Opened:
     """Load target and drafter; a number type that an earlier start measured is kept."""
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
+    if slow := blas.hint():
+        log.warning("%s", slow)
     names = (spec.thinking, spec.family, spec.target)
     if spec.thinking is not None:  # refused before gigabytes are fetched
         code = {"trust_remote_code": spec.trust_remote_code}
@@ -121,10 +133,12 @@ def open_pair(
     )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    return open_with(pair, spec, manifest)
+    return open_with(pair, spec, manifest, on_measure)
 
 
-def open_with(pair: "Pair", spec: Spec, manifest: Manifest) -> Opened:
+def open_with(
+    pair: "Pair", spec: Spec, manifest: Manifest, on_measure: Callable[[], None] = _silently
+) -> Opened:
     """Open the engine half over a loaded pair, the way that suits this machine."""
     from dspark_batch.engine.engine import Engine
     from dspark_batch.engine.setup import set_up
@@ -138,6 +152,7 @@ def open_with(pair: "Pair", spec: Spec, manifest: Manifest) -> Opened:
         is_exact=spec.mode == "exact",
         max_tokens=spec.max_tokens,
         begun=manifest and manifest["setup"],
+        on_measure=on_measure,
     )
     engine = Engine(
         pair,
@@ -160,10 +175,19 @@ def open_with(pair: "Pair", spec: Spec, manifest: Manifest) -> Opened:
         identity,
         setup.plan.slots,
         setup.to_json(),
-        engine.gauge,
+        partial(_gauge, engine),
         thinking.split,
         partial(open_baseline, pair, setup, thinking.split),
     )
+
+
+def _gauge(engine: "Engine") -> Gauge:
+    """Read the engine's gauge, without what a CPU cannot tell: whether it waits for itself."""
+    import mlx.core as mx
+
+    gauge = engine.gauge()
+    is_cpu = mx.default_device() == mx.Device(mx.cpu)
+    return replace(gauge, idle_s=None) if is_cpu else gauge
 
 
 def open_baseline(
@@ -285,18 +309,20 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     _warn_of_changed_inputs(job)
     if _has_all_rows(job):
         saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
-        return _nothing_to_do(saved) if saved else _finished(job, tick, 0.0, 0.0)
+        return _nothing_to_do(saved) if saved else _finished(job, tick)
     _warn_of_little_space(job)
     _warn_of_equal_samples(job.spec)
     began = time.monotonic()
     job.observe(tick)
-    open_engine = open_engine or partial(open_pair, on_download=_told(job, tick))
+    told = {"on_download": _told(job, tick), "on_measure": _told_of_probe(job, tick)}
+    open_engine = open_engine or partial(open_pair, **told)
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()
     _note_start(job, loaded - began)
     tick = _decoded(job, opened, tick)
-    return _finished(job, tick, loaded - began, time.monotonic() - loaded)
+    times = {"load_s": loaded - began, "decode_s": time.monotonic() - loaded}
+    return _finished(job, tick, opened.setup, **times)
 
 
 def _warn_of_little_space(job: _Job) -> None:
@@ -331,6 +357,11 @@ def _told(job: _Job, tick: Tick) -> Callable[["Download"], None]:
         job.observe(replace(tick, doing=doing))
 
     return tell
+
+
+def _told_of_probe(job: _Job, tick: Tick) -> Callable[[], None]:
+    """Turn the news that this machine is measured into a tick of the load stage."""
+    return lambda: job.observe(replace(tick, doing="measuring this machine (once)"))
 
 
 def _has_all_rows(job: _Job) -> bool:
@@ -371,7 +402,7 @@ def _warn_of_growth(job: _Job) -> None:
 
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
     idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
-    idle |= {"prefill_s": None, "round_s": None, "audit_s": None, "peak_memory_bytes": None}
+    idle |= dict.fromkeys(("prefill_s", "round_s", "idle_s", "audit_s", "peak_memory_bytes"))
     return Report(**saved | idle | {"resumed": saved["total"]})
 
 
@@ -557,13 +588,23 @@ def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     )
 
 
-def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
-    """Write the output and the report."""
+def _finished(
+    job: _Job, tick: Tick, setup: Mapping[str, Json] | None = None, **times: float
+) -> Report:
+    """Write the output and the report.
+
+    Args:
+        job: of which every item has a row.
+        tick: the last one.
+        setup: with which this start decoded; None: as the first one did, if this one did at all.
+        times: how long this start took, as the report has it.
+    """
     began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
     rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
-    begun = datetime.fromisoformat(job.run_dir.manifest()["created"])
+    manifest = job.run_dir.manifest()
+    begun = datetime.fromisoformat(manifest["created"])
     draft = write_output(job.run_dir.out, rows, job.spec, begun)
     report = Report.of_rows(
         rows,
@@ -571,13 +612,14 @@ def _finished(job: _Job, tick: Tick, load_s: float, decode_s: float) -> Report:
         samples=job.spec.samples,
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
-        load_s=load_s,
-        decode_s=decode_s,
+        **times,
         prefill_s=tick.gauge and tick.gauge.prefill_s,
         round_s=tick.gauge and tick.gauge.round_s,
+        idle_s=tick.gauge and tick.gauge.idle_s,
         audit_s=tick.audit_s,
         peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
         finish_s=time.monotonic() - began,
+        plan=plan_of(setup or manifest.get("setup")),
     )
     job.run_dir.publish(draft, report.to_json(), job.found.inputs)
     _warn_of_growth(job)

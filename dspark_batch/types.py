@@ -130,7 +130,8 @@ class Gauge:
     peak_memory_bytes: int
     prefill_s: float  # prompts through the target
     round_s: float  # drafting and verifying, the wait for the device included
-    idle_s: float = 0.0  # of the device at most, while the host worked
+    # Of the device at most, while the host worked; None: the host's own cores are the device.
+    idle_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,18 @@ from fakes import fake_opener
 from dspark_batch.job.spec import Spec
 from dspark_batch.run import run
 
+SETUP = {
+    "mode": "exact",
+    "plan": {"slots": 4, "draft_length": 7, "expected_tokens_per_s": 9.5, "why": "because"},
+    "machine": {"shapes": {"steps": [[1, 8], [4, 8]], "prefill": [[1, 32]]}, "divergence": 0.0},
+}
+
+
+def planned(engine=None, **more):
+    """Make an `open_engine` that says how it decodes here."""
+    opener = fake_opener(engine)
+    return lambda spec, manifest: opener(spec, manifest)._replace(setup=SETUP, **more)
+
 
 def write_lines(path: Path, *lines) -> Path:
     """Write JSONL: a dict as JSON, bytes as they are."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
-from small_jobs import prompts, start, write_lines
+from small_jobs import planned, prompts, start, write_lines
 
 from dspark_batch.check import Reads, check, open_reading
 from dspark_batch.cli.main import main
@@ -143,6 +143,14 @@ def test_the_cache_of_a_slot_ends_at_the_longest_prompt_and_its_answer(tmp_path)
     assert look(tmp_path, max_tokens=20).slot_bytes == positions * 10 * 2
     assert look(tmp_path, max_tokens=20, dtype="float32").slot_bytes == positions * 10 * 4
     assert look(tmp_path).slot_bytes == CONTEXT_LENGTH * 10 * 2
+
+
+def test_the_slots_are_those_asked_for_or_planned_at_the_first_start(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a"))
+    assert look(tmp_path).slots is None
+    assert look(tmp_path, slots=3).slots == 3
+    start(tmp_path, opener=planned())
+    assert look(tmp_path).slots == 4
 
 
 def test_writes_nothing(tmp_path):

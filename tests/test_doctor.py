@@ -9,7 +9,11 @@ import pytest
 
 from dspark_batch import blas, doctor
 from dspark_batch.cli.main import main
+from dspark_batch.engine.machine import Machine
+from dspark_batch.engine.setup import set_up
+from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models import pairs
+from dspark_batch.models.load import load_pair
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +57,36 @@ def test_the_speed_is_that_of_the_product(monkeypatch):
     assert doctor._gflops() == pytest.approx(2 * 1024**3 / 0.5 / 1e9)
 
 
-@pytest.mark.parametrize(
-    ("asked_for", "todo"),
-    [("", "apt install libopenblas0-pthread"), ("bundled", "Unset DSPARK_BATCH_BLAS")],
-)
-def test_the_slow_blas_is_a_hint_and_no_fault(monkeypatch, capsys, asked_for, todo):
+def on_a_cpu(monkeypatch):
+    import mlx.core as mx  # not before the BLAS
+
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+
+
+def test_the_slow_blas_is_a_hint_and_no_fault(monkeypatch, capsys):
     monkeypatch.setattr(blas, "ACTIVE", "bundled")
-    monkeypatch.setenv("DSPARK_BATCH_BLAS", asked_for)
+    on_a_cpu(monkeypatch)
     assert main(["doctor"]) == 0
     (hint,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
-    assert todo in hint
+    assert "apt install libopenblas0-pthread" in hint
+
+
+def test_the_slow_blas_is_no_news_to_who_chose_it(monkeypatch):
+    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setenv("DSPARK_BATCH_BLAS", "bundled")
+    assert not doctor.diagnose().hints
+
+
+def test_whether_this_machine_was_measured_is_told(tmp_path, monkeypatch):
+    def measured():
+        return doctor.diagnose().sections["folders"]["measured"]
+
+    where = f"kept in {tmp_path}/own/machines"
+    assert measured() == f"not yet; the first run with the bundled pair measures it; {where}"
+    monkeypatch.setattr("dspark_batch.engine.setup.probe", lambda *of: Machine(Shapes(), "", ()))
+    with pytest.raises(ValueError, match="expected target passes"):
+        set_up(load_pair(dtype="bfloat16"))  # keeps what was measured, and cannot plan with it
+    assert measured() == f"yes, for the bundled pair; {where}"
 
 
 def wrong(capsys):

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "generate": {"engine", "models", "types", "errors"},
     "calibrate": {"models", "numerics", "job", "types", "errors"},
     "registry": {"models", "errors"},
-    "doctor": {"registry", "models", "errors", "blas"},
+    "doctor": {"registry", "engine", "models", "errors", "blas"},
     "check": {"models", "job", "types", "errors"},
     "verify": {"run", "job", "types", "errors"},
     "diff": {"run", "job", "types", "errors"},

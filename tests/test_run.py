@@ -3,6 +3,7 @@
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
+from dspark_batch import blas
 from dspark_batch.engine.probe import Limits
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.job.spec import Spec
@@ -68,6 +69,49 @@ def test_a_download_is_progress(tmp_path):
         ("load", ""),
         ("load", "downloading org/name, 1.50 of 8.00 GB"),
     ]
+
+
+def test_the_measurement_of_a_new_machine_is_progress(tmp_path, monkeypatch):
+    def probe(target, limits):
+        raise ModelError("enough")
+
+    monkeypatch.setattr("dspark_batch.engine.setup.probe", probe)
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
+    write_lines(tmp_path / "in.jsonl", *prompts("one"))
+    ticks, out = [], str(tmp_path / "out.jsonl")
+    spec = Spec(inputs=(str(tmp_path / "in.jsonl"),), out=out, dtype="float32")
+    with pytest.raises(ModelError, match="enough"):
+        run(spec, observe=ticks.append)
+    assert [(t.stage, t.doing) for t in ticks] == [
+        ("load", ""),
+        ("load", "measuring this machine (once)"),
+    ]
+
+
+def on_a_cpu(monkeypatch):
+    import mlx.core as mx  # not before the BLAS
+
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(("chosen", "lines"), [("", 1), ("bundled", 0)])
+def test_a_run_hints_at_openblas_unless_the_slow_one_was_chosen(
+    tmp_path, monkeypatch, caplog, chosen, lines
+):
+    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setattr(blas.sys, "platform", "linux")
+    on_a_cpu(monkeypatch)
+    monkeypatch.setenv("DSPARK_BATCH_BLAS", chosen)
+    with pytest.raises(ModelError, match="enough"):
+        open_pair(Spec(inputs=("in.jsonl",), out="out.jsonl"), None, lambda download: None)
+    assert caplog.text.count("libopenblas0-pthread") == lines
+
+
+def test_on_a_cpu_there_is_no_idle_device(monkeypatch):
+    on_a_cpu(monkeypatch)
+    opened = open_pair(Spec(inputs=("in.jsonl",), out="out.jsonl", dtype="float32"), None)
+    assert opened.gauge().idle_s is None
 
 
 def without_metrics(path):

@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 
 import pytest
 from fakes import FakeEngine
-from small_jobs import start, write_lines
+from small_jobs import planned, start, write_lines
 
 from dspark_batch import write_report
 from dspark_batch.cli.main import main
 from dspark_batch.errors import UsageError
 from dspark_batch.job.run_dir import RunDir
-from dspark_batch.types import Completion
+from dspark_batch.types import Completion, Gauge
 
 
 class Confident(FakeEngine):
@@ -53,6 +53,28 @@ def test_a_page_has_a_picture_of_everything_that_was_measured(job):
         *("Settings", "Models and versions"),
     ]
     assert page.count("<svg") == 7
+
+
+def test_a_page_tells_the_plan_and_why(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    gauge = Gauge(1.0, 4, 0, 0, prefill_s=1.0, round_s=3.0, idle_s=0.2)
+    start(tmp_path, opener=planned(gauge=lambda: gauge))
+    page = page_of(tmp_path / "out.jsonl")
+    assert "Plan" in heads(page)
+    for told in (
+        "exact: no setting",
+        "because",
+        "1 or 4 slots by 8 tokens",
+        "at most 5% of rounds",
+    ):
+        assert told in page
+
+
+def test_the_page_of_an_unfinished_job_has_its_plan_too(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, opener=planned(FakeEngine(dies_after=1)))
+    assert "because" in page_of(tmp_path / "out.jsonl")
 
 
 def test_a_page_tells_of_the_audits(tmp_path):

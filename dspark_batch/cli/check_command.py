@@ -125,8 +125,14 @@ def _memory(found: "Check") -> str:
         weights = f"{size(found.weight_bytes)} of weights as they are stored"
     if found.slot_bytes is None:
         return weights
-    slots = "the slot" if found.slots == 1 else f"each of {found.slots} slots"
-    return f"{weights}, and up to about {size(found.slot_bytes)} of the target's cache for {slots}"
+    cache = f"up to about {size(found.slot_bytes)} of the target's cache for"
+    return f"{weights}, and {cache} {_slots(found.slots)}"
+
+
+def _slots(slots: int | None) -> str:
+    if slots is None:
+        return "each slot; the start chooses how many"
+    return "the slot" if slots == 1 else f"each of {slots} slots"
 
 
 def _disk(found: "Check") -> str:

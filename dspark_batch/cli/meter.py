@@ -25,6 +25,7 @@ class Meter:
         self._recent: deque[tuple[float, int]] = deque()  # (when, new_tokens) of recent bursts
         self._committed = 0  # tokens that rounds committed, bonus included
         self._rounds = 0
+        self._prompt_tokens = self._cached_tokens = 0  # of all turns
         self.tick: Tick | None = None  # the latest; None: nothing has happened
 
     def add(self, tick: "Tick") -> None:
@@ -36,6 +37,8 @@ class Meter:
         if isinstance(tick.outcome, Completion):
             self._committed += sum(tick.outcome.accept_lengths)
             self._rounds += len(tick.outcome.accept_lengths)
+            self._prompt_tokens += sum(turn.prompt_tokens for turn in tick.outcome.turns)
+            self._cached_tokens += sum(turn.cached_tokens for turn in tick.outcome.turns)
             self._add_recent(tick.new_tokens)
 
     @property
@@ -61,6 +64,11 @@ class Meter:
     def accept_length(self) -> float | None:
         """Mean tokens per round, bonus included; None before the first round."""
         return self._committed / self._rounds if self._rounds else None
+
+    @property
+    def prefix_hits(self) -> float | None:
+        """Share of the prompt tokens that came from the prefix cache; None before the first."""
+        return self._cached_tokens / self._prompt_tokens if self._prompt_tokens else None
 
     @property
     def remaining_s(self) -> float | None:

@@ -54,6 +54,7 @@ class Lines:
         self._clock = clock
         self._meter = Meter(clock)
         self._stage: str | None = None  # of the last line; None: nothing written
+        self._doing = ""  # of the last tick
         self._written_at = 0.0
 
     def __call__(self, tick: "Tick") -> None:
@@ -62,9 +63,10 @@ class Lines:
         if tick.stage != self._stage:
             self._stage = tick.stage
             self._write(STAGE_TEXT[tick.stage])
-        elif self._clock() - self._written_at >= _EVERY_S:
+        elif self._is_new(tick.doing) or self._clock() - self._written_at >= _EVERY_S:
             doing = [tick.doing] if tick.doing else []
             self._write(*doing or [items_text(self._meter), *speed_texts(self._meter)])
+        self._doing = tick.doing
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +74,11 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         if self._meter.tick is not None:
             self._write(items_text(self._meter), *speed_texts(self._meter))
+
+    def _is_new(self, doing: str) -> bool:
+        """Whether it is something else than before, and not the same further on."""
+        what, _, how_far = doing.partition(",")
+        return bool(what) and not how_far and doing != self._doing
 
     def _write(self, *texts: str) -> None:
         self._written_at = self._clock()
@@ -128,6 +135,7 @@ def _as_object(meter: Meter) -> dict[str, object]:
         "remaining_s": meter.remaining_s,
         "busy_slots": gauge and gauge.busy_slots,
         "slots": gauge and gauge.slots,
+        "prefix_hits": meter.prefix_hits,
         "memory_bytes": gauge and gauge.memory_bytes,
     }
 
@@ -163,7 +171,9 @@ def engine_texts(meter: Meter) -> list[str]:
     gauge = None if meter.tick is None else meter.tick.gauge
     if gauge is None:
         return []
+    hits = f"{meter.prefix_hits:.0%} prefix hits" if meter.prefix_hits else ""
     return [
         f"{gauge.busy_slots:.1f} of {gauge.slots} slots busy",
+        *([hits] if hits else []),
         f"{size(gauge.memory_bytes)} of memory, {size(gauge.peak_memory_bytes)} at most",
     ]

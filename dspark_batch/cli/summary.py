@@ -42,13 +42,15 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     tokens = f"{count(report.prompt_tokens)} prompt, {count(report.completion_tokens)} completion"
     yield "tokens", tokens
     if report.new_tokens and report.decode_s:
-        yield "speed", f"{speed(report.new_tokens / report.decode_s)} tokens/s while decoding"
+        yield "speed", _speed(report)
     if report.mean_acceptance_length is not None:
         yield "speculation", _speculation(report)
     if report.verified or report.mismatched:
         yield "verified", _verified(report)
     if report.finish_s:
         yield "time", _times(report)
+    if report.plan and report.new_tokens:
+        yield "plan", f"{report.plan['mode']} mode, {report.plan['why']}"
 
 
 def _rows(report: Report) -> str:
@@ -67,6 +69,13 @@ def _failures(report: Report) -> Iterator[tuple[str, str]]:
     more = report.errored - len(report.first_errors)
     if more:
         yield "", f"and {count(more)} more"
+
+
+def _speed(report: Report) -> str:
+    said = f"{speed(report.new_tokens / report.decode_s)} tokens/s while decoding"
+    if report.idle_share is None:
+        return said
+    return f"{said}; the device waited at most {report.idle_share:.0%} of its time"
 
 
 def _speculation(report: Report) -> str:

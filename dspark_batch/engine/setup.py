@@ -1,7 +1,7 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,7 +55,11 @@ class Setup:
         }
 
 
-def set_up(
+def _silently() -> None:
+    """Tell nobody."""
+
+
+def set_up(  # noqa: PLR0913  what the user fixed, each with a default
     pair: Pair,
     *,
     slots: int | None = None,
@@ -63,6 +67,7 @@ def set_up(
     is_exact: bool = True,
     max_tokens: int = 512,
     begun: Mapping[str, Json] | None = None,
+    on_measure: Callable[[], None] = _silently,
 ) -> Setup:
     """Measure, or remember, what passes cost and which are alike here, and plan by it.
 
@@ -74,12 +79,13 @@ def set_up(
         max_tokens: of an answer; with it the memory is planned.
         begun: what `Setup.to_json` said when the job began: its class is kept if this machine
             still gives its bits; None: the job begins.
+        on_measure: called before something is measured that nobody remembers.
 
     Raises:
         UsageError: no pass of the class has room for what is asked.
     """
-    machine = _machine(pair, begun)
-    curve = machine.curve(_drafter_passes(pair, machine), exact=is_exact)
+    machine = _machine(pair, begun, on_measure)
+    curve = machine.curve(_drafter_passes(pair, machine, on_measure), exact=is_exact)
     most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
     longest = min(pair.config.context_length, _USUAL_PROMPT + max_tokens)
     survival = [_PRIOR**k for k in range(1, pair.drafter.block_size + 1)]
@@ -95,7 +101,26 @@ def set_up(
     return Setup(machine, is_exact, curve, plan, most_positions, prefix_positions)
 
 
-def _machine(pair: Pair, begun: Mapping[str, Json] | None) -> Machine:
+class _NotKept(Exception):
+    """Nobody remembers a measurement."""
+
+
+def is_measured(pair: Pair) -> bool:
+    """Whether `set_up` remembers the passes of a pair's target on this machine."""
+
+    def measure() -> Json:
+        raise _NotKept
+
+    try:
+        kept(_name(pair, "target"), measure)
+    except _NotKept:
+        return False
+    return True
+
+
+def _machine(
+    pair: Pair, begun: Mapping[str, Json] | None, on_measure: Callable[[], None]
+) -> Machine:
     """Take the machine as the job knew it, if it is still the same one, or as it is known."""
     if begun is not None:
         before = Machine.from_json(begun["machine"])
@@ -104,18 +129,29 @@ def _machine(pair: Pair, begun: Mapping[str, Json] | None) -> Machine:
     limits = default_limits()
     most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
     limits = limits._replace(most_positions=most_positions)
-    measured = kept(_name(pair, "target"), lambda: probe(pair.target, limits).to_json())
-    return Machine.from_json(measured)
+
+    def measure() -> Json:
+        on_measure()
+        return probe(pair.target, limits).to_json()
+
+    return Machine.from_json(kept(_name(pair, "target"), measure))
 
 
-def _drafter_passes(pair: Pair, machine: Machine) -> list[DrafterPass]:
+def _drafter_passes(
+    pair: Pair, machine: Machine, on_measure: Callable[[], None]
+) -> list[DrafterPass]:
     drafter = pair.drafter
     if drafter.block_size == 0:
         return []
     rows = sorted({each.rows for each in machine.target + machine.others})
     name = _name(pair, "target", "drafter")
+
+    def measure() -> Json:
+        on_measure()
+        return guarded(partial(_timed, pair, rows))
+
     try:
-        measured = kept(name, lambda: guarded(partial(_timed, pair, rows)))
+        measured = kept(name, measure)
     except DrafterFault:  # its items will say so
         measured = [(n, machine.curve([], exact=False).verify_s(n, 1)) for n in rows]
     return [DrafterPass(*each) for each in measured]

@@ -33,7 +33,8 @@ class Tick:
     resumed: int  # rows that earlier starts left
     new_tokens: int = 0  # completion tokens that this start generated
     outcome: Outcome | None = None  # what was just appended; None: a stage begins
-    doing: str = ""  # what a long stage is at, for people; "": nothing to tell
+    # What a long stage is at, for people, and behind a comma how far; "": nothing to tell.
+    doing: str = ""
     gauge: Gauge | None = None  # of the engine; None: it has none
     audit_s: float | None = None  # spent on decoding items again; None: not asked for
 
@@ -76,9 +77,12 @@ class Report:
     decode_s: float = 0.0
     prefill_s: float | None = None  # of decode_s; None: not measured
     round_s: float | None = None  # of decode_s; what is left is the host's
+    # Of these two at most: the device had nothing to do; None: not measured, or it is a CPU.
+    idle_s: float | None = None
     audit_s: float | None = None  # of decode_s, decoding items again; None: not asked for
     finish_s: float = 0.0
     peak_memory_bytes: int | None = None  # that MLX held; None: not measured
+    plan: Mapping[str, Json] | None = None  # how items were decoded; None: nobody planned
 
     @property
     def exit_code(self) -> int:
@@ -89,6 +93,13 @@ class Report:
         if self.mismatched:
             return EqualityError.exit_code
         return 1 if self.errored else 0
+
+    @property
+    def idle_share(self) -> float | None:
+        """The share of the device's time in which it waited for the host, at most."""
+        if self.idle_s is None:
+            return None
+        return ratio(self.idle_s, self.prefill_s + self.round_s)
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Json]], **known: Json) -> Self:

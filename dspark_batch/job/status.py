@@ -1,14 +1,16 @@
 """Where a job stands, from what its run directory says; nothing is locked and nothing changed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from dspark_batch.job.journal import Entry, scan
 from dspark_batch.job.look import Look, look
+from dspark_batch.job.plan import plan_of
 from dspark_batch.job.row_index import RowIndex, key_of
 from dspark_batch.job.rows import committed_in, ratio
+from dspark_batch.types import Json
 
 State = Literal["running", "stopped", "finished"]
 _RECENT_S = 60.0
@@ -32,6 +34,7 @@ class Status:
     recent_tokens_per_s: float | None  # in the last minute
     seconds_per_row: float | None
     remaining_s: float | None  # None: unknown, or nobody runs it
+    plan: Mapping[str, Json] | None  # of the first start; None: there is none
 
 
 def status(out: str, now: float | None = None) -> Status:
@@ -102,6 +105,7 @@ class _Count:
             else None,
             seconds_per_row=seconds_per_row,
             remaining_s=(total - done) * seconds_per_row if is_going else None,
+            plan=plan_of(job.manifest.get("setup")),
         )
 
 

@@ -18,6 +18,10 @@ from dspark_batch.types import Json
 
 _MOST_GROUPS = 20
 _MOST_FINDINGS = 10
+_MODES = {
+    "exact": "exact: no setting of speed changes a byte",
+    "fast": "fast: any pass, so near-ties may fall otherwise",
+}
 
 
 class Number(NamedTuple):
@@ -183,6 +187,9 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         yield Table("Failures", "Rows without an answer, by error.code.", rows, is_wide=True)
     if audit := look.run_dir.last_audit():
         yield Table("Audit", "What dspark-batch verify found.", list(_audit(audit)))
+    if report.plan:
+        says = "How the last start decoded; the draft length may change with every round."
+        yield Table("Plan", says, list(_plan(report)), is_wide=True)
     yield Table("Settings", "Those that are not the defaults.", list(_settings(look.spec)))
     yield Table("Models and versions", "What ran.", list(_versions(look.manifest)))
     if len(look.starts) > 1:
@@ -192,6 +199,17 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         ]
         says = "The job was stopped and continued."
         yield Table("Starts", says, rows, ("began to decode", "rows there already"))
+
+
+def _plan(report: Report) -> Iterator[tuple[str, str]]:
+    plan = report.plan
+    yield "mode", _MODES[plan["mode"]]
+    yield "slots", count(plan["slots"])
+    yield "first draft length", count(plan["draft_length"])
+    yield "why", plan["why"]
+    yield "shape class", plan["shape_class"]
+    if report.idle_share is not None:
+        yield "device idle", f"at most {report.idle_share:.0%} of rounds and prefill"
 
 
 def _audit(audit: Mapping[str, Json]) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """The meter's numbers are those that a person with a stopwatch would get."""
 
+from dataclasses import replace
+
 import pytest
 
 from dspark_batch.cli.meter import Meter
@@ -43,6 +45,14 @@ def test_a_failure_is_an_item_done_but_no_token(meter, clock, make_tick, failure
     assert meter.remaining_s == 999
     assert meter.tokens_per_s == meter.recent_tokens_per_s == 0
     assert meter.accept_length is None
+
+
+def test_prefix_hits_are_those_of_all_turns(meter, make_tick, answer):
+    meter.add(tick := make_tick())
+    assert meter.prefix_hits is None
+    first = replace(answer, prompt_tokens=10, cached_tokens=0)
+    meter.add(tick.after(replace(answer, prompt_tokens=30, cached_tokens=8, earlier=(first,))))
+    assert meter.prefix_hits == 8 / 40
 
 
 def test_the_recent_speed_forgets_the_start(meter, clock, make_tick, answer):

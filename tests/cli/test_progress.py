@@ -62,6 +62,18 @@ def test_a_log_is_told_of_a_download_every_30_s(lines, log, clock, make_tick):
     ]
 
 
+def test_a_log_is_told_at_once_that_the_machine_is_measured(lines, log, make_tick):
+    with lines as observe:
+        observe(tick := make_tick("load"))
+        observe(replace(tick, doing="downloading org/name, 8.00 of 8.00 GB"))
+        observe(replace(tick, doing="measuring this machine (once)"))
+        observe(replace(tick, doing="measuring this machine (once)"))
+    assert log.getvalue().splitlines()[:-1] == [
+        "dspark-batch: loading the models",
+        "dspark-batch: measuring this machine (once)",
+    ]
+
+
 def test_a_line_says_how_far_how_fast_and_what_failed(
     lines, log, clock, make_tick, answer, failure
 ):
@@ -164,6 +176,14 @@ def test_the_bar_says_how_full_the_engine_is(screen, clock, make_tick, answer):
     )
 
 
+def test_the_bar_says_how_much_of_the_prompts_was_there_already(screen, clock, make_tick, answer):
+    with Bar(screen, clock) as observe:
+        observe(tick := make_tick(total=9))
+        observe(tick.after(replace(answer, prompt_tokens=80, cached_tokens=56), GAUGE))
+        lines = screen.render_lines(observe._frame(), pad=False)
+    assert "4.0 of 4 slots busy · 70% prefix hits" in "".join(part.text for part in lines[-1])
+
+
 def objects_of(log):
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
@@ -207,6 +227,7 @@ def test_an_object_has_every_number_of_the_view(log, clock, make_tick, answer, f
         "remaining_s": 40.0,
         "busy_slots": 3.96,
         "slots": 4,
+        "prefix_hits": 0.0,
         "memory_bytes": 8_400_000_000,
     }
 

@@ -90,6 +90,26 @@ def test_an_audit_is_counted_with_what_it_took(say):
     assert "  verified      11 of 12 are what plain decoding gives; the audit took 2.0 s" in lines
 
 
+PLAN = {
+    "mode": "exact",
+    "slots": 8,
+    "draft_length": 7,
+    "why": "slots 8, draft length 7: 812.0 tokens/s expected; 0 more within 3 %",
+}
+
+
+def test_the_plan_is_told_with_its_reason(say):
+    lines = say(plan=PLAN)
+    assert lines[-1] == f"  plan          exact mode, {PLAN['why']}"
+    assert "plan" not in "".join(say(plan=PLAN, new_tokens=0))  # this start decoded nothing
+
+
+def test_the_time_in_which_the_device_waited_is_told(say):
+    lines = say(prefill_s=100.0, round_s=300.0, idle_s=8.0)
+    said = "800 tokens/s while decoding; the device waited at most 2% of its time"
+    assert f"  speed         {said}" in lines
+
+
 def test_an_empty_input_divides_by_nothing(say):
     zeros = {name: 0 for name in WHOLE if name not in ("out", "errors_by_code", "first_errors")}
     lines = say(**zeros | {"mean_acceptance_length": None})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fakes import FakeEngine
-from small_jobs import prompts, start, write_lines
+from small_jobs import planned, prompts, start, write_lines
 
 from dspark_batch.cli.main import main
 from dspark_batch.errors import UsageError
@@ -88,6 +88,13 @@ def test_looking_changes_no_byte_of_the_run_directory(folder):
     files = {path: path.read_bytes() for path in rows.parent.iterdir()}
     assert look_at(folder).done == 2
     assert {path: path.read_bytes() for path in rows.parent.iterdir()} == files
+
+
+def test_the_plan_of_a_job_is_told(folder, capsys):
+    start(folder, opener=planned())
+    assert look_at(folder).plan["why"] == "because"
+    assert main(["status", str(folder / "out.jsonl")]) == 0
+    assert "plan          exact mode, because" in capsys.readouterr().out
 
 
 def test_no_job_is_no_status(folder):
