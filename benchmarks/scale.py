@@ -43,7 +43,6 @@ from dspark_batch.models.load import suit_device
 from dspark_batch.types import Item, Request
 
 PROMPT_TOKENS = (64, 192)
-WARM_UP_TOKENS = 12
 
 
 class Scale:
@@ -63,8 +62,8 @@ class Scale:
         self.machine = None  # what the probe found; None: any pass may run
         self.began = time.perf_counter()
 
-    def work(self, items, tokens, seed):
-        """Draw items; those of a smaller job begin a larger one."""
+    def work(self, items, tokens, seed, spread=False):
+        """Draw items; those of a smaller job begin a larger one. Spread: of up to so many tokens."""
         rng = Random(seed)
         return [
             Request(
@@ -73,7 +72,7 @@ class Scale:
                     rng.randrange(self.size.vocabulary)
                     for _ in range(rng.randint(*self.prompt_tokens))
                 ),
-                tokens,
+                rng.randint(1, tokens) if spread else tokens,
             )
             for index in range(items)
         ]
@@ -108,7 +107,8 @@ class Scale:
 
     def _timed(self, slots, run):
         began = time.perf_counter()
-        run(self.work(slots, WARM_UP_TOKENS, seed=19))
+        # Answers of all lengths: every number of slots that a job's end sees is compiled for.
+        run(self.work(slots + slots // 2, self.options.answer_tokens, seed=19, spread=True))
         warm_up_s = time.perf_counter() - began
         work = self.work(slots * self.options.items_per_slot, self.options.answer_tokens, seed=20)
         mx.synchronize()
@@ -203,6 +203,7 @@ def ours(scale, slots, draft_length):
             "prefill_s": round(gauge.prefill_s - past.prefill_s, 3),
             "busy_slots": round(len(lengths) / rounds, 2),
             "accept_length": round(sum(lengths) / len(lengths), 3),
+            "idle_s": round(gauge.idle_s - past.idle_s, 3),
         }
         return [answer.token_ids for answer in answers], told
 

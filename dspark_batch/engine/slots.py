@@ -94,7 +94,7 @@ class Slots:
             return
         rows = self._shapes.rows(len(active), self._widest)
         room = self._room(max(sequence.cached_len for sequence in active))
-        if 4 * rows <= 3 * len(self.sequences) or 2 * room <= self.cache.capacity:
+        if 4 * rows <= 3 * len(self.sequences) or 4 * room <= self.cache.capacity:
             self._resize(rows, room)
 
     def keep(self, accepted: mx.array, bonus: mx.array, finite: mx.array) -> None:
