@@ -63,7 +63,7 @@ class Scale:
         self.began = time.perf_counter()
 
     def work(self, items, tokens, seed, spread=False):
-        """Draw items; those of a smaller job begin a larger one. Spread: of up to so many tokens."""
+        """Draw items; those of a smaller job begin a larger one. Spread: up to so many tokens."""
         rng = Random(seed)
         return [
             Request(

@@ -1,16 +1,15 @@
 """Plain and speculative decoding against mlx-lm: one process, same prompts, same token ids.
 
-    python -m benchmarks.throughput [--items 32] [--repeats 5] [--batch-sizes 1 4 8 16 32]
+    python -m benchmarks.throughput [--items 64] [--repeats 3] [--system-tokens 200]
+                                    [--batch-sizes 1 4 8 16 32 64] [--slots 1 4 8 16 32]
 
 Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, so
-that a slow minute of the machine hits all of them. Prefill is part of the time.
+that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
+is the program's own plan; the others are a grid of static plans in the same shape class, slots by
+draft length. With --system-tokens every prompt begins with a system prompt of about that length.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import time
 
 import mlx.core as mx
@@ -18,10 +17,14 @@ from mlx_lm.generate import BatchGenerator, generate_step
 
 from benchmarks.common import held_out_records, print_line, requests, spread, surroundings
 from dspark_batch.engine.engine import Engine
+from dspark_batch.engine.setup import set_up
 from dspark_batch.models.load import load_pair
 
-BATCH_SIZES = (1, 4, 8, 16, 32)
-MAX_TOKENS = 256
+BATCH_SIZES = (1, 4, 8, 16, 32, 64)
+SLOTS = (1, 4, 8, 16, 32)
+DRAFT_LENGTHS = (0, 3, 7)
+MAX_TOKENS = 128
+SENTENCE = "You answer short questions about words, numbers and lists, exactly as they are asked. "
 
 
 def mlx_lm_generate(pair, work):
@@ -64,61 +67,74 @@ def ours(pair, work, **settings):
     return sorted(completions, key=lambda c: c.item.index)
 
 
-def contestants(pair, work, batch_sizes):
+def contestants(pair, setup, work, options):
     """Map each contestant's name to a function that answers all of the work with token ids."""
 
     def batched(batch_size):
         return lambda: mlx_lm_batch(pair, work, batch_size)
 
     def engine(**settings):
+        settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
+    most = max(rows for rows, _ in setup.machine.shapes.steps)
+    grid = [(n, k) for n in options.slots if n <= most for k in DRAFT_LENGTHS]
     return {
         "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
-        **{f"mlx_lm_batch_{size}": batched(size) for size in batch_sizes},
-        "baseline": engine(draft_length=0),
-        "speculation": engine(),
+        **{f"mlx_lm_batch_{size}": batched(size) for size in options.batch_sizes},
+        "speculation_auto": engine(slots=setup.plan.slots, curve=setup.curve),
+        **{f"slots_{n}_drafts_{k}": engine(slots=n, draft_length=k) for n, k in grid},
     }
 
 
-def measure(items, repeats, batch_sizes):
+def measure(options):
     """Run all contestants in turns and compare what they said."""
-    pair = load_pair()
-    work = requests(pair, [r["prompt"] for r in held_out_records(items)], MAX_TOKENS)
-    runs = contestants(pair, work, batch_sizes)
+    pair = load_pair(dtype=options.dtype)
+    setup = set_up(pair, max_tokens=MAX_TOKENS)
+    system = None
+    if options.system_tokens:
+        length = len(pair.tokenizer.render([{"role": "system", "content": SENTENCE}]))
+        system = SENTENCE * round(options.system_tokens / length)
+    prompts = [r["prompt"] for r in held_out_records(options.items)]
+    work = requests(pair, prompts, MAX_TOKENS, system)
+    runs = contestants(pair, setup, work, options)
     answers = {name: run() for name, run in runs.items()}  # also the warm-up
     seconds = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return summary(pair, work, answers, seconds)
+    return summary(pair, setup, work, answers, seconds)
 
 
-def summary(pair, work, answers, seconds):
+def summary(pair, setup, work, answers, seconds):
     """Turn answers and times into the benchmark's result."""
     reference = answers["mlx_lm_generate"]
     tokens = {name: sum(map(len, ids)) for name, ids in answers.items()}
     speed = {name: spread([tokens[name] / s for s in seconds[name]]) for name in answers}
-    best_batch = max((name for name in speed if "batch" in name), key=lambda n: speed[n]["median"])
-    rounds = [n for c in ours(pair, work) for n in c.accept_lengths]
+
+    def best(part):
+        return max((n for n in speed if part in n), key=lambda n: speed[n]["median"])
 
     def ratio(name, other):
         return round(speed[name]["median"] / speed[other]["median"], 3)
 
+    exact = [name for name in answers if "mlx_lm" not in name]
     return {
         **surroundings(),
         "dtype": pair.config.dtype,
         "items": len(work),
+        "prompt_tokens": sum(len(r.prompt_ids) for r in work),
         "tokens": tokens["mlx_lm_generate"],
+        "plan": setup.plan.why,
         "tokens_per_s": speed,
-        "best_mlx_lm_batch": best_batch,
-        "accept_length": round(sum(rounds) / len(rounds), 3),
-        "speculation_over_baseline": ratio("speculation", "baseline"),
-        "speculation_over_mlx_lm_generate": ratio("speculation", "mlx_lm_generate"),
-        "speculation_over_best_mlx_lm_batch": ratio("speculation", best_batch),
-        "identical": answers["speculation"] == answers["baseline"] == reference,
+        "best_mlx_lm": best("mlx_lm"),
+        "best_static": best("slots_"),
+        "auto_over_best_mlx_lm": ratio("speculation_auto", best("mlx_lm")),
+        "auto_over_best_static": ratio("speculation_auto", best("slots_")),
+        "auto_over_best_plain": ratio("speculation_auto", best("drafts_0")),
+        "identical": len({tuple(answers[name]) for name in exact}) == 1,
         "items_different_from_mlx_lm": {
             name: sum(a != b for a, b in zip(ids, reference, strict=True))
             for name, ids in answers.items()
@@ -126,28 +142,16 @@ def summary(pair, work, answers, seconds):
     }
 
 
-def with_bundled_blas(arguments):
-    """Measure again in a process that keeps MLX's own BLAS, where there is a choice."""
-    command = [sys.executable, "-m", "benchmarks.throughput", *arguments, "--only-this-blas"]
-    environment = os.environ | {"DSPARK_BATCH_BLAS": "bundled"}
-    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    return json.loads(run.stdout)
-
-
 def main():
     """Print the line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--system-tokens", type=int, default=0)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
-    parser.add_argument("--only-this-blas", action="store_true")
-    options = parser.parse_args()
-    result = measure(options.items, options.repeats, options.batch_sizes)
-    if result["blas"] == "openblas" and not options.only_this_blas:
-        numbers = ["--items", str(options.items), "--repeats", str(options.repeats)]
-        numbers += ["--batch-sizes", *map(str, options.batch_sizes)]
-        result["with_bundled_blas"] = with_bundled_blas(numbers)
-    print_line({"benchmark": "throughput", **result})
+    parser.add_argument("--slots", type=int, nargs="+", default=SLOTS)
+    parser.add_argument("--dtype")
+    print_line({"benchmark": "throughput", **measure(parser.parse_args())})
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ class Gauge:
     round_s: float  # drafting and verifying, the wait for the device included
     # Of the device at most, while the host worked; None: the host's own cores are the device.
     idle_s: float | None = None
+    prompt_tokens: int = 0  # that went through the target, what is shared only once
 
 
 @dataclass(frozen=True, slots=True)

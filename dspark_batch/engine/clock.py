@@ -12,11 +12,12 @@ class Clock:
         idle_s: seconds in which the device had nothing to do, because the host prepared a round.
         rounds: of the engine.
         slot_rounds: of all slots that were not free.
+        prompt_tokens: that went through the target.
     """
 
     def __init__(self) -> None:
         self.round_s = self.prefill_s = self.idle_s = 0.0
-        self.rounds = self.slot_rounds = 0
+        self.rounds = self.slot_rounds = self.prompt_tokens = 0
         self._usual_s = 0.0  # of a round without prompts
         self._has_prompts = False
         self._began = time.perf_counter()

@@ -184,6 +184,7 @@ class Engine:
             prefill_s=clock.prefill_s,
             round_s=clock.round_s,
             idle_s=clock.idle_s,
+            prompt_tokens=clock.prompt_tokens,
         )
 
     def _admit(self, may_begin: MayBegin) -> bool:
@@ -239,6 +240,7 @@ class Engine:
 
     def _enter(self, filled: Prefilled) -> None:
         """Give slots to the wave, whose first tokens the host does not know yet."""
+        self._clock.prompt_tokens += filled.num_computed
         first = rule_of(self._sampling, self._wave, is_first=True).first(filled.logits)
         for sequence, num_cached in zip(self._wave, filled.cached, strict=True):
             sequence.num_cached = num_cached

@@ -23,6 +23,7 @@ class Prefilled(NamedTuple):
     context: RaggedCache  # the drafter's
     logits: mx.array  # [P, V], of the first tokens of the answers
     cached: list[int]  # positions of each prompt that came from the prefix cache
+    num_computed: int  # positions that went through the target, shared beginnings included
     fallback: str | None  # why the drafter has no context; None: it has one
 
 
@@ -40,15 +41,18 @@ def prefill(
         prompts: at most as many as one pass can take.
         prefixes: what is stored already.
     """
+    num_computed = 0
     for beginning in _missing(prompts, prefixes):
         found = prefixes.find(beginning)
         filled = yield from _computed(pair, shapes, [beginning], [found])
         yield
         if filled.fallback is None:
             where = (0, found.length, len(beginning))
+            num_computed += filled.num_computed
             prefixes.store(beginning, filled.cache.row(*where) + filled.context.row(*where))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
-    return (yield from _computed(pair, shapes, prompts, found))
+    filled = yield from _computed(pair, shapes, prompts, found)
+    return filled._replace(num_computed=filled.num_computed + num_computed)
 
 
 def prefill_alone(pair: Pair, shapes: Shapes, prompt: Prompt) -> Prefilled:
@@ -80,7 +84,8 @@ def _computed(
         passes.run()
     cached = [prefix.length for prefix in found]
     logits = passes.logits[: len(prompts)]
-    return Prefilled(passes.cache, passes.context, logits, cached, passes.fallback)
+    num_computed = sum(map(len, prompts)) - sum(cached)
+    return Prefilled(passes.cache, passes.context, logits, cached, num_computed, passes.fallback)
 
 
 class _Passes:
