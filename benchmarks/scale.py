@@ -325,7 +325,8 @@ def run_all(scale):
     options = scale.options
     for size in options.batch_sizes:  # first, on the model as mlx-lm makes it
         scale.measure("mlx_lm_batch", size, partial(mlx_lm_batch, scale, size))
-    suit_device(scale.pair.target.model, scale.pair.drafter)
+    if options.join:
+        suit_device(scale.pair.target.model, scale.pair.drafter)
     for size in options.slots:
         scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
         for name in options.profiles:
@@ -368,6 +369,7 @@ def main():
     parser.add_argument("--draft-length", type=int, default=7)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
     parser.add_argument("--exact-slots", type=int, help="measure in the shape class, too")
+    parser.add_argument("--join", action="store_true", help="join projections first")
     parser.add_argument("--machine-file", help="where to write what the probe found")
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
     options = parser.parse_args()
