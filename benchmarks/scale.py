@@ -39,7 +39,6 @@ from benchmarks.rehearsal import PROFILES, accept_length, rehearse
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.probe import default_limits, probe
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.models.load import suit_device
 from dspark_batch.types import Item, Request
 
 PROMPT_TOKENS = (64, 192)
@@ -55,7 +54,7 @@ class Scale:
         self.prompt_tokens = (8, 24) if options.toy else PROMPT_TOKENS
         dtype = mx.float32 if options.toy else mx.bfloat16
         self.pair, follower = random_pair(self.name, dtype)
-        self.passes = {k: _passes(self, k) for k in (0, options.draft_length)}  # before any joining
+        self.passes = {k: _passes(self, k) for k in (0, options.draft_length)}
         self.follower = follower
         self.follows = np.array(follower).tolist()
         self.readings = []
@@ -323,10 +322,8 @@ def _share(scale):
 def run_all(scale):
     """Run every contestant that the options name, size by size."""
     options = scale.options
-    for size in options.batch_sizes:  # first, on the model as mlx-lm makes it
+    for size in options.batch_sizes:
         scale.measure("mlx_lm_batch", size, partial(mlx_lm_batch, scale, size))
-    if options.join:
-        suit_device(scale.pair.target.model, scale.pair.drafter)
     for size in options.slots:
         scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
         for name in options.profiles:
@@ -369,7 +366,6 @@ def main():
     parser.add_argument("--draft-length", type=int, default=7)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
     parser.add_argument("--exact-slots", type=int, help="measure in the shape class, too")
-    parser.add_argument("--join", action="store_true", help="join projections first")
     parser.add_argument("--machine-file", help="where to write what the probe found")
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
     options = parser.parse_args()

@@ -103,20 +103,20 @@ class RaggedCache:
         mx.eval(arrays)  # or they would hold the whole buffers
         return arrays
 
-    def begin_with(self, rows: Sequence[Parts]) -> None:
+    def begin_with(self, rows: Sequence[Parts], lengths: Sequence[int]) -> None:
         """Begin slots, for which room is reserved, with what `row` copied.
 
         Args:
             rows: for each slot the parts of its beginning, in order; none for an empty slot.
+            lengths: the positions of each slot's parts together.
         """
+        self.lengths = mx.array(lengths, dtype=mx.int32)
         like = next((parts[0] for parts in rows if parts), None)
         if like is None or not self.layers:
             return
-        lengths = [sum(part[0].shape[1] for part in parts) for parts in rows]
         for number, layer in enumerate(self.layers):
             layer.keys = _begun(rows, 2 * number, self.capacity, like)
             layer.values = _begun(rows, 2 * number + 1, self.capacity, like)
-        self.lengths = mx.array(lengths, dtype=mx.int32)
 
     def arrays(self) -> list[mx.array]:
         """List the arrays to evaluate after a step, so that no graph grows over rounds."""

@@ -104,9 +104,10 @@ def _propose(
     drafter: DSparkDrafter, num_drafts: int, rule: Rule, context: RaggedCache, anchors: mx.array
 ) -> Arrays:
     draft = drafter.propose(anchors, context, num_drafts, rule.draft)
+    if draft.logits is None:
+        return draft.tokens, mx.ones(anchors.shape, dtype=mx.bool_), draft.confidence
     # A token that the drafter does not know has a logit of -inf; inf and NaN are faults.
-    is_sane = (draft.logits < mx.inf).all(axis=(1, 2))
-    return draft.tokens, is_sane, draft.confidence
+    return draft.tokens, (draft.logits < mx.inf).all(axis=(1, 2)), draft.confidence
 
 
 def _extend(drafter: DSparkDrafter, context: RaggedCache, features: mx.array) -> Arrays:

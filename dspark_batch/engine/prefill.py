@@ -41,15 +41,18 @@ def prefill(
         prompts: at most as many as one pass can take.
         prefixes: what is stored already.
     """
-    num_computed = 0
-    for beginning in _missing(prompts, prefixes):
-        found = prefixes.find(beginning)
-        filled = yield from _computed(pair, shapes, [beginning], [found])
+    num_computed, tried = 0, set()
+    while beginnings := _missing(prompts, prefixes, tried):
+        tried.update(beginnings)
+        found = [prefixes.find(ids) for ids in beginnings]
+        filled = yield from _computed(pair, shapes, beginnings, found)
         yield
-        if filled.fallback is None:
-            where = (0, found.length, len(beginning))
-            num_computed += filled.num_computed
-            prefixes.store(beginning, filled.cache.row(*where) + filled.context.row(*where))
+        num_computed += filled.num_computed
+        if filled.fallback is not None:
+            break
+        for row, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
+            where = (row, prefix.length, len(ids))
+            prefixes.store(ids, filled.cache.row(*where) + filled.context.row(*where))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
     filled = yield from _computed(pair, shapes, prompts, found)
     return filled._replace(num_computed=filled.num_computed + num_computed)
@@ -65,12 +68,14 @@ def prefill_alone(pair: Pair, shapes: Shapes, prompt: Prompt) -> Prefilled:
             return through.value
 
 
-def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache) -> list[Prompt]:
-    """List the shared beginnings that are not stored, short ones first."""
+def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache, tried: set[Prompt]) -> list[Prompt]:
+    """List the shared beginnings that are not stored and rest on nothing that is not, either."""
     lengths = [CHUNK * prefixes.num_shared(chunks_of(ids)) for ids in prompts]
     shared = {tuple(ids[:length]) for ids, length in zip(prompts, lengths, strict=True)} - {()}
-    missing = [ids for ids in shared if prefixes.find(ids).length < len(ids)]
-    return sorted(missing, key=len)
+    missing = [ids for ids in shared - tried if prefixes.find(ids).length < len(ids)]
+    return sorted(
+        ids for ids in missing if not any(len(b) < len(ids) and ids[: len(b)] == b for b in missing)
+    )
 
 
 def _computed(
@@ -156,5 +161,6 @@ def _begun(cache: RaggedCache, room: int, found: Sequence[Prefix], first: int) -
     """Begin a cache with its arrays of what is stored, from the first of them on."""
     arrays = 2 * len(cache.layers)
     cache.reserve(room)
-    cache.begin_with([[part[first : first + arrays] for part in p.parts] for p in found])
+    parts = [[part[first : first + arrays] for part in prefix.parts] for prefix in found]
+    cache.begin_with(parts, [prefix.length for prefix in found])
     return cache

@@ -144,7 +144,7 @@ class _Bench:
         contents = _contents(rows)
         lengths = [_PROMPT - 3 * content for content in contents]
         cache = self._cache(rows, capacity, folds=folds)
-        cache.begin_with([[self._prompt.row(0, 0, length)] for length in lengths])
+        cache.begin_with([[self._prompt.row(0, 0, length)] for length in lengths], lengths)
         logits, seconds = self._chain(contents, width, cache, -(-_ANSWER // width), _LEAST_S)
         where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
         bits = [

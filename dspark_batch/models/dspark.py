@@ -20,7 +20,7 @@ class Draft(NamedTuple):
     """What a drafter proposes for each slot; K drafts."""
 
     tokens: mx.array  # [B, K] int32
-    logits: mx.array | None = None  # [B, K, V], Markov bias included; None: nothing was drafted
+    logits: mx.array | None = None  # [B, K, V], Markov bias included; None: there are none
     confidence: mx.array | None = None  # [B, K] float32 logits; None: no confidence head
 
 

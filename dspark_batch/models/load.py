@@ -16,7 +16,6 @@ from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
-from dspark_batch.models.joined import OF_DRAFTER, OF_TARGET, join_projections
 from dspark_batch.models.number_type import DTYPES, fastest_dtype, stored_dtype
 from dspark_batch.models.packaging import load_drafter
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
@@ -103,7 +102,10 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     if isinstance(loaded, DSparkDrafter):
         bits = default_drafter_bits(loaded) if drafter_bits == "auto" else drafter_bits
         _settle_drafter(loaded, model, dtype, bits, drafts.directory)
-    suit_device(model, loaded)
+    if mx.cuda.is_available():
+        flatten_products(model)
+        if isinstance(loaded, DSparkDrafter):
+            flatten_products(loaded)
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {
@@ -122,21 +124,6 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
     tapped = _tap(model, tap_ids, pair_config, found.directory)
     return Pair(tapped, tokenizer, loaded, pair_config)
-
-
-def suit_device(model: nn.Module, drafter: DSparkDrafter | NoDrafter) -> None:
-    """Rearrange the weights for CUDA, where launches cost more than there is to compute.
-
-    Source:
-        benchmarks/LOG.md: a step of 512 tokens of a 4B target on an H100.
-    """
-    if not mx.cuda.is_available():
-        return
-    flatten_products(model)
-    join_projections(model, OF_TARGET)
-    if isinstance(drafter, DSparkDrafter):
-        flatten_products(drafter)
-        join_projections(drafter, OF_DRAFTER)
 
 
 class Reading(NamedTuple):
