@@ -67,8 +67,9 @@ def speculative_generate(  # noqa: PLR0913  the names that users of this method 
         prompt: what the user says, or token ids to go on from as they are.
         max_new_tokens: most tokens to generate, a stop token included.
         max_draft: drafts per round; None for the drafter's block, 0 for plain decoding.
-        temperature: 0 takes the most likely token. It changes no byte of the answer, at any
-            temperature with "coupled" sampling, who drafts and how much.
+        temperature: 0 takes the most likely token. Who drafts, and how much, changes nothing of the
+            answer, at any temperature with "coupled" sampling, except where two tokens tie up to
+            rounding; a job's exact mode settles these, too.
         top_p: only the likeliest tokens that together have this probability.
         top_k: only this many likeliest tokens; 0 for all.
         min_p: only tokens this likely, as a share of the likeliest one's probability.
