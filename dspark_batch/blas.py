@@ -1,10 +1,7 @@
-"""Settles what must be settled before MLX is imported: import this before anything that does.
+"""Loads OpenBLAS before MLX on Linux: import this before anything that imports MLX.
 
 The Linux CPU wheel of MLX bundles the reference BLAS (about 3 GFLOPS). Symbols that are already
 global win over the bundled ones, so an OpenBLAS loaded first is 20 to 50 times faster.
-
-On CUDA, MLX keeps the graphs of 400 shapes and ends the process once 800 were not among them;
-a night of rounds and prompts of many lengths gets there.
 """
 
 import ctypes
@@ -35,7 +32,6 @@ def load() -> Literal["openblas", "bundled"]:
 
 
 ACTIVE = load()
-os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "2000")
 
 
 def hint() -> str | None:
