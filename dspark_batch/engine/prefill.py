@@ -69,13 +69,15 @@ def prefill_alone(pair: Pair, shapes: Shapes, prompt: Prompt) -> Prefilled:
 
 
 def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache, tried: set[Prompt]) -> list[Prompt]:
-    """List the shared beginnings that are not stored and rest on nothing that is not, either."""
+    """List shared beginnings that are not stored, of those that go on alike only the shortest."""
     lengths = [CHUNK * prefixes.num_shared(chunks_of(ids)) for ids in prompts]
     shared = {tuple(ids[:length]) for ids, length in zip(prompts, lengths, strict=True)} - {()}
-    missing = [ids for ids in shared - tried if prefixes.find(ids).length < len(ids)]
-    return sorted(
-        ids for ids in missing if not any(len(b) < len(ids) and ids[: len(b)] == b for b in missing)
-    )
+    first: dict[Prompt, Prompt] = {}  # what is stored and one chunk more -> a beginning
+    for ids in sorted(shared - tried, key=lambda ids: (len(ids), ids)):
+        stored = prefixes.find(ids).length
+        if stored < len(ids):
+            first.setdefault(ids[: stored + CHUNK], ids)
+    return list(first.values())
 
 
 def _computed(
