@@ -70,7 +70,7 @@ def test_groups_that_share_less_with_each_other_than_within_compute_nothing_twic
     pair, cache = load_case("qwen3_vanilla").pair, PrefixCache(1000)
     (ids,) = prompts(1, shared=60)
     groups = [ids[:24] + tuple(20 + n for n in range(k, k + 16)) for k in (0, 50)]
-    asked = [group + (k,) for group in groups for k in (3, 4)]
+    asked = [(*group, k) for group in groups for k in (3, 4)]
     filled, _ = together(pair, asked, cache)
     assert filled.cached == [40] * 4
     assert filled.num_computed == 24 + 2 * 16 + 4
