@@ -94,7 +94,7 @@ def answers(rows):
     return json.dumps(said).encode()
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_garbage_costs_speed_and_no_byte(job, plain, slots):
     rows = job(Garbage(), slots=slots, verify_greedy="all")
     assert answers(rows) == answers(plain)
@@ -103,7 +103,7 @@ def test_garbage_costs_speed_and_no_byte(job, plain, slots):
     assert sum(accepted) <= 1
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_drafts_that_are_always_right_all_stay_and_change_no_byte(job, plain, slots):
     rows = job(Right(plain), slots=slots, draft_length=4, verify_greedy="all")
     assert answers(rows) == answers(plain)
@@ -112,7 +112,7 @@ def test_drafts_that_are_always_right_all_stay_and_change_no_byte(job, plain, sl
     assert all(n == 4 for each in told for n in each["per_step_accepted"][:-1])
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_drafter_that_throws_is_given_up_for_its_items_and_changes_no_byte(job, plain, slots):
     rows = job(Throws(), slots=slots, draft_length=4, verify_greedy="all")
     assert answers(rows) == answers(plain)

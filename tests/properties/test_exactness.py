@@ -10,12 +10,13 @@ from exactness import PAIRS, differences
 
 from dspark_batch import blas
 
+SMALL = ("qwen3_vanilla", "gemma4_vanilla")  # the bundled pair takes a minute: the slow set
 SCRIPT = Path(__file__).parent / "exactness.py"
 OTHER = {"openblas": "bundled", "bundled": "auto"}
 
 
 @pytest.mark.parametrize("seed", range(1))
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SMALL)
 def test_every_way_through_the_engine_gives_the_bytes_of_the_baseline(name, seed):
     assert list(differences(name, seed)) == []
 
@@ -32,7 +33,7 @@ def test_so_it_does_with_the_other_blas():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 21))
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_way_for_many_seeds(name, seed):
     assert list(differences(name, seed)) == []
