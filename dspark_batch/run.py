@@ -402,7 +402,8 @@ def _warn_of_growth(job: _Job) -> None:
 
 def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
     idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
-    idle |= dict.fromkeys(("prefill_s", "round_s", "idle_s", "audit_s", "peak_memory_bytes"))
+    idle |= dict.fromkeys(("prefill_s", "round_s", "draft_s", "verify_s"))
+    idle |= dict.fromkeys(("idle_s", "audit_s", "peak_memory_bytes"))
     return Report(**saved | idle | {"resumed": saved["total"]})
 
 
@@ -615,6 +616,8 @@ def _finished(
         **times,
         prefill_s=tick.gauge and tick.gauge.prefill_s,
         round_s=tick.gauge and tick.gauge.round_s,
+        draft_s=tick.gauge and tick.gauge.draft_s,
+        verify_s=tick.gauge and tick.gauge.verify_s,
         idle_s=tick.gauge and tick.gauge.idle_s,
         audit_s=tick.audit_s,
         peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
