@@ -1,17 +1,21 @@
-"""Where a round of many slots goes on a GPU, in milliseconds: its passes, and the target's parts.
+"""Where a round of many slots goes on a GPU, in milliseconds.
 
     python -m benchmarks.round [--slots 64 32] [--width 8] [--context 300] [--capacity 512] [--toy]
 
-Each pass runs many times one behind the other, with the device asked to finish only at the end: what
-is measured is the slower of host and device. `build` is what the host takes to prepare it. `unread`
-are whole rounds that follow each other without the host reading one; `read` with it, as the engine
-did. `parts` are the operations of all layers of the target's pass, each kind compiled by itself.
+`propose`, `verify` and `extend` are passes of one kind, each waited for; `build_ms` is what the
+host takes to prepare one. `read` are whole rounds, of which the host reads each before it prepares
+the next; `ahead` the same, but with the next drafts on the device before it reads, as the engine
+does; `unread` rounds of which it reads none, so that buffers that are still in use are copied
+instead of written in place; `writes` shows what that costs. `products` are all matrices of the
+target's layers; `joined` the same with those of one input in one product.
+
 Weights are random (`benchmarks.random_pair`). Medians; one JSON line.
 """
 
 import argparse
 import statistics
 import time
+from functools import partial
 
 import mlx.core as mx
 
@@ -19,7 +23,6 @@ from benchmarks.common import print_line, surroundings
 from benchmarks.random_pair import SIZES, random_pair
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.passes import Passes
-from dspark_batch.numerics.attention import folded_attention
 from dspark_batch.numerics.rules import Greedy
 
 CHAIN, TIMES = 12, 4
@@ -54,7 +57,7 @@ class Bench:
         return cache
 
     def propose(self):
-        """Draft."""
+        """Draft from the anchors."""
         self.proposed = self.passes.propose(self.context, self.anchors, self.num_drafts, Greedy())
         return [self.proposed.tokens, self.proposed.is_sane]
 
@@ -71,26 +74,36 @@ class Bench:
         self.passes.extend(self.context, self.features)
         return self.context.arrays()
 
-    def round(self):
+    def unread(self):
         """Do all three, and move on by one token."""
         mx.async_eval(self.propose())
+        return self._rest()
+
+    def _rest(self):
         arrays = self.verify() + self.extend()
-        counts = mx.minimum(self.verified.accepted, 0) + mx.where(self.anchors >= 0, 0, 1)
+        counts = mx.minimum(self.verified.accepted, 0) + 1
         self.cache.keep(counts)
         self.context.keep(counts)
         self.anchors = mx.minimum(self.verified.bonus, 999)
-        return [*arrays, self.anchors]
+        arrays = [*arrays, self.anchors]
+        mx.async_eval(arrays)
+        return arrays
 
     def read(self):
         """Do a round and wait for it."""
-        arrays = self.round()
-        mx.async_eval(arrays)
+        arrays = self.unread()
         self.verified.accepted.tolist()
         return arrays
 
+    def ahead(self):
+        """Do the second half of a round, and the first of the next, and wait between them."""
+        mx.async_eval(self.propose())
+        self.verified.accepted.tolist()
+        return self._rest()
 
-def chained(call):
-    """Time calls one behind the other, in milliseconds each; and the host's part of it."""
+
+def timed(call, *, waits):
+    """Time calls, in milliseconds each; and the host's part of it."""
     for _ in range(2):
         mx.eval(call())
     times, hosts = [], []
@@ -101,95 +114,69 @@ def chained(call):
             prepared = time.perf_counter()
             arrays = call()
             host += time.perf_counter() - prepared
-            mx.async_eval(arrays)
+            (mx.eval if waits else mx.async_eval)(arrays)
         mx.synchronize()
         times.append(1e3 * (time.perf_counter() - began) / CHAIN)
         hosts.append(1e3 * host / CHAIN)
     return {"ms": round(statistics.median(times), 2), "build_ms": round(min(hosts), 2)}
 
 
-def parts(bench, size):
-    """Time the operations of all layers, each kind compiled by itself."""
-    slots, width, room = bench.slots, bench.options.width, bench.options.capacity
+def writes(bench, size, *, waits):
+    """Time the writes of a pass into the buffers of all layers."""
+    slots, width = bench.slots, bench.options.width
+    shape = slots, size.kv_heads, bench.options.capacity, size.head_dim
     dtype = bench.pair.target.model.lm_head.weight.dtype
-    heads, kv, dim = size.heads, size.kv_heads, size.head_dim
-    draw = lambda *shape: mx.random.normal(shape).astype(dtype)  # noqa: E731
-    hidden, new = draw(slots, width, size.hidden), draw(slots, kv, width, dim)
-    buffers = [draw(slots, kv, room, dim) for _ in range(2 * size.layers)]
-    queries = draw(slots, heads, width, dim)
-    lengths = mx.zeros(slots, dtype=mx.int32) + bench.options.context
-    mask = (mx.arange(room) <= (lengths[:, None] + mx.arange(width))[:, None, :, None])
+    buffers = [mx.zeros(shape, dtype=dtype) for _ in range(2 * size.layers)]
+    new = mx.ones((slots, size.kv_heads, width, size.head_dim), dtype=dtype)
+    index = (bench.cache.lengths[:, None] + mx.arange(width))[:, None, :, None]
+
+    @mx.compile
+    def written(buffers, new, index):
+        return [mx.put_along_axis(buffer, index, new, axis=2) for buffer in buffers]
+
+    def call():
+        buffers[:] = written(buffers, new, index)
+        return buffers
+
+    return timed(call, waits=waits)["ms"]
+
+
+def products(bench, size):
+    """Time all matrices of the layers, as they are and joined where they read the same."""
     layers = bench.pair.target.model.model.layers
+    dtype = bench.pair.target.model.lm_head.weight.dtype
+    hidden = mx.ones((bench.slots, bench.options.width, size.hidden), dtype=dtype)
 
-    def attention(queries):
-        for n in range(size.layers):
-            queries = folded_attention(queries, buffers[2 * n], buffers[2 * n + 1], 0.1, mask)
-        return [queries]
-
-    def products(hidden):
+    def plain(hidden):
         for layer in layers:
             each, mlp = layer.self_attn, layer.mlp
             q, k, v = each.q_proj(hidden), each.k_proj(hidden), each.v_proj(hidden)
             hidden = each.o_proj(q) + (k[..., :1] + v[..., :1])
             hidden = mlp.down_proj(mlp.gate_proj(hidden) + mlp.up_proj(hidden))
-        return [hidden]
+        return hidden
 
-    joined = [
-        (
-            mx.concatenate([getattr(each.self_attn, f"{n}_proj").weight for n in "qkv"]).T,
-            mx.concatenate([each.mlp.gate_proj.weight, each.mlp.up_proj.weight]).T,
-        )
-        for each in layers
-    ]
-    mx.eval(joined)
+    qkv = [_joined(each.self_attn, "q_proj", "k_proj", "v_proj") for each in layers]
+    gate_up = [_joined(each.mlp, "gate_proj", "up_proj") for each in layers]
+    cuts = [size.heads * size.head_dim, (size.heads + size.kv_heads) * size.head_dim]
 
-    def products_joined(hidden):
-        cuts = [heads * dim, heads * dim + kv * dim]
-        for layer, (qkv, gate_up) in zip(layers, joined, strict=True):
-            q, k, v = mx.split(hidden @ qkv, cuts, axis=-1)
+    def joined(hidden):
+        for n, layer in enumerate(layers):
+            q, k, v = mx.split(hidden @ qkv[n], cuts, axis=-1)
             hidden = layer.self_attn.o_proj(q) + (k[..., :1] + v[..., :1])
-            hidden = layer.mlp.down_proj(sum(mx.split(hidden @ gate_up, 2, axis=-1)))
-        return [hidden]
+            hidden = layer.mlp.down_proj(sum(mx.split(hidden @ gate_up[n], 2, axis=-1)))
+        return hidden
 
-    def by_position(buffers, new):
-        index = (lengths[:, None] + mx.arange(width))[:, None, :, None]
-        return [mx.put_along_axis(buffer, index, new, axis=2) for buffer in buffers]
+    found = {"products": plain, "joined": joined}
+    return {
+        name: timed(partial(mx.compile(call), hidden), waits=True)["ms"]
+        for name, call in found.items()
+    }
 
-    def by_slot(buffers, new):
-        place = lengths[:, None] + mx.arange(width)
-        where = mx.arange(slots)[:, None, None], mx.arange(kv)[:, None], place[:, None]
-        written = []
-        for buffer in buffers:
-            buffer[where] = new
-            written.append(buffer)
-        return written
 
-    def norms(hidden):
-        for layer in layers:
-            hidden = layer.post_attention_layernorm(layer.input_layernorm(hidden))
-        return [hidden]
-
-    def ropes(queries):
-        for layer in layers:
-            queries = layer.self_attn.rope(queries, offset=lengths)
-        return [queries]
-
-    found = {}
-    pure = {"products": (products, hidden), "attention": (attention, queries)}
-    pure |= {"products, joined": (products_joined, hidden)}
-    pure |= {"norms": (norms, hidden), "ropes of queries": (ropes, queries)}
-    for name, (call, given) in pure.items():
-        compiled = mx.compile(call)
-        found[name] = chained(lambda compiled=compiled, given=given: compiled(given))["ms"]
-    for name, call in {"writes": by_position, "writes by slot": by_slot}.items():
-        compiled = mx.compile(call)
-
-        def write(compiled=compiled):
-            buffers[:] = compiled(buffers, new)
-            return buffers
-
-        found[name] = chained(write)["ms"]
-    return found
+def _joined(module, *names):
+    matrix = mx.concatenate([module[name].weight for name in names]).T
+    mx.eval(matrix)
+    return matrix
 
 
 def main():
@@ -206,9 +193,13 @@ def main():
     found = {}
     for slots in options.slots:
         bench = Bench(options, pair, slots)
-        calls = ("propose", "verify", "extend", "round", "read")
-        found[slots] = {call: chained(getattr(bench, call)) for call in calls}
-        found[slots]["parts"] = parts(bench, SIZES[name])
+        found[slots] = {
+            name: timed(getattr(bench, name), waits=name in ("propose", "verify", "extend"))
+            for name in ("propose", "verify", "extend", "read", "ahead", "unread")
+        }
+        found[slots]["writes"] = writes(bench, SIZES[name], waits=True)
+        found[slots]["writes, unread"] = writes(bench, SIZES[name], waits=False)
+        found[slots] |= products(bench, SIZES[name])
         print(slots, found[slots], flush=True)
     sizes = {"width": options.width, "context": options.context, "capacity": options.capacity}
     print_line({"benchmark": "round", **surroundings(), "sizes": name, **sizes, "slots": found})

@@ -1,15 +1,15 @@
 """A whole job at the size of Qwen3-4B on one GPU: mlx-lm's BatchGenerator, our two ways, the floor.
 
     python -m benchmarks.scale [--slots 64 32 128] [--batch-sizes 64 32 128 256]
-                               [--profiles math code chat] [--answer-tokens 192]
+                               [--profiles math code chat] [--answer-tokens LOW [HIGH]]
                                [--items-per-slot 3] [--draft-length 7] [--budget-s 360] [--toy]
 
 Weights are random (`benchmarks.random_pair`), costs are real, acceptance is simulated: the drafter
 runs in full and its drafts are then replaced by the target's own continuation, spoiled as often as
 the paper's drafter is rejected (`benchmarks.rehearsal`). Every contestant answers `items-per-slot`
-random prompts per slot (64 to 192 tokens) with the same number of tokens each, on one process and
-one model; tokens per second are those of the whole job, prefill included, after a short warm-up.
-All must say the tokens that this target is known to say; `wrong` counts the answers that differ.
+random prompts per slot (64 to 192 tokens) with the same numbers of tokens, drawn evenly between LOW
+and HIGH, in one process with one model; tokens per second are those of the whole job, prefill
+included, after a warm-up. All must say the tokens that this target is known to say; `wrong` counts the answers that differ.
 
 The floor of a round: each matrix and each cached position read once, at the device's bandwidth, or
 the operations at its matrix rate, whichever takes longer; for verifying, drafting, and extending
@@ -61,8 +61,8 @@ class Scale:
         self.machine = None  # what the probe found; None: any pass may run
         self.began = time.perf_counter()
 
-    def work(self, items, tokens, seed, spread=False):
-        """Draw items; those of a smaller job begin a larger one. Spread: up to so many tokens."""
+    def work(self, items, answer_tokens, seed):
+        """Draw items; those of a smaller job begin a larger one."""
         rng = Random(seed)
         return [
             Request(
@@ -71,7 +71,7 @@ class Scale:
                     rng.randrange(self.size.vocabulary)
                     for _ in range(rng.randint(*self.prompt_tokens))
                 ),
-                rng.randint(1, tokens) if spread else tokens,
+                rng.randint(*answer_tokens),
             )
             for index in range(items)
         ]
@@ -101,13 +101,13 @@ class Scale:
                 reading = where | {"failed": f"{type(error).__name__}: {error}"}
         self.readings.append(reading)
         print(json.dumps(reading), file=sys.stderr, flush=True)
-        gc.collect()  # caches know their layers and these know them
+        gc.collect()
         mx.clear_cache()
 
     def _timed(self, slots, run):
         began = time.perf_counter()
         # Answers of all lengths: every number of slots that a job's end sees is compiled for.
-        run(self.work(slots + slots // 2, self.options.answer_tokens, seed=19, spread=True))
+        run(self.work(slots + slots // 2, (1, self.options.answer_tokens[1]), seed=19))
         warm_up_s = time.perf_counter() - began
         work = self.work(slots * self.options.items_per_slot, self.options.answer_tokens, seed=20)
         mx.synchronize()
@@ -233,7 +233,7 @@ def _passes(scale, draft_length):
         return numbers * itemsize, 0, 2 * numbers * tokens
 
     def attention(layers, tokens):
-        context = (sum(scale.prompt_tokens) + scale.options.answer_tokens) / 2
+        context = (sum(scale.prompt_tokens) + sum(scale.options.answer_tokens) / 2) / 2
         cached = 2 * layers * context * size.kv_heads * size.head_dim
         work = 4 * layers * tokens * context * size.heads * size.head_dim
         return 0, cached * itemsize, work
@@ -361,7 +361,7 @@ def main():
     parser.add_argument("--slots", type=int, nargs="*", default=[64, 32, 128])
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[64, 32, 128, 256])
     parser.add_argument("--profiles", nargs="*", choices=PROFILES, default=[*PROFILES])
-    parser.add_argument("--answer-tokens", type=int, default=192)
+    parser.add_argument("--answer-tokens", type=int, nargs="+", default=[192])
     parser.add_argument("--items-per-slot", type=int, default=3)
     parser.add_argument("--draft-length", type=int, default=7)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
@@ -370,7 +370,8 @@ def main():
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
     options = parser.parse_args()
     if options.toy:
-        options.slots, options.batch_sizes, options.answer_tokens = [2, 4], [2, 4], 40
+        options.slots, options.batch_sizes, options.answer_tokens = [2, 4], [2, 4], [40]
+    options.answer_tokens = (options.answer_tokens[0], options.answer_tokens[-1])
     scale = Scale(options)
     rates = {"measured": measured_rates(options.toy), "nominal": nominal_rates()}
     run_all(scale)

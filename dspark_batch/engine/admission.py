@@ -162,7 +162,8 @@ class Admission:
         return len(begun) == len(requests)
 
     def _end_wave(self, filled: Prefilled) -> None:
-        first = rule_of(self._sampling, self._begun, is_first=True).first(filled.logits)
+        positions = mx.zeros(len(self._begun), dtype=mx.int32)
+        first = rule_of(self._sampling, self._begun, positions).first(filled.logits)
         finite = mx.isfinite(filled.logits).all(axis=-1)
         mx.async_eval(first, finite)
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
@@ -179,7 +180,7 @@ class Admission:
 
         def positions() -> int:
             prompts = sum(len(request.prompt_ids) for request in planned[len(active) :])
-            return prompts + self._slots.positions(planned, self._most_slots)
+            return prompts + self._slots.num_positions(planned, self._most_slots)
 
         def fits(request: Request) -> bool:
             is_alone = not planned

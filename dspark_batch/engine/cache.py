@@ -108,9 +108,9 @@ class RaggedCache:
             mine.insert(where, theirs, chosen, self.capacity)
         self.lengths[where] = mx.array(lengths)
 
-    def clear(self, slot: int) -> None:
-        """Empty a slot."""
-        self.lengths[slot] = 0
+    def clear(self, slots: Sequence[int]) -> None:
+        """Empty some slots."""
+        self.lengths[mx.array(slots)] = 0
 
     def part(self, slot: int, start: int, stop: int) -> list[mx.array]:
         """Copy positions of a slot: keys, values of each layer in turn, [KV, stop - start, D]."""

@@ -16,9 +16,10 @@ class _Waiting(NamedTuple):
 class Window:
     """Requests that were pulled from the stream and wait for a slot.
 
-    Those with the same beginning go together, long ones first, since what runs side by side should
-    be of a length; the group that came first goes first. Nobody waits for ever: a request that
-    too many others have passed goes before all, and lets nobody pass while it does not fit.
+    Those with the same beginning go together, and so do those that share nothing; in a group long
+    ones go first, since what runs side by side should be of a length; the group that came first
+    goes first. Nobody waits for ever: a request that too many others have passed goes before all,
+    and lets nobody pass while it does not fit.
 
     Args:
         size: most requests that wait.
@@ -71,11 +72,11 @@ class Window:
 
     def _order(self) -> Callable[[_Waiting], tuple[bool, int, int, int]]:
         """Make the sort key: the impatient, then group by group, each from long to short."""
-        first: dict[int, int] = {}  # the last shared chunk of a group -> arrival of its first
+        first: dict[int | None, int] = {}  # the last chunk that a group shares -> its first arrival
         group_of: dict[int, int] = {}  # arrival -> that of its group's first
         for waiting in self._waiting:
             num_shared = self._prefixes.num_shared(waiting.chunks)
-            group = waiting.chunks[num_shared - 1] if num_shared else ~waiting.arrival
+            group = waiting.chunks[num_shared - 1] if num_shared else None
             group_of[waiting.arrival] = first.setdefault(group, waiting.arrival)
         return lambda w: (
             not self._is_impatient(w),

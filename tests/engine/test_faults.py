@@ -185,7 +185,7 @@ class LonelyDrafter(Wrapped):
 
 
 def test_an_item_without_a_drafter_context_verifies_no_draft_while_its_neighbour_does():
-    lengths = (3, 40, 3, 9)  # the last comes after the wave of the others
+    lengths = (3, 40, 9, 2)  # the last comes after the wave of the others
     requests = [request(n, max_tokens=length) for n, length in enumerate(lengths)]
     used = pair()._replace(drafter=LonelyDrafter(pair().drafter))
     seen = answers(used, requests, slots=2)

@@ -33,10 +33,10 @@ def test_pulls_no_more_than_it_has_room_for_and_passes_failures_on():
     assert next(stream).item.index == 3
 
 
-def test_long_ones_go_first_among_strangers_only_behind_who_came_first():
+def test_long_ones_go_first_among_those_that_share_nothing():
     w = window()
     fill(w, request(0), request(1, range(50)), request(2, range(100, 120)))
-    assert take(w, 3) == [0, 1, 2]
+    assert take(w, 3) == [1, 2, 0]
 
 
 def test_those_with_the_same_beginning_go_together_from_long_to_short():
