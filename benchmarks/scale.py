@@ -368,9 +368,9 @@ def main():
     parser.add_argument("--exact-slots", type=int, help="measure in the shape class, too")
     parser.add_argument("--machine-file", help="where to write what the probe found")
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
+    if parser.parse_args().toy:
+        parser.set_defaults(slots=[2, 4], batch_sizes=[2, 4], answer_tokens=40)
     options = parser.parse_args()
-    if options.toy:
-        options.slots, options.batch_sizes, options.answer_tokens = [2, 4], [2, 4], 40
     scale = Scale(options)
     rates = {"measured": measured_rates(options.toy), "nominal": nominal_rates()}
     run_all(scale)
