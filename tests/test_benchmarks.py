@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import benchmarks
+from benchmarks import throughput
 from benchmarks.planted_mistakes import ROOT, plant
 from dspark_batch.engine import setup
 from dspark_batch.engine.probe import Limits
+from dspark_batch.models.load import load_pair
 
 MODULES = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
 PLANTED = {"planted_defects", "planted_mistakes"}
@@ -74,3 +76,11 @@ def test_a_mistake_can_still_be_planted(mistake, tmp_path):
     shutil.copy(ROOT / source, tmp_path / source)
     plant(mistake, tmp_path)
     assert (tmp_path / source).read_text() != (ROOT / source).read_text()
+
+
+@pytest.mark.parametrize("asked", [1, 131, 132, 200])
+def test_throughput_shares_what_was_asked_and_at_most_one_sentence_more(asked):
+    pair = load_pair("tiny", dtype="float32")
+    one, two = (throughput.shared_tokens(pair, n * throughput.SENTENCE) for n in (1, 2))
+    shared = throughput.shared_tokens(pair, throughput.system_of(pair, asked))
+    assert asked <= shared <= max(one, asked + two - one)
