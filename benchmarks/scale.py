@@ -8,7 +8,8 @@ Weights are random (`benchmarks.random_pair`), costs are real, acceptance is sim
 runs in full and its drafts are then replaced by the target's own continuation, spoiled as often as
 the paper's drafter is rejected (`benchmarks.rehearsal`). Every contestant answers `items-per-slot`
 random prompts per slot (64 to 192 tokens) with the same number of tokens each, on one process and
-one model; tokens per second are those of the whole job, prefill included, after a short warm-up.
+one model; tokens per second are those of the whole job, prefill included, after a warm-up of one
+and a half items per slot, with answers of all lengths.
 All must say the tokens that this target is known to say; `wrong` counts the answers that differ.
 
 The floor of a round: each matrix and each cached position read once, at the device's bandwidth, or
@@ -101,12 +102,12 @@ class Scale:
                 reading = where | {"failed": f"{type(error).__name__}: {error}"}
         self.readings.append(reading)
         print(json.dumps(reading), file=sys.stderr, flush=True)
-        gc.collect()  # caches know their layers and these know them
+        gc.collect()  # the next contestant begins with the memory that this one had
         mx.clear_cache()
 
     def _timed(self, slots, run):
         began = time.perf_counter()
-        # Answers of all lengths: every number of slots that a job's end sees is compiled for.
+        # They end one after the other, so passes over fewer slots are compiled here, too.
         run(self.work(slots + slots // 2, self.options.answer_tokens, seed=19, spread=True))
         warm_up_s = time.perf_counter() - began
         work = self.work(slots * self.options.items_per_slot, self.options.answer_tokens, seed=20)
@@ -178,7 +179,7 @@ def mlx_lm_batch(scale, batch_size):
 
 
 def our_engine(scale, slots, draft_length):
-    """Make the engine; the only place that does. Any pass may run, as in --mode fast."""
+    """Make the engine; the only place that does. Before the probe any pass may run."""
     shapes = scale.machine.shapes if scale.machine else Shapes(folds=True)
     return Engine(scale.pair, slots=slots, draft_length=draft_length, shapes=shapes)
 

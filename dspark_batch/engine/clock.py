@@ -9,7 +9,7 @@ class Clock:
     Attributes:
         round_s: seconds in rounds.
         prefill_s: seconds that rounds took longer than the one before because prompts went along.
-        idle_s: seconds in which the device had nothing to do, because the host prepared a round.
+        idle_s: seconds in which the host prepared rounds; the device was idle in them at most.
         rounds: of the engine.
         slot_rounds: of all slots that were not free.
         prompt_tokens: that went through the target.

@@ -39,9 +39,7 @@ class Limits(NamedTuple):
     """What is tried on a device."""
 
     rows: tuple[int, ...]  # slots of a round
-    widths: tuple[
-        int, ...
-    ]  # of a round; the same for every drafter, so that none changes the class
+    widths: tuple[int, ...]  # of a round; for every drafter the same, so none changes the class
     prompts: tuple[int, ...]  # rows of a prefill pass
     lengths: tuple[int, ...]  # width of a prefill pass
     capacities: tuple[int, ...]  # of the caches' buffers
