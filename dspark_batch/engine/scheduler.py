@@ -174,11 +174,11 @@ def _why(chosen: tuple[int, int], rates: Mapping[tuple[int, int], float], plain:
     slots, draft_length = chosen
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     close = [p for p in ranked if p != chosen and rates[p] >= (1 - _CLOSE) * rates[chosen]]
-    others = ", ".join(f"{s} with {k}" for s, k in close[:3]) + ", ..." * (len(close) > 3)
+    listed = ", ".join(f"{s} with {k}" for s, k in close[:3]) + ", ..." * (len(close) > 3)
+    others = f"{len(close)} other plan{'s' * (len(close) > 1)} within 3 %: {listed}"
     return (
         f"slots {slots}, draft length {draft_length}: {rates[chosen]:.1f} tokens/s expected; "
-        f"{len(close)} more within 3 %{': ' * bool(close)}{others}; "
-        f"without speculation {plain:.1f}"
+        f"{others if close else 'no other plan within 3 %'}; without speculation {plain:.1f}"
     )
 
 

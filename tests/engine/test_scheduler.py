@@ -191,7 +191,15 @@ def test_a_plan_that_nothing_covers_is_refused(wish):
 def test_the_reason_names_the_plan_its_rivals_and_the_price_of_none():
     curve = curve_of(lambda r, w: 0.25, rows=(8,), draft_s=0.05, host_s=0.2)
     assert best_plan(curve, (0.8, 0.04)).why == (
-        "slots 8, draft length 2: 29.4 tokens/s expected; 1 more within 3 %: 8 with 1; "
+        "slots 8, draft length 2: 29.4 tokens/s expected; 1 other plan within 3 %: 8 with 1; "
+        "without speculation 17.8"
+    )
+
+
+def test_a_reason_without_rivals_says_so():
+    curve = curve_of(lambda r, w: 0.25, rows=(8,), draft_s=0.05, host_s=0.2)
+    assert best_plan(curve, (0.8,)).why == (
+        "slots 8, draft length 1: 28.8 tokens/s expected; no other plan within 3 %; "
         "without speculation 17.8"
     )
 
