@@ -1,4 +1,4 @@
-"""Keys and values of all slots: left-aligned rows of different lengths."""
+"""Keys and values of all slots: left-aligned, of different lengths."""
 
 from collections.abc import Sequence
 from typing import Self, TypeAlias
@@ -41,10 +41,19 @@ class RaggedCache:
         self.layers = [LayerCache(self._extent) for _ in range(num_layers)]
 
     @classmethod
-    def of(cls, lengths: mx.array, buffers: Sequence[mx.array], *, folds: bool) -> Self:
-        """Make a cache of arrays: `lengths` [S], and what `buffers` lists."""
-        cache = cls(len(buffers) // 2, lengths.shape[0], folds=folds)
+    def of(
+        cls,
+        lengths: mx.array,
+        buffers: Sequence[mx.array],
+        num_layers: int,
+        capacity: int,
+        *,
+        folds: bool,
+    ) -> Self:
+        """Make a cache of arrays: `lengths` [S], and what `buffers` lists, which may be nothing."""
+        cache = cls(num_layers, lengths.shape[0], folds=folds)
         cache.lengths = lengths
+        cache._extent.capacity = capacity
         cache.replace(buffers)
         return cache
 
@@ -85,38 +94,44 @@ class RaggedCache:
         self._resize(kept, slots, positions)
         self.lengths = mx.pad(lengths, (0, slots - len(kept)))
 
-    def insert(self, slots: Sequence[int], rows: "RaggedCache", lengths: Sequence[int]) -> None:
-        """Replace slots by the first slots of `rows`, of which lengths[i] positions are cached."""
+    def insert(
+        self,
+        slots: Sequence[int],
+        other: "RaggedCache",
+        chosen: Sequence[int],
+        lengths: Sequence[int],
+    ) -> None:
+        """Replace slots by chosen ones of another cache, which hold lengths[i] positions."""
         self.reserve(max(lengths))
         where = mx.array(slots)
-        for mine, other in zip(self.layers, rows.layers, strict=True):
-            mine.insert(where, other, self.capacity)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.insert(where, theirs, chosen, self.capacity)
         self.lengths[where] = mx.array(lengths)
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         self.lengths[slot] = 0
 
-    def row(self, slot: int, start: int, stop: int) -> list[mx.array]:
+    def part(self, slot: int, start: int, stop: int) -> list[mx.array]:
         """Copy positions of a slot: keys, values of each layer in turn, [KV, stop - start, D]."""
         arrays = [mx.contiguous(a[slot, :, start:stop]) for a in self.buffers()]
         mx.eval(arrays)  # or they would hold the whole buffers
         return arrays
 
-    def begin_with(self, rows: Sequence[Parts], lengths: Sequence[int]) -> None:
-        """Begin slots, for which room is reserved, with what `row` copied.
+    def begin_with(self, beginnings: Sequence[Parts], lengths: Sequence[int]) -> None:
+        """Begin slots, for which room is reserved, with what `part` copied.
 
         Args:
-            rows: for each slot the parts of its beginning, in order; none for an empty slot.
+            beginnings: for each slot the parts of its beginning, in order; none for an empty slot.
             lengths: the positions of each slot's parts together.
         """
         self.lengths = mx.array(lengths, dtype=mx.int32)
-        like = next((parts[0] for parts in rows if parts), None)
+        like = next((parts[0] for parts in beginnings if parts), None)
         if like is None or not self.layers:
             return
         for number, layer in enumerate(self.layers):
-            layer.keys = _begun(rows, 2 * number, self.capacity, like)
-            layer.values = _begun(rows, 2 * number + 1, self.capacity, like)
+            layer.keys = _begun(beginnings, 2 * number, self.capacity, like)
+            layer.values = _begun(beginnings, 2 * number + 1, self.capacity, like)
 
     def arrays(self) -> list[mx.array]:
         """List the arrays to evaluate after a step, so that no graph grows over rounds."""
@@ -128,9 +143,9 @@ class RaggedCache:
 
     def replace(self, buffers: Sequence[mx.array]) -> None:
         """Put other arrays in place of all that `buffers` lists."""
-        for layer, keys, values in zip(self.layers, buffers[::2], buffers[1::2], strict=True):
-            layer.keys, layer.values = keys, values
-            self._extent.capacity = keys.shape[2]
+        if buffers:
+            for layer, keys, values in zip(self.layers, buffers[::2], buffers[1::2], strict=True):
+                layer.keys, layer.values = keys, values
 
     def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
         self._extent.capacity = -(-positions // _STEP) * _STEP
@@ -187,8 +202,10 @@ class LayerCache:
             self.keys = _resized(self.keys, kept, slots, capacity)
             self.values = _resized(self.values, kept, slots, capacity)
 
-    def insert(self, slots: mx.array, other: "LayerCache", capacity: int) -> None:
-        """Replace slots [n] by the first n of `other`, whole.
+    def insert(
+        self, slots: mx.array, other: "LayerCache", chosen: Sequence[int], capacity: int
+    ) -> None:
+        """Replace slots [n] by n chosen ones of `other`, whole.
 
         Zeros follow: a masked position has weight 0, and 0 times the NaN of a former owner is NaN.
         """
@@ -197,9 +214,8 @@ class LayerCache:
         if self.keys is None:
             self.keys = _empty(other.keys, capacity, self._extent.lengths.shape[0])
             self.values = _empty(other.values, capacity, self._extent.lengths.shape[0])
-        first = list(range(slots.shape[0]))
-        self.keys[slots] = _resized(other.keys, first, len(first), capacity)
-        self.values[slots] = _resized(other.values, first, len(first), capacity)
+        self.keys[slots] = _resized(other.keys, chosen, len(chosen), capacity)
+        self.values[slots] = _resized(other.values, chosen, len(chosen), capacity)
 
 
 def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
@@ -215,14 +231,16 @@ def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -
     return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
 
 
-def _begun(rows: Sequence[Parts], number: int, capacity: int, like: Sequence[mx.array]) -> mx.array:
+def _begun(
+    beginnings: Sequence[Parts], number: int, capacity: int, like: Sequence[mx.array]
+) -> mx.array:
     """Build one buffer, [S, KV, capacity, D]; slots that begin alike share a concatenation."""
     built: dict[tuple[int, ...], mx.array] = {}
-    for parts in rows:
+    for parts in beginnings:
         arrays = [part[number] for part in parts] or [like[number][:, :0]]
         key = tuple(map(id, arrays)) if parts else ()
         if key not in built:
             joined = mx.concatenate(arrays, axis=1)
             built[key] = mx.pad(joined, [(0, 0), (0, capacity - joined.shape[1]), (0, 0)])
-    keys = [tuple(id(part[number]) for part in parts) for parts in rows]
+    keys = [tuple(id(part[number]) for part in parts) for parts in beginnings]
     return mx.stack([built[key] for key in keys])

@@ -37,6 +37,11 @@ class Clock:
         self.rounds += 1
         self.slot_rounds += num_active
 
+    def wait(self) -> None:
+        """There was no round."""
+        if self._has_prompts:
+            self.prefill_s += time.perf_counter() - self._began
+
     def end(self) -> None:
         """The round is over."""
         total = time.perf_counter() - self._began

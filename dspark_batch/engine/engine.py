@@ -8,13 +8,13 @@ While the device runs a round, the host decodes and hands over the answers that 
 before, and reads, renders and tokenises the next prompts.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListLike
-from itertools import takewhile
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import mlx.core as mx
 
+from dspark_batch.engine.admission import Admission, Handlers, MayBegin
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.fallback import (
     FAULTS,
@@ -23,7 +23,6 @@ from dspark_batch.engine.fallback import (
     guarded,
 )
 from dspark_batch.engine.passes import Passes, Proposed
-from dspark_batch.engine.prefill import Prefilled, prefill
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
 from dspark_batch.engine.scheduler import Acceptance, Pace, StepCurve, next_draft_length, next_pace
@@ -31,7 +30,6 @@ from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.stopping import StopStrings
-from dspark_batch.engine.window import Window
 from dspark_batch.errors import UsageError
 from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
@@ -39,13 +37,8 @@ from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule
 from dspark_batch.types import Completion, Failure, Gauge, Item, Outcome, Request, SamplingRule
 
-MayBegin: TypeAlias = Callable[[Item], bool]
-
-
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
-_PROMPT_TOKENS = 2048  # of prompts that may hold up a round
-_LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
 
 
 def _always(item: Item) -> bool:
@@ -56,8 +49,6 @@ def _always(item: Item) -> bool:
 class _Round(NamedTuple):
     """What one round gives, by slot; the free slots' part means nothing."""
 
-    first: mx.array  # [S], the anchors before the round
-    first_finite: mx.array  # [S], were they chosen from numbers?
     drafts: mx.array  # [S, K]
     verify_len: mx.array  # [S], drafts that the target verified
     accepted: mx.array  # [S]
@@ -70,8 +61,6 @@ class _Round(NamedTuple):
 class _Step(NamedTuple):
     """A round on the host; the fields of `_Round`."""
 
-    first: list[int]
-    first_finite: list[bool]
     drafts: list[list[int]]
     verify_len: list[int]
     accepted: list[int]
@@ -128,9 +117,6 @@ class Engine:
         self._temperatures = _temperatures(pair, self._draft_length)
         self._shapes = shapes
         self._num_slots = slots
-        self._most_positions = most_positions
-        self._prefixes = PrefixCache(prefix_positions)
-        self._window = Window(max(_LEAST_WINDOW, 2 * slots), self._prefixes)
         self._passes = Passes(pair.target, pair.drafter)
         self._acceptance = Acceptance(slots)
         self._curve = curve if draft_length is None and self._draft_length > 0 else None
@@ -140,10 +126,19 @@ class Engine:
                 next_draft_length(curve, self._acceptance.survival(self._draft_length), slots, 0)
             )
         self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
-        self._wave: list[Sequence] = []  # their prompts are on their way through the target
-        self._filling: Generator[None, None, Prefilled] | None = None  # of the wave
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
         self._clock = Clock()
+        self._admission = Admission(
+            self._passes,
+            shapes,
+            self._slots,
+            most_slots=slots,
+            most_positions=most_positions,
+            prefixes=PrefixCache(prefix_positions),
+            sampling=self._sampling,
+            handlers=Handlers(self._sequence, self._begin),
+            clock=self._clock,
+        )
 
     def generate(
         self, stream: Iterable[Request | Failure], may_begin: MayBegin = _always
@@ -157,20 +152,22 @@ class Engine:
             may_begin: asked about each item right before it is generated; after a no, what is in
                 flight is finished and nothing more is begun.
         """
-        pending = iter(stream)
+        pending, window = iter(stream), self._admission.window
         while True:
-            yield from self._window.fill(pending)
+            yield from window.fill(pending)
             self._clock.begin()
-            if not self._admit(may_begin):
+            if not self._admission.run(may_begin):
                 pending = iter(())
+            self._slots.shrink()
             if self._slots.active:
                 launched = self._launch()
                 yield from self._hand_over()  # while the device runs
-                yield from self._window.fill(pending)
+                yield from window.fill(pending)
                 self._commit(self._wait(launched))
-            elif self._filling is None:
+            else:
+                self._clock.wait()
                 yield from self._hand_over()
-                if not self._window:
+                if self._admission.is_idle and not window:
                     return
 
     def gauge(self) -> Gauge:
@@ -187,85 +184,42 @@ class Engine:
             prompt_tokens=clock.prompt_tokens,
         )
 
-    def _admit(self, may_begin: MayBegin) -> bool:
-        """Bring the next requests into free slots; return whether more may begin."""
-        num_tokens, goes_on = 0, True
-        while goes_on and num_tokens < _PROMPT_TOKENS:
-            goes_on = self._filling is not None or self._begin_wave(may_begin)
-            if self._filling is None:
-                break
-            num_tokens += sum(len(sequence.request.prompt_ids) for sequence in self._wave)
-            self._clock.add_prompts()
-            try:
-                next(self._filling)  # one pass; if there are more, rounds go on behind it
-            except StopIteration as through:
-                self._enter(through.value)
-        self._slots.shrink()
-        return goes_on
-
-    def _begin_wave(self, may_begin: MayBegin) -> bool:
-        """Take the next requests from the window, if it is worth a pass."""
-        num_active = len(self._slots.active)
-        num_free = self._num_slots - num_active
-        most = min(num_free, self._shapes.most_prompts)
-        worth = min(max(1, self._num_slots // 8), self._shapes.most_prompts, len(self._window))
-        if num_active and most < worth:
-            return True
-        requests = self._window.take(most, self._fits()) if most else []
-        begun = list(takewhile(lambda request: may_begin(request.item), requests))
-        if begun:
-            self._wave = [self._sequence(request) for request in begun]
-            prompts = [request.prompt_ids for request in begun]
-            self._filling = prefill(self._pair, self._shapes, prompts, self._prefixes)
-        if len(begun) < len(requests):
-            self._window.clear()
-        return len(begun) == len(requests)
-
-    def _fits(self) -> Callable[[Request], bool]:
-        """Make what tells whether one more request fits beside those that it was told of."""
-        limit, planned = self._most_positions, []
-
-        def fits(request: Request) -> bool:
-            is_alone = not planned and not self._slots.active
-            planned.append(request)
-            if limit is None or is_alone or self._slots.positions(planned) <= limit:
-                return True
-            planned.pop()
-            return False
-
-        return fits
-
     def _sequence(self, request: Request) -> Sequence:
         return Sequence(request, self._pair.config.stop_ids, self._stop_strings(request))
 
-    def _enter(self, filled: Prefilled) -> None:
-        """Give slots to the wave, whose first tokens the host does not know yet."""
-        self._clock.prompt_tokens += filled.num_computed
-        first = rule_of(self._sampling, self._wave, is_first=True).first(filled.logits)
-        for sequence, num_cached in zip(self._wave, filled.cached, strict=True):
-            sequence.num_cached = num_cached
-            sequence.fallback = filled.fallback
-        self._slots.enter(self._wave, filled, first)
-        self._wave, self._filling = [], None
+    def _begin(self, sequence: Sequence, token: int, is_finite: bool) -> bool:
+        """Commit a first token; return whether more are to come."""
+        try:
+            sequence.begin(token)
+            failure = None if is_finite else _not_finite(sequence)
+        except _Undecodable as error:
+            failure = _undecodable(sequence, error)
+        return self._goes_on(sequence, failure)
+
+    def _goes_on(self, sequence: Sequence, failure: Failure | None) -> bool:
+        """Say whether an answer goes on; one that ended is handed over next."""
+        if failure is None and sequence.finish_reason is None:
+            return True
+        self._ended.append((sequence, failure))
+        return False
 
     def _launch(self) -> _Round:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
         slots.fit(self._pace.draft_length)
         rule = rule_of(self._sampling, slots.sequences)
-        first, first_finite = slots.anchors, slots.finite
+        anchors = slots.anchors
         proposed = self._propose(rule)
         mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
         drafts, verify_len = self._choose_verified(proposed)
         num_drafts = drafts.shape[1]
-        padding = mx.zeros((first.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
-        tokens = mx.concatenate([first[:, None], drafts, padding], axis=1)
+        padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
+        tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
         verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
         self._extend(verified.features)
-        slots.keep(*verified[:3])
+        slots.keep(verified.accepted, verified.bonus)
         confidence = proposed.confidence if self._log_confidence else drafts[:, :0]
-        decided = (drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
-        launched = _Round(first, first_finite, *decided)
+        launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
         self._clock.launch(len(slots.active))
         mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
         return launched
@@ -286,8 +240,7 @@ class Engine:
                 failure = None if is_finite else _not_finite(sequence)
             except _Undecodable as error:
                 failure = _undecodable(sequence, error)
-            if failure is not None or sequence.finish_reason is not None:
-                self._ended.append((sequence, failure))
+            if not self._goes_on(sequence, failure):
                 self._slots.release(slot)
         self._choose_pace(step)
 
@@ -305,10 +258,6 @@ class Engine:
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""
-        if not sequence.token_ids:  # its first token was the anchor of this round
-            sequence.begin(step.first[slot])
-            if not step.first_finite[slot] or sequence.finish_reason is not None:
-                return step.first_finite[slot]
         if not step.is_sane[slot]:
             sequence.fallback = sequence.fallback or NOT_FINITE
         stay = step.drafts[slot][: step.accepted[slot]]

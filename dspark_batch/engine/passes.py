@@ -1,4 +1,4 @@
-"""The passes of a round, each one compiled into a single function where that pays."""
+"""A pair's passes, each one compiled into a single function where that pays."""
 
 from collections.abc import Callable
 from functools import partial
@@ -45,9 +45,10 @@ class Passes:
 
     def __init__(self, target: Target, drafter: DSparkDrafter | NoDrafter) -> None:
         self._drafter = drafter
+        self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
         made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
         self._made = made
-        self._logits = made(lambda cache, tokens: target(tokens, cache.layers))
+        self._run = made(lambda cache, tokens: target(tokens, cache.layers))
         self._choices = made(partial(_choose, target))
         self._extend = made(partial(_extend, drafter))
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
@@ -74,7 +75,7 @@ class Passes:
         """Run anchors, drafts and padding [S, W] through the target, and accept by the rule."""
         drafts = tokens[:, 1 : 1 + num_drafts]
         if not isinstance(rule, Greedy):
-            logits, features = self._logits(cache, tokens)
+            logits, features = self._run(cache, tokens)
             logits = logits[:, : 1 + num_drafts]
             decided = rule.verify(drafts, verify_len, logits)
             return Verified(*decided, mx.isfinite(logits).all(axis=-1), features)
@@ -83,9 +84,9 @@ class Passes:
         decided = accept_with_bonus(drafts, choice, verify_len)
         return Verified(*decided, finite[:, : 1 + num_drafts], features)
 
-    def logits(self, cache: RaggedCache, tokens: mx.array) -> mx.array:
-        """Run tokens [S, W] through the target; [S, W, V]."""
-        return self._logits(cache, tokens)[0]
+    def run(self, cache: RaggedCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""
+        return self._run(cache, tokens)
 
     def extend(self, context: RaggedCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `DSparkDrafter.extend`."""
@@ -123,9 +124,14 @@ def _compiled(over: OverCache) -> OverCache:
     present: list[bool] = []  # which results there are; told when the pass is traced
 
     def pure(
-        tokens: mx.array, lengths: mx.array, buffers: list[mx.array], folds: bool
+        tokens: mx.array,
+        lengths: mx.array,
+        buffers: list[mx.array],
+        num_layers: int,
+        capacity: int,
+        folds: bool,
     ) -> tuple[list[mx.array], list[mx.array]]:
-        cache = RaggedCache.of(lengths, buffers, folds=folds)
+        cache = RaggedCache.of(lengths, buffers, num_layers, capacity, folds=folds)
         results = over(cache, tokens)
         present[:] = [result is not None for result in results]
         return [result for result in results if result is not None], cache.buffers()
@@ -133,7 +139,8 @@ def _compiled(over: OverCache) -> OverCache:
     run = mx.compile(pure)
 
     def compiled(cache: RaggedCache, tokens: mx.array) -> Arrays:
-        results, buffers = run(tokens, cache.lengths, cache.buffers(), cache.folds)
+        extent = (len(cache.layers), cache.capacity, cache.folds)
+        results, buffers = run(tokens, cache.lengths, cache.buffers(), *extent)
         cache.replace(buffers)  # nobody else holds the old ones, so none is copied
         left = iter(results)
         return tuple(next(left) if is_there else None for is_there in present)

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.fallback import DrafterFault, guarded
+from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.load import Pair
@@ -28,7 +29,7 @@ class Prefilled(NamedTuple):
 
 
 def prefill(
-    pair: Pair, shapes: Shapes, prompts: Sequence[Prompt], prefixes: PrefixCache
+    passes: Passes, shapes: Shapes, prompts: Sequence[Prompt], prefixes: PrefixCache
 ) -> Generator[None, None, Prefilled]:
     """Run prompts through the target, and its features into the drafter's context.
 
@@ -36,8 +37,8 @@ def prefill(
     not in it. A generator that yields between passes, so that rounds can go on meanwhile.
 
     Args:
-        pair: target and drafter.
-        shapes: the passes that may run.
+        passes: of target and drafter.
+        shapes: those that may run.
         prompts: at most as many as one pass can take.
         prefixes: what is stored already.
     """
@@ -45,25 +46,25 @@ def prefill(
     while beginnings := _missing(prompts, prefixes, tried):
         tried.update(beginnings)
         found = [prefixes.find(ids) for ids in beginnings]
-        filled = yield from _computed(pair, shapes, beginnings, found)
+        filled = yield from _computed(passes, shapes, beginnings, found)
         yield
         num_computed += filled.num_computed
         if filled.fallback is not None:
             break
-        for row, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
-            where = (row, prefix.length, len(ids))
-            prefixes.store(ids, filled.cache.row(*where) + filled.context.row(*where))
+        for slot, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
+            where = (slot, prefix.length, len(ids))
+            prefixes.store(ids, filled.cache.part(*where) + filled.context.part(*where))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
-    filled = yield from _computed(pair, shapes, prompts, found)
+    filled = yield from _computed(passes, shapes, prompts, found)
     return filled._replace(num_computed=filled.num_computed + num_computed)
 
 
 def prefill_alone(pair: Pair, shapes: Shapes, prompt: Prompt) -> Prefilled:
     """Run one prompt through, with nothing cached, in one go."""
-    passes = prefill(pair, shapes, [prompt], PrefixCache(0))
+    filling = prefill(Passes(pair.target, pair.drafter), shapes, [prompt], PrefixCache(0))
     while True:
         try:
-            next(passes)
+            next(filling)
         except StopIteration as through:
             return through.value
 
@@ -81,38 +82,38 @@ def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache, tried: set[Prompt
 
 
 def _computed(
-    pair: Pair, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
+    passes: Passes, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
 ) -> Generator[None, None, Prefilled]:
     """Compute what is not found of some prompts."""
-    passes = _Passes(pair, shapes, prompts, found)
-    passes.run()
-    while passes.left:
+    filling = _Filling(passes, shapes, prompts, found)
+    filling.run()
+    while filling.left:
         yield
-        passes.run()
+        filling.run()
     cached = [prefix.length for prefix in found]
-    logits = passes.logits[: len(prompts)]
+    logits = filling.logits[: len(prompts)]
     num_computed = sum(map(len, prompts)) - sum(cached)
-    return Prefilled(passes.cache, passes.context, logits, cached, num_computed, passes.fallback)
+    return Prefilled(filling.cache, filling.context, logits, cached, num_computed, filling.fallback)
 
 
-class _Passes:
-    """The passes over some prompts, row by row; ends with the logits of all."""
+class _Filling:
+    """The passes over some prompts, a slot each; ends with the logits of all."""
 
     def __init__(
-        self, pair: Pair, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
+        self, passes: Passes, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
     ) -> None:
-        self._pair = pair
+        self._passes = passes
         self._shapes = shapes
         self._prompts = prompts
         self._done = [prefix.length for prefix in found]
         self.fallback: str | None = None
-        self.logits: mx.array | None = None  # [P, V], right for the rows that are through
-        rows, _ = shapes.prefill_pass(len(prompts), self.left)
+        self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
+        slots, _ = shapes.prefill_pass(len(prompts), self.left)
         room = max(self._room(), shapes.least_capacity)
-        spare = [_NOTHING] * (rows - len(prompts))
-        target, drafter = pair.target.num_caches, pair.drafter.num_layers
-        self.cache = _begun(RaggedCache(target, rows), room, [*found, *spare], 0)
-        self.context = _begun(RaggedCache(drafter, rows), room, [*found, *spare], 2 * target)
+        spare = [_NOTHING] * (slots - len(prompts))
+        target, drafter = passes.num_layers
+        self.cache = _begun(RaggedCache(target, slots), room, [*found, *spare], 0)
+        self.context = _begun(RaggedCache(drafter, slots), room, [*found, *spare], 2 * target)
 
     @property
     def left(self) -> int:
@@ -120,7 +121,7 @@ class _Passes:
         return max(len(ids) - n for ids, n in zip(self._prompts, self._done, strict=True))
 
     def _room(self) -> int:
-        """Count the positions that the passes write; a row that is through gets padding, too."""
+        """Count the positions that the passes write; a prompt that is through is padded, too."""
         done, room = self._done, 0
         while (left := max(map(int.__sub__, map(len, self._prompts), done))) > 0:
             _, width = self._shapes.prefill_pass(len(self._prompts), left)
@@ -129,14 +130,14 @@ class _Passes:
         return room
 
     def run(self) -> None:
-        """Run one pass over all rows."""
-        rows, width = self._shapes.prefill_pass(len(self._prompts), self.left)
+        """Run one pass over all prompts."""
+        slots, width = self._shapes.prefill_pass(len(self._prompts), self.left)
         pairs = zip(self._prompts, self._done, strict=True)
         pieces = [list(ids[done : done + width]) for ids, done in pairs]
-        pieces += [[]] * (rows - len(pieces))
+        pieces += [[]] * (slots - len(pieces))
         counts = list(map(len, pieces))
         tokens = mx.array([piece + [0] * (width - len(piece)) for piece in pieces])
-        logits, features = self._pair.target(tokens, self.cache.layers)
+        logits, features = self._passes.run(self.cache, tokens)
         self._extend(features)
         for cache in (self.cache, self.context):
             cache.keep(mx.array(counts))
@@ -145,7 +146,7 @@ class _Passes:
         mx.async_eval(self.logits, self.cache.arrays(), self.context.arrays())
 
     def _note(self, counts: Sequence[int], logits: mx.array) -> None:
-        """Keep the logits behind the last token of each row that this pass ran over."""
+        """Keep the logits behind the last token of each prompt of which this pass ran a piece."""
         ran = mx.array(counts)[:, None, None]
         last = mx.take_along_axis(logits, mx.maximum(ran - 1, 0), axis=1)[:, 0]
         self.logits = last if self.logits is None else mx.where(ran[:, 0] > 0, last, self.logits)
@@ -154,7 +155,7 @@ class _Passes:
         """Extend the drafter's context, and note why if that failed."""
         if self.fallback is None:
             try:
-                guarded(lambda: self._pair.drafter.extend(self.context, features))
+                guarded(lambda: self._passes.extend(self.context, features))
             except DrafterFault as fault:
                 self.fallback = str(fault)
 

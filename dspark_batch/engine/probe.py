@@ -142,11 +142,11 @@ class _Bench:
         contents = _contents(rows)
         lengths = [_PROMPT - 3 * content for content in contents]
         cache = self._cache(rows, capacity, folds=folds)
-        cache.begin_with([[self._prompt.row(0, 0, length)] for length in lengths], lengths)
+        cache.begin_with([[self._prompt.part(0, 0, length)] for length in lengths], lengths)
         logits, seconds = self._chain(contents, width, cache, -(-_ANSWER // width), _LEAST_S)
         where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
         bits = [
-            _digest(logits[row, :_ANSWER], *cache.row(row, lengths[row], lengths[row] + _ANSWER))
+            _digest(logits[row, :_ANSWER], *cache.part(row, lengths[row], lengths[row] + _ANSWER))
             for row in where
         ]
         first = np.array(logits[where[0], :_ANSWER].astype(mx.float32))
@@ -159,7 +159,7 @@ class _Bench:
         cache = self._cache(rows, max(capacity, 2 * _PROMPT, 2 * width))
         logits, _ = self._chain(contents, width, cache, -(-_PROMPT // width))
         where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
-        bits = [_digest(logits[row, :_PROMPT], *cache.row(row, 0, _PROMPT)) for row in where]
+        bits = [_digest(logits[row, :_PROMPT], *cache.part(row, 0, _PROMPT)) for row in where]
         return _Found(shape, 0.0, tuple(bits), np.zeros(0))
 
     def _chain(
@@ -182,10 +182,7 @@ class _Bench:
         return mx.concatenate(logits, axis=1), seconds
 
     def _pass(self, tokens: mx.array, cache: RaggedCache) -> mx.array:
-        if cache.buffers():
-            logits = self._passes.logits(cache, tokens)
-        else:
-            logits, _ = self._target(tokens, cache.layers)
+        logits, _ = self._passes.run(cache, tokens)
         cache.keep(mx.full(tokens.shape[:1], tokens.shape[1], dtype=mx.int32))
         mx.eval(logits, cache.arrays())
         return logits
@@ -294,14 +291,14 @@ def _drafter_s(target: Target, drafter: DSparkDrafter, rows: int) -> float:
     cache, context = RaggedCache(target.num_caches, rows), RaggedCache(drafter.num_layers, rows)
     for each in (cache, context):
         each.reserve(1 + drafter.block_size)
-    anchors = mx.zeros(rows, dtype=mx.int32)
-    _, features = target(mx.zeros((rows, 1), dtype=mx.int32), cache.layers)
+    passes, anchors = Passes(target, drafter), mx.zeros(rows, dtype=mx.int32)
+    _, features = passes.run(cache, anchors[:, None])
     mx.eval(features)
     seconds = []
     for _ in range(_TIMES):
         began = time.perf_counter()
-        drafter.extend(context, features)
-        draft = drafter.propose(anchors, context, drafter.block_size, Greedy().draft)
-        mx.eval(draft.tokens, context.arrays())
+        passes.extend(context, features)
+        proposed = passes.propose(context, anchors, drafter.block_size, Greedy())
+        mx.eval(proposed.tokens, context.arrays())
         seconds.append(time.perf_counter() - began)
     return min(seconds[1:])

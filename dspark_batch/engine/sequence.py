@@ -35,12 +35,12 @@ class Sequence:
         self._num_drafted: list[int] = []
         self._confidence: list[tuple[float, ...]] = []
         self._admitted_s = time.perf_counter()
-        self._first_token_s = self._last_token_s = self._admitted_s
+        self._seated_s = self._last_token_s = self._admitted_s
 
     @property
     def position(self) -> int:
         """The answer position that a round decides first; the one before it is the anchor's."""
-        return max(1, len(self.token_ids))
+        return len(self.token_ids)
 
     @property
     def cached_len(self) -> int:
@@ -48,9 +48,13 @@ class Sequence:
         return len(self.request.prompt_ids) + self.position - 1
 
     def begin(self, token: int) -> None:
-        """Commit the first token, which prefill gives; it may already be in the next round."""
-        self._first_token_s = self._last_token_s = time.perf_counter()
+        """Commit the first token, which prefill gives."""
+        self._seated_s = self._last_token_s = time.perf_counter()
         self._commit([token])
+
+    def seat(self) -> None:
+        """It has a slot."""
+        self._seated_s = time.perf_counter()
 
     def advance(
         self,
@@ -90,8 +94,8 @@ class Sequence:
             confidence=tuple(self._confidence) or None,
             fallback=self.fallback,
             cached_tokens=self.num_cached,
-            prefill_s=self._first_token_s - self._admitted_s,
-            decode_s=self._last_token_s - self._first_token_s,
+            prefill_s=self._seated_s - self._admitted_s,
+            decode_s=self._last_token_s - self._seated_s,
         )
 
     def spoken_ids(self) -> list[int]:

@@ -11,8 +11,10 @@ _IS_CPU = mx.default_device() == mx.Device(mx.cpu)
 
 Shape = tuple[int, int]  # slots and width of a pass
 
-# Of a prefill pass without a class: width, which keeps its scores small; tokens; prompts.
+# Of a prefill pass without a class: width, which keeps its scores small; tokens; prompts. A GPU
+# compiles for each pass, so there widths come in steps, as slots do.
 _FREE_WIDTH, _FREE_TOKENS, _FREE_PROMPTS = 256, 2048, 64
+_FREE_STEP = 1 if _IS_CPU else 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Shapes:
             ValueError: no pass of the class is that large.
         """
         if not self.steps:
-            return slots if _IS_CPU else 1 << (slots - 1).bit_length()
+            return _free(slots)
         return _smallest(self.steps, slots, widest)[0]
 
     def width(self, rows: int, width: int) -> int | None:
@@ -62,7 +64,8 @@ class Shapes:
     def prefill_pass(self, prompts: int, length: int) -> Shape:
         """Choose the pass for prompts of which the longest has `length` tokens left."""
         if not self.prefill:
-            return prompts, min(length, _FREE_WIDTH, max(1, _FREE_TOKENS // prompts))
+            slots, width = _free(prompts), -(-length // _FREE_STEP) * _FREE_STEP
+            return slots, min(width, _FREE_WIDTH, max(_FREE_STEP, _FREE_TOKENS // slots))
         rows = min(slots for slots, _ in self.prefill if slots >= prompts)
         widest = max(width for slots, width in self.prefill if slots == rows)
         return _smallest(self.prefill, rows, min(length, widest))
@@ -83,6 +86,10 @@ class Shapes:
         for name in ("steps", "prefill"):
             known[name] = tuple((slots, width) for slots, width in known[name])
         return cls(**known)
+
+
+def _free(slots: int) -> int:
+    return slots if _IS_CPU else 1 << (slots - 1).bit_length()
 
 
 def _smallest(shapes: tuple[Shape, ...], slots: int, width: int) -> Shape:

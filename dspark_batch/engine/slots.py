@@ -28,7 +28,6 @@ class Slots:
         cache: the target's.
         context: the drafter's.
         anchors: [S] int32.
-        finite: [S] bool, whether each anchor was chosen from numbers.
     """
 
     def __init__(self, pair: Pair, shapes: Shapes, widest: int) -> None:
@@ -39,7 +38,6 @@ class Slots:
         self.cache = RaggedCache(pair.target.num_caches, 0, folds=shapes.folds)
         self.context = RaggedCache(pair.drafter.num_layers, 0, folds=shapes.folds)
         self.anchors = mx.zeros(0, dtype=mx.int32)
-        self.finite = mx.zeros(0, dtype=mx.bool_)
 
     @property
     def active(self) -> list[Sequence]:
@@ -59,26 +57,24 @@ class Slots:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(len(self.sequences), 1 + num_drafts)
 
-    def positions(self, planned: ListLike[Request]) -> int:
-        """Count the cached positions that those who are there and some more may need at most."""
-        together = [*(sequence.request for sequence in self.active), *planned]
-        rows = self._shapes.rows(len(together), self._widest)
-        return rows * self._room(max(len(r.prompt_ids) + r.max_tokens for r in together))
+    def positions(self, requests: ListLike[Request], most_slots: int) -> int:
+        """Count the cached positions that some requests need at most, in so many slots."""
+        slots = self._shapes.rows(min(len(requests), most_slots), self._widest)
+        return slots * self._room(max(len(r.prompt_ids) + r.max_tokens for r in requests))
 
-    def enter(self, newcomers: ListLike[Sequence], filled: Prefilled, first: mx.array) -> None:
-        """Give slots to sequences; slot i of `filled`, and first[i], are newcomers[i]'s.
-
-        The host need not know the first tokens: they are the anchors of the next round.
-        """
-        self._make_rows(len(self.active) + len(newcomers))
+    def enter(
+        self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
+    ) -> None:
+        """Give slots to sequences that have begun; newcomers[i] is slot chosen[i] of `filled`."""
+        self._make_room_for(len(self.active) + len(newcomers))
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
-        self.cache.insert(slots, filled.cache, lengths)
-        self.context.insert(slots, filled.context, lengths)
-        self.anchors[mx.array(slots)] = first
-        self.finite[mx.array(slots)] = mx.isfinite(filled.logits).all(axis=-1)
+        self.cache.insert(slots, filled.cache, chosen, lengths)
+        self.context.insert(slots, filled.context, chosen, lengths)
+        self.anchors[mx.array(slots)] = mx.array([s.token_ids[-1] for s in newcomers])
         for slot, sequence in zip(slots, newcomers, strict=True):
+            sequence.seat()
             self.sequences[slot] = sequence
 
     def release(self, slot: int) -> None:
@@ -92,38 +88,33 @@ class Slots:
         active = self.active
         if not active:
             return
-        rows = self._shapes.rows(len(active), self._widest)
+        slots = self._shapes.rows(len(active), self._widest)
         room = self._room(max(sequence.cached_len for sequence in active))
-        if 4 * rows <= 3 * len(self.sequences) or 4 * room <= self.cache.capacity:
-            self._resize(rows, room)
+        if 4 * slots <= 3 * len(self.sequences) or 4 * room <= self.cache.capacity:
+            self._resize(slots, room)
 
-    def keep(self, accepted: mx.array, bonus: mx.array, finite: mx.array) -> None:
-        """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next.
-
-        finite [S, W] tells by position of the pass whether its logits are numbers.
-        """
+    def keep(self, accepted: mx.array, bonus: mx.array) -> None:
+        """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""
         is_active = mx.array([sequence is not None for sequence in self.sequences])
         counts = mx.where(is_active, accepted + 1, 0)
         self.cache.keep(counts)
         self.context.keep(counts)
         self.anchors = bonus
-        self.finite = mx.take_along_axis(finite, accepted[:, None], axis=1)[:, 0]
 
     def _room(self, cached_len: int) -> int:
         """Say how many positions a slot needs for a round: the pass, or the drafter's block."""
         behind = max(self._widest, self._shapes.most_width, self._block_size)
         return max(cached_len + behind, self._shapes.least_capacity)
 
-    def _make_rows(self, needed: int) -> None:
-        rows = self._shapes.rows(needed, self._widest)
-        if rows > len(self.sequences):
-            self._resize(rows, self.cache.capacity)
+    def _make_room_for(self, needed: int) -> None:
+        slots = self._shapes.rows(needed, self._widest)
+        if slots > len(self.sequences):
+            self._resize(slots, self.cache.capacity)
 
-    def _resize(self, rows: int, room: int) -> None:
+    def _resize(self, slots: int, room: int) -> None:
         kept = [slot for slot, sequence in enumerate(self.sequences) if sequence is not None]
-        self.cache.resize(kept, rows, room)
-        self.context.resize(kept, rows, room)
-        where, missing = mx.array(kept, dtype=mx.int32), (0, rows - len(kept))
-        self.anchors = mx.pad(self.anchors[where], missing)
-        self.finite = mx.pad(self.finite[where], missing)
-        self.sequences = [self.sequences[slot] for slot in kept] + [None] * (rows - len(kept))
+        self.cache.resize(kept, slots, room)
+        self.context.resize(kept, slots, room)
+        where = mx.array(kept, dtype=mx.int32)
+        self.anchors = mx.pad(self.anchors[where], (0, slots - len(kept)))
+        self.sequences = [self.sequences[slot] for slot in kept] + [None] * (slots - len(kept))

@@ -91,7 +91,7 @@ def test_a_slot_holds_nothing_of_its_former_owner():
         row = RaggedCache(1, slots=1)
         row.reserve(length)
         row.layers[0].update_and_fetch(*[mx.full((1, 1, length, 2), value)] * 2)
-        cache.insert([1], row, [length])
+        cache.insert([1], row, [0], [length])
     for buffer in (cache.layers[0].keys, cache.layers[0].values):
         assert buffer[1, 0, :, 0].tolist() == [1.0] * 3 + [0.0] * (cache.capacity - 3)
 
@@ -185,12 +185,13 @@ class LonelyDrafter(Wrapped):
 
 
 def test_an_item_without_a_drafter_context_verifies_no_draft_while_its_neighbour_does():
-    requests = [request(0, max_tokens=3), request(1, max_tokens=30), request(2)]
+    lengths = (3, 40, 3, 9)  # the last comes after the wave of the others
+    requests = [request(n, max_tokens=length) for n, length in enumerate(lengths)]
     used = pair()._replace(drafter=LonelyDrafter(pair().drafter))
     seen = answers(used, requests, slots=2)
-    assert sum(seen[1].num_drafted) > 0 == sum(seen[2].num_drafted)
-    assert [seen[n].fallback for n in range(3)] == [None, None, seen[2].fallback]
-    assert "alone" in seen[2].fallback
+    assert sum(seen[1].num_drafted) > 0 == sum(seen[3].num_drafted)
+    assert [seen[n].fallback for n in range(4)] == [None, None, None, seen[3].fallback]
+    assert "alone" in seen[3].fallback
     assert seen[1].num_drafted[-1] > 0
 
 

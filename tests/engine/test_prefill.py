@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill, prefill_alone
 from dspark_batch.engine.prefix_cache import PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
@@ -35,7 +36,7 @@ def finish(passes):
 def together(pair, asked, cache):
     for ids in asked:
         cache.expect(chunks_of(ids))
-    return finish(prefill(pair, SHAPES, asked, cache))
+    return finish(prefill(Passes(pair.target, pair.drafter), SHAPES, asked, cache))
 
 
 def assert_same(filled, pair, asked):
@@ -44,7 +45,7 @@ def assert_same(filled, pair, asked):
         assert mx.allclose(filled.logits[row], alone.logits[0], atol=1e-4)
         for mine, other in ((filled.cache, alone.cache), (filled.context, alone.context)):
             assert mine.lengths[row].item() == len(ids)
-            for a, b in zip(mine.row(row, 0, len(ids)), other.row(0, 0, len(ids)), strict=True):
+            for a, b in zip(mine.part(row, 0, len(ids)), other.part(0, 0, len(ids)), strict=True):
                 assert mx.allclose(a, b, atol=1e-4)
 
 

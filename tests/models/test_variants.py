@@ -190,7 +190,7 @@ def contexts(pair):
         row.reserve(64)
         _, tapped = pair.target(mx.array([prompt]), cached.layers)
         pair.drafter.extend(row, tapped)
-        context.insert([slot], row, [len(prompt)])
+        context.insert([slot], row, [0], [len(prompt)])
         features.append(np.array(tapped[0]))
     context.reserve(64)
     return context, features

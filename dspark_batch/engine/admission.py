@@ -1,0 +1,196 @@
+"""From the window into the slots: prompts are computed in waves, some of them ahead of need."""
+
+from collections.abc import Callable, Generator
+from itertools import takewhile
+from typing import NamedTuple, TypeAlias
+
+import mlx.core as mx
+
+from dspark_batch.engine.clock import Clock
+from dspark_batch.engine.passes import Passes
+from dspark_batch.engine.prefill import Prefilled, prefill
+from dspark_batch.engine.prefix_cache import PrefixCache
+from dspark_batch.engine.sampling import rule_of
+from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.slots import Slots
+from dspark_batch.engine.window import Window
+from dspark_batch.types import Item, Request, SamplingRule
+
+MayBegin: TypeAlias = Callable[[Item], bool]
+
+_PROMPT_TOKENS = 2048  # of prompts that may hold up a round
+_LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
+
+
+class Handlers(NamedTuple):
+    """What only the engine can do."""
+
+    sequence: Callable[[Request], Sequence]  # makes an answer that has not begun
+    # Takes a first token, and whether it was chosen from numbers; tells whether more are to come.
+    begin: Callable[[Sequence, int, bool], bool]
+
+
+class _Wave(NamedTuple):
+    """Sequences whose prompts are through."""
+
+    filled: Prefilled
+    sequences: list[tuple[int, Sequence]]  # with their slots in `filled`
+    first: mx.array  # [P] int32, the first tokens of their answers
+    finite: mx.array  # [P] bool, were they chosen from numbers?
+
+
+class Admission:
+    """Brings requests into slots.
+
+    A pass over many prompts costs little more than one over a few, so waves are large, and some
+    sequences wait with their prompts computed for a slot: half as many as there are slots. The
+    host reads first tokens a round later, when the device has long been through with them; an
+    answer that ends there never takes a slot.
+
+    Args:
+        passes: of the pair.
+        shapes: those that may run.
+        slots: where sequences go.
+        most_slots: that may be taken.
+        most_positions: that all caches may hold; None for any number. A request that alone
+            needs more runs alone.
+        prefixes: the shared beginnings.
+        sampling: how requests with a temperature are drawn.
+        handlers: of the engine.
+        clock: told of prompts.
+
+    Attributes:
+        window: the requests that come next.
+    """
+
+    def __init__(  # noqa: PLR0913  what it connects
+        self,
+        passes: Passes,
+        shapes: Shapes,
+        slots: Slots,
+        *,
+        most_slots: int,
+        most_positions: int | None,
+        prefixes: PrefixCache,
+        sampling: SamplingRule,
+        handlers: Handlers,
+        clock: Clock,
+    ) -> None:
+        self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
+        self._passes = passes
+        self._shapes = shapes
+        self._slots = slots
+        self._most_slots = most_slots
+        self._most_ahead = most_slots // 2
+        self._most_positions = most_positions
+        self._prefixes = prefixes
+        self._sampling = sampling
+        self._handlers = handlers
+        self._clock = clock
+        self._begun: list[Sequence] = []  # their prompts are on their way through the target
+        self._filling: Generator[None, None, Prefilled] | None = None  # of those
+        self._through: list[_Wave] = []  # first tokens not read yet
+        self._ready: list[_Wave] = []  # wait for slots
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is on the way from the window to a slot."""
+        return not (self._begun or self._through or self._ready)
+
+    def run(self, may_begin: MayBegin) -> bool:
+        """Seat who is ready, and send the next prompts to the device.
+
+        Returns whether more may begin; if not, the window is empty.
+        """
+        self._read()
+        self._seat()
+        num_tokens, goes_on = 0, True
+        while goes_on and num_tokens < _PROMPT_TOKENS:
+            if not self._begun:
+                goes_on = self._begin_wave(may_begin)
+            if not self._begun:
+                break
+            num_tokens += sum(len(sequence.request.prompt_ids) for sequence in self._begun)
+            self._clock.add_prompts()
+            try:
+                next(self._filling)  # one pass; if there are more, rounds go on behind it
+            except StopIteration as through:
+                self._end_wave(through.value)
+        return goes_on
+
+    def _read(self) -> None:
+        """Read first tokens; waits for the device if it is not through."""
+        waves, self._through = self._through, []
+        for wave in waves:
+            self._clock.prompt_tokens += wave.filled.num_computed
+            read = zip(wave.sequences, wave.first.tolist(), wave.finite.tolist(), strict=True)
+            stay = [each for each, *first in read if self._handlers.begin(each[1], *first)]
+            if stay:
+                self._ready.append(wave._replace(sequences=stay))
+
+    def _seat(self) -> None:
+        """Give free slots to those who are ready, if there are enough of either."""
+        num_free = self._most_slots - len(self._slots.active)
+        num_ready = _num(self._ready)
+        worth = min(max(1, self._most_slots // 8), num_ready)
+        if self._slots.active and num_free < worth:
+            return
+        while self._ready and num_free:
+            wave = self._ready.pop(0)
+            now, later = wave.sequences[:num_free], wave.sequences[num_free:]
+            self._slots.enter([s for _, s in now], wave.filled, [n for n, _ in now])
+            num_free -= len(now)
+            if later:
+                self._ready.insert(0, wave._replace(sequences=later))
+
+    def _begin_wave(self, may_begin: MayBegin) -> bool:
+        """Take the next requests from the window, if they are worth a pass."""
+        waiting = _num(self._through + self._ready)
+        most = self._most_slots + self._most_ahead - len(self._slots.active) - waiting
+        most = min(most, self._shapes.most_prompts)
+        if most < min(max(1, self._most_ahead // 2), self._shapes.most_prompts, len(self.window)):
+            return True
+        requests = self.window.take(most, self._fits()) if most else []
+        begun = list(takewhile(lambda request: may_begin(request.item), requests))
+        if begun:
+            self._begun = [self._handlers.sequence(request) for request in begun]
+            prompts = [request.prompt_ids for request in begun]
+            self._filling = prefill(self._passes, self._shapes, prompts, self._prefixes)
+        if len(begun) < len(requests):
+            self.window.clear()
+        return len(begun) == len(requests)
+
+    def _end_wave(self, filled: Prefilled) -> None:
+        first = rule_of(self._sampling, self._begun, is_first=True).first(filled.logits)
+        finite = mx.isfinite(filled.logits).all(axis=-1)
+        mx.async_eval(first, finite)
+        for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
+            sequence.num_cached = num_cached
+            sequence.fallback = filled.fallback
+        self._through.append(_Wave(filled, list(enumerate(self._begun)), first, finite))
+        self._begun, self._filling = [], None
+
+    def _fits(self) -> Callable[[Request], bool]:
+        """Make what tells whether one more request fits beside those that it was told of."""
+        limit, active = self._most_positions, self._slots.active
+        waiting = [s for wave in self._through + self._ready for _, s in wave.sequences]
+        planned = [sequence.request for sequence in active + waiting]
+
+        def positions() -> int:
+            prompts = sum(len(request.prompt_ids) for request in planned[len(active) :])
+            return prompts + self._slots.positions(planned, self._most_slots)
+
+        def fits(request: Request) -> bool:
+            is_alone = not planned
+            planned.append(request)
+            if limit is None or is_alone or positions() <= limit:
+                return True
+            planned.pop()
+            return False
+
+        return fits
+
+
+def _num(waves: list[_Wave]) -> int:
+    return sum(len(wave.sequences) for wave in waves)
