@@ -120,6 +120,9 @@ class Completion:
         return sum(len(turn.token_ids) for turn in self.turns)
 
 
+_LEAST_SAMPLES = 3  # one alone can be a round in which the machine did something else
+
+
 @dataclass(frozen=True, slots=True)
 class Gauge:
     """How full the engine is, and what it has spent; seconds are those of this start."""
@@ -133,6 +136,24 @@ class Gauge:
     # Of the device at most, while the host worked; None: the host's own cores are the device.
     idle_s: float | None = None
     prompt_tokens: int = 0  # that went through the target, what is shared only once
+    # Rounds that were timed part by part; the parts of the others run into each other.
+    sampled_rounds: int = 0
+    sampled_draft_s: float = 0.0
+    sampled_verify_s: float = 0.0
+
+    @property
+    def draft_s(self) -> float | None:
+        """Estimate the part of `round_s` that is drafting; None: there are too few samples."""
+        if self.sampled_rounds < _LEAST_SAMPLES:
+            return None
+        sampled_s = self.sampled_draft_s + self.sampled_verify_s
+        return self.round_s * self.sampled_draft_s / sampled_s
+
+    @property
+    def verify_s(self) -> float | None:
+        """Estimate the part of `round_s` that is verifying; None: there are too few samples."""
+        draft_s = self.draft_s
+        return None if draft_s is None else self.round_s - draft_s
 
 
 @dataclass(frozen=True, slots=True)

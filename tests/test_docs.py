@@ -9,6 +9,7 @@ docs/DESIGN.md does not count: it is for people who change the code.
 
 import json
 import re
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dspark_batch.errors import DsparkBatchError
 from dspark_batch.job import openai
 from dspark_batch.job.job_file import read_job
 from dspark_batch.job.mapping import to_request
+from dspark_batch.job.report import Report
 from dspark_batch.job.rows import ROW_SCHEMA
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Item, Request
@@ -121,6 +123,14 @@ def test_the_page_of_a_row_has_every_field_and_its_type():
     page = (ROOT / "docs" / "schema.md").read_text()
     rows = re.findall(r"^\| `([\w.]+)` \| ([\w ]+) \|", page, re.MULTILINE)
     assert rows == [(name, type_name(kind)) for name, kind in leaves(ROW_SCHEMA)]
+
+
+def test_the_page_of_a_report_has_every_field_of_its_json():
+    page = (ROOT / "docs" / "report.md").read_text()
+    _, _, below = page.partition("| field | what it is |\n|---|---|\n")
+    table, _, _ = below.partition("\n\n")
+    described = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE)))
+    assert sorted(described) == sorted(field.name for field in fields(Report))
 
 
 def leaves(fields, before=""):

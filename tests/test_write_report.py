@@ -70,6 +70,26 @@ def test_a_page_tells_the_plan_and_why(tmp_path):
         assert told in page
 
 
+def time_bar(tmp_path, **sampled):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    gauge = Gauge(1.0, 4, 0, 0, prefill_s=1.0, round_s=3.0, **sampled)
+    start(tmp_path, opener=planned(gauge=lambda: gauge))
+    page = page_of(tmp_path / "out.jsonl")
+    return dict(re.findall(r"</i>([a-z ]+) <span>(.*?)</span>", page))
+
+
+def test_the_time_of_rounds_is_split_as_it_was_in_the_samples(tmp_path):
+    parts = time_bar(tmp_path, sampled_rounds=3, sampled_draft_s=0.02, sampled_verify_s=0.04)
+    assert (parts["prefill"], parts["draft"], parts["verify"]) == ("1.0 s", "1.0 s", "2.0 s")
+    assert "draft and verify" not in parts
+
+
+def test_the_time_of_rounds_is_one_number_where_none_was_sampled(tmp_path):
+    parts = time_bar(tmp_path)
+    assert parts["draft and verify"] == "3.0 s"
+    assert "draft" not in parts
+
+
 def test_the_page_of_an_unfinished_job_has_its_plan_too(tmp_path):
     write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b"})
     with pytest.raises(KeyboardInterrupt):

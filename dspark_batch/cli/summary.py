@@ -94,5 +94,14 @@ def _verified(report: Report) -> str:
 
 
 def _times(report: Report) -> str:
-    stages = {"loading": report.load_s, "decoding": report.decode_s, "writing": report.finish_s}
-    return ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages.items())
+    decoding = duration(report.decode_s) + _parts(report)
+    loading, writing = duration(report.load_s), duration(report.finish_s)
+    return f"loading {loading}, decoding {decoding}, writing {writing}"
+
+
+def _parts(report: Report) -> str:
+    """Say what took the time of decoding, if that was measured."""
+    if report.round_s is None or not report.decode_s:
+        return ""
+    parts = {name: part / report.decode_s for name, part in report.decode_parts().items()}
+    return f" ({', '.join(f'{name} {part:.0%}' for name, part in parts.items() if part > 0)})"

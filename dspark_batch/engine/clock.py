@@ -1,51 +1,104 @@
 """Where the time of the engine goes."""
 
 import time
+from collections.abc import Callable
+
+import mlx.core as mx
+
+# Rounds. The first ones compile passes; a sample loses what a round gains by being queued.
+_FIRST_SAMPLE, _SAMPLE_EVERY = 16, 64
 
 
 class Clock:
     """Splits the engine's time, from the end of one round to the end of the next.
 
+    A round is queued as a whole, so nobody sees what its parts take. Round 17, 33, 65, and then
+    every 64th is a sample: its parts run one after the other, each one waited for. Evaluating
+    earlier changes no value.
+
+    Args:
+        now: seconds.
+
     Attributes:
         round_s: seconds in rounds.
         prefill_s: seconds that rounds took longer than the one before because prompts went along.
         idle_s: seconds in which the host prepared rounds; the device was idle in them at most.
+        draft_s: seconds of the samples in the drafter, its context included.
+        verify_s: seconds of the samples in the target.
+        sampled_rounds: that were timed part by part.
         rounds: of the engine.
         slot_rounds: of all slots that were not free.
         prompt_tokens: that went through the target.
     """
 
-    def __init__(self) -> None:
-        self.round_s = self.prefill_s = self.idle_s = 0.0
-        self.rounds = self.slot_rounds = self.prompt_tokens = 0
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.round_s = self.prefill_s = self.idle_s = self.draft_s = self.verify_s = 0.0
+        self.sampled_rounds = self.rounds = self.slot_rounds = self.prompt_tokens = 0
         self._usual_s = 0.0  # of a round without prompts
-        self._has_prompts = False
-        self._began = time.perf_counter()
+        self._has_prompts = self._is_sample = False
+        self._next_sample = _FIRST_SAMPLE
+        self._now = now
+        self._began = self._part_began = now()
+        self._waited_s = 0.0  # for the parts of this round
 
     def begin(self) -> None:
         """The host begins to prepare a round."""
-        self._began = time.perf_counter()
-        self._has_prompts = False
+        self._began = self._now()
+        self._has_prompts = self._is_sample = False
+        self._waited_s = 0.0
 
     def add_prompts(self) -> None:
         """Prompts go along."""
         self._has_prompts = True
 
+    def leave_out(self, seconds: float) -> None:
+        """Somebody else had the device for so long, since the round began."""
+        self._began += seconds
+
+    def begin_parts(self, *left: mx.array) -> None:
+        """The parts of the round begin; `left` is what may still run of the one before."""
+        if self.rounds >= self._next_sample and not self._has_prompts:
+            self._is_sample = True
+            self.sampled_rounds += 1
+            self._next_sample = self.rounds + min(self.rounds, _SAMPLE_EVERY)
+            self._part(left)
+
+    def drafted(self, *results: mx.array) -> None:
+        """The drafter's pass is queued, or what extends its context."""
+        if self._is_sample:
+            self.draft_s += self._part(results)
+
+    def verified(self, *results: mx.array | None) -> None:
+        """The target's pass is queued."""
+        if self._is_sample:
+            self.verify_s += self._part(results)
+
     def launch(self, num_active: int) -> None:
         """The device gets the round."""
-        self.idle_s += time.perf_counter() - self._began
+        self.idle_s += self._now() - self._began - self._waited_s
         self.rounds += 1
         self.slot_rounds += num_active
 
     def wait(self) -> None:
         """There was no round."""
         if self._has_prompts:
-            self.prefill_s += time.perf_counter() - self._began
+            self.prefill_s += self._now() - self._began
 
     def end(self) -> None:
         """The round is over."""
-        total = time.perf_counter() - self._began
+        total = self._now() - self._began
         if not self._has_prompts:
-            self._usual_s = total
+            self.round_s += total
+            if not self._is_sample:
+                self._usual_s = total
+            return
         self.round_s += min(total, self._usual_s)
         self.prefill_s += max(0.0, total - self._usual_s)
+
+    def _part(self, results: tuple[mx.array | None, ...]) -> float:
+        """Wait for a part of the round; return what it took since the part before, in seconds."""
+        queued = self._now()
+        mx.eval(*results)
+        began, self._part_began = self._part_began, self._now()
+        self._waited_s += self._part_began - queued
+        return self._part_began - began

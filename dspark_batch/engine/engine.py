@@ -181,8 +181,15 @@ class Engine:
             prefill_s=clock.prefill_s,
             round_s=clock.round_s,
             idle_s=clock.idle_s,
+            sampled_rounds=clock.sampled_rounds,
+            sampled_draft_s=clock.draft_s,
+            sampled_verify_s=clock.verify_s,
             prompt_tokens=clock.prompt_tokens,
         )
+
+    def leave_out(self, seconds: float) -> None:
+        """Count as ours no time in which who took the last answer had the device."""
+        self._clock.leave_out(seconds)
 
     def _sequence(self, request: Request) -> Sequence:
         return Sequence(request, self._pair.config.stop_ids, self._stop_strings(request))
@@ -209,14 +216,18 @@ class Engine:
         slots.fit(self._pace.draft_length)
         rule = rule_of(self._sampling, slots.sequences)
         anchors = slots.anchors
+        self._clock.begin_parts(anchors, *slots.context.arrays())
         proposed = self._propose(rule)
         mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
+        self._clock.drafted(proposed.tokens, proposed.is_sane)
         drafts, verify_len = self._choose_verified(proposed)
         num_drafts = drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
         verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
+        self._clock.verified(*verified)
         self._extend(verified.features)
+        self._clock.drafted(*slots.context.arrays())
         slots.keep(verified.accepted, verified.bonus)
         confidence = proposed.confidence if self._log_confidence else drafts[:, :0]
         launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)

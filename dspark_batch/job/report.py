@@ -77,6 +77,9 @@ class Report:
     decode_s: float = 0.0
     prefill_s: float | None = None  # of decode_s; None: not measured
     round_s: float | None = None  # of decode_s; what is left is the host's
+    # Of round_s, by samples of it; None: too few rounds for one.
+    draft_s: float | None = None
+    verify_s: float | None = None
     # Of these two at most: the device had nothing to do; None: not measured, or it is a CPU.
     idle_s: float | None = None
     audit_s: float | None = None  # of decode_s, decoding items again; None: not asked for
@@ -100,6 +103,19 @@ class Report:
         if self.idle_s is None:
             return None
         return ratio(self.idle_s, self.prefill_s + self.round_s)
+
+    def decode_parts(self) -> dict[str, float]:
+        """Split decode_s by what took it, in seconds, as far as it was measured."""
+        audit_s = self.audit_s or 0.0
+        if self.prefill_s is None or self.round_s is None:
+            return {"decoding": self.decode_s - audit_s, "audit": audit_s}
+        rounds = {"draft and verify": self.round_s}
+        if not self.drafted:
+            rounds = {"decoding": self.round_s}
+        elif self.draft_s is not None:
+            rounds = {"draft": self.draft_s, "verify": self.verify_s}
+        host_s = max(0.0, self.decode_s - audit_s - self.prefill_s - self.round_s)
+        return {"prefill": self.prefill_s, **rounds, "host": host_s, "audit": audit_s}
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Json]], **known: Json) -> Self:

@@ -24,6 +24,13 @@ _MODES = {
 }
 
 
+# Of the parts of the time bar; all others are rounds.
+_COLOURS = {
+    **{"loading": "--four", "writing": "--four"},
+    **{"prefill": "--three", "draft": "--five", "host": "--two", "audit": "--six"},
+}
+
+
 class Number(NamedTuple):
     """A fact in large print."""
 
@@ -164,20 +171,10 @@ def _picture_of_lengths(title: str, tokens: Sequence[int], name: str, more: str 
 
 def _times(report: Report) -> Iterator[Time]:
     """Split the last start's time as far as it was measured."""
-    parts = {"loading": (report.load_s, "--four")}
-    audit_s = report.audit_s or 0.0
-    if report.prefill_s is None or report.round_s is None:
-        parts["decoding"] = (report.decode_s - audit_s, "--one")
-    else:
-        host_s = max(0.0, report.decode_s - audit_s - report.prefill_s - report.round_s)
-        parts["prefill"] = (report.prefill_s, "--three")
-        parts["draft and verify"] = (report.round_s, "--one")
-        parts["host"] = (host_s, "--two")
-    parts["audit"] = (audit_s, "--three")
-    parts["writing"] = (report.finish_s, "--four")
-    for name, (seconds, colour) in parts.items():
+    parts = {"loading": report.load_s, **report.decode_parts(), "writing": report.finish_s}
+    for name, seconds in parts.items():
         if seconds > 0:
-            yield Time(name, seconds, duration(seconds), colour)
+            yield Time(name, seconds, duration(seconds), _COLOURS.get(name, "--one"))
 
 
 def _tables(look: Look, report: Report) -> Iterator[Table]:

@@ -110,6 +110,12 @@ def test_the_time_in_which_the_device_waited_is_told(say):
     assert f"  speed         {said}" in lines
 
 
+def test_what_took_the_time_of_decoding_is_told(say):
+    lines = say(prefill_s=39.0, round_s=312.0, draft_s=78.0, verify_s=234.0)
+    parts = "prefill 10%, draft 20%, verify 60%, host 10%"
+    assert f"  time          loading 2.1 s, decoding 6 min 30 s ({parts}), writing 0.4 s" in lines
+
+
 def test_an_empty_input_divides_by_nothing(say):
     zeros = {name: 0 for name in WHOLE if name not in ("out", "errors_by_code", "first_errors")}
     lines = say(**zeros | {"mean_acceptance_length": None})

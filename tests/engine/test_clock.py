@@ -1,0 +1,194 @@
+"""The clock's account of a round, in made-up seconds."""
+
+import mlx.core as mx
+import pytest
+from golden_cases import GREEDY_RUNS, load_case
+
+from dspark_batch.engine import clock as clock_module
+from dspark_batch.engine.clock import Clock
+from dspark_batch.engine.engine import Engine
+from dspark_batch.types import Item, Request
+
+
+class Time:
+    """Seconds that pass only where a test says so."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def after(self, seconds, call):
+        """Make the call take so long."""
+
+        def slow(*args, **options):
+            self.seconds += seconds
+            return call(*args, **options)
+
+        return slow
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def clock(time):
+    return Clock(time)
+
+
+@pytest.fixture
+def every_round(monkeypatch):
+    """Sample all rounds that may be."""
+    monkeypatch.setattr(clock_module, "_FIRST_SAMPLE", 1)
+    monkeypatch.setattr(clock_module, "_SAMPLE_EVERY", 1)
+
+
+def one_round(clock, time, *, parts=(3.0, 5.0, 2.0), prompts=False):
+    """Go through a round whose parts the host waits for, or prepares, for so many seconds."""
+    clock.begin()
+    if prompts:
+        clock.add_prompts()
+    clock.begin_parts()
+    for part, is_over in zip(parts, (clock.drafted, clock.verified, clock.drafted), strict=True):
+        time.seconds += part
+        is_over()
+    clock.launch(1)
+    time.seconds += 1.0  # until the device is ready
+    clock.end()
+
+
+def sampled(clock, time, rounds, **options):
+    """Go through some rounds; return the numbers of those that were samples."""
+    numbers = []
+    for _ in range(rounds):
+        before = clock.verify_s
+        one_round(clock, time, **options)
+        if clock.verify_s > before:
+            numbers.append(clock.rounds)
+    return numbers
+
+
+def test_one_round_in_64_is_a_sample_after_the_first_few(clock, time):
+    assert sampled(clock, time, 300) == [17, 33, 65, 129, 193, 257]
+    assert clock.sampled_rounds == 6
+
+
+def test_a_round_with_prompts_is_no_sample_the_next_one_is(clock, time):
+    assert sampled(clock, time, 30, prompts=True) == []
+    assert sampled(clock, time, 70) == [31, 61]
+
+
+@pytest.mark.usefixtures("every_round")
+def test_drafting_and_extending_the_context_are_one_part_and_the_target_is_the_other():
+    time = Time()
+    clock = Clock(time)
+    one_round(clock, time)
+    assert (clock.draft_s, clock.verify_s) == (0, 0)
+    one_round(clock, time)
+    assert (clock.draft_s, clock.verify_s) == (5, 5)
+    assert clock.round_s == 22
+
+
+@pytest.mark.usefixtures("every_round")
+def test_waiting_for_a_part_is_no_idle_device(time, monkeypatch):
+    monkeypatch.setattr(clock_module.mx, "eval", time.after(10.0, mx.eval))
+    clock = Clock(time)
+    one_round(clock, time)
+    assert clock.idle_s == 10  # what the host prepared
+    one_round(clock, time)
+    assert clock.idle_s == 20
+    assert clock.round_s == 11 + 11 + 4 * 10
+
+
+def test_a_sample_is_not_what_a_round_usually_takes(time, monkeypatch):
+    monkeypatch.setattr(clock_module, "_FIRST_SAMPLE", 1)
+    clock = Clock(time)
+    one_round(clock, time)
+    one_round(clock, time, parts=(30.0, 50.0, 20.0))
+    assert (clock.round_s, clock.prefill_s) == (11 + 101, 0)
+    one_round(clock, time, parts=(7.0, 5.0, 2.0), prompts=True)
+    assert (clock.round_s, clock.prefill_s) == (11 + 101 + 11, 4)
+
+
+def test_an_audit_between_two_answers_is_no_time_of_the_engine(time):
+    case = load_case("qwen3_vanilla")
+    engine = Engine(case.pair, slots=2)
+    engine._clock = Clock(time)
+    for _ in engine.generate(requests(case)):
+        time.seconds += 100.0
+        engine.leave_out(100.0)
+    gauge = engine.gauge()
+    assert (gauge.round_s, gauge.prefill_s, gauge.idle_s) == (0, 0, 0)
+
+
+def requests(case):
+    return [
+        Request(Item(n, str(n), f"digest-{n}", f"test:{n}"), case.prompt(run), 20 + n)
+        for n, run in enumerate(GREEDY_RUNS)
+    ]
+
+
+def test_sampling_changes_no_answer(every_round, monkeypatch):
+    case = load_case("qwen3_vanilla")
+    stepwise = Engine(case.pair, slots=2)
+    answers = {a.item.index: a for a in stepwise.generate(requests(case))}
+    assert stepwise.gauge().sampled_verify_s > 0
+    monkeypatch.setattr(clock_module, "_FIRST_SAMPLE", 1000)
+    queued = Engine(case.pair, slots=2)
+    for expected in queued.generate(requests(case)):
+        answer = answers[expected.item.index]
+        assert answer.token_ids == expected.token_ids
+        assert answer.accept_lengths == expected.accept_lengths
+    assert queued.gauge().sampled_verify_s == 0
+
+
+@pytest.mark.usefixtures("every_round")
+@pytest.mark.parametrize(
+    ("name", "expected"), [("propose", (1, 0)), ("verify", (0, 1)), ("extend", (1, 0))]
+)
+def test_each_pass_of_the_engine_is_on_its_side(name, expected, time):
+    case = load_case("qwen3_vanilla")
+    engine = Engine(case.pair)
+    engine._clock = Clock(time)
+    setattr(engine._passes, name, time.after(1.0, getattr(engine._passes, name)))
+    (answer,) = engine.generate(requests(case)[:1])
+    samples = len(answer.accept_lengths) - 1
+    gauge = engine.gauge()
+    assert (gauge.sampled_draft_s, gauge.sampled_verify_s) == tuple(n * samples for n in expected)
+
+
+def test_a_sample_waits_for_what_was_queued_and_nothing_else_does(time, monkeypatch):
+    monkeypatch.setattr(clock_module, "_FIRST_SAMPLE", 6)
+    monkeypatch.setattr(mx, "eval", time.after(1.0, mx.eval))
+    case = load_case("qwen3_vanilla")
+    (answer,) = Engine(case.pair, draft_length=1).generate(requests(case)[:1])
+    # One for each round; in the sample one before the parts, and one behind each of the three.
+    assert time.seconds == len(answer.accept_lengths) + 4
+
+
+@pytest.mark.usefixtures("every_round")
+def test_the_parts_of_real_rounds_make_up_the_rounds():
+    case = load_case("qwen3_vanilla")
+    engine = Engine(case.pair, draft_length=2)
+    list(engine.generate(requests(case)))
+    gauge = engine.gauge()
+    parts_s = gauge.sampled_draft_s + gauge.sampled_verify_s
+    assert 0.5 * gauge.round_s < parts_s < gauge.round_s
+    assert gauge.draft_s + gauge.verify_s == pytest.approx(gauge.round_s)
+    assert gauge.draft_s / gauge.verify_s == pytest.approx(
+        gauge.sampled_draft_s / gauge.sampled_verify_s
+    )
+
+
+def test_with_two_samples_nobody_knows_the_parts(monkeypatch):
+    monkeypatch.setattr(clock_module, "_FIRST_SAMPLE", 1)
+    case = load_case("qwen3_vanilla")
+    engine = Engine(case.pair)
+    list(engine.generate([requests(case)[0]]))
+    gauge = engine.gauge()
+    assert gauge.sampled_rounds == 2
+    assert gauge.round_s > 0
+    assert (gauge.draft_s, gauge.verify_s) == (None, None)
