@@ -2,15 +2,16 @@
 
     python -m benchmarks.round [--slots 64 32] [--width 8] [--context 300] [--capacity 512] [--toy]
 
-Each pass runs many times one behind the other, with the device asked to finish only at the end: what
-is measured is the slower of host and device. `build` is what the host takes to prepare it. `unread`
-are whole rounds that follow each other without the host reading one; `read` with it, as the engine
-did. `parts` are the operations of all layers of the target's pass, each kind compiled by itself.
-Weights are random (`benchmarks.random_pair`). Medians; one JSON line.
+Each pass runs many times one behind the other, with the device asked to finish only at the end:
+what is measured is the slower of host and device. `build_ms` is what the host takes to prepare it.
+`round` are whole rounds that follow each other without the host reading one; `read` with it, as the
+engine does. `parts` are the operations of all layers of the target's pass, each kind compiled by
+itself. Weights are random (`benchmarks.random_pair`). Medians; readings to stderr, one JSON line.
 """
 
 import argparse
 import statistics
+import sys
 import time
 
 import mlx.core as mx
@@ -108,7 +109,7 @@ def chained(call):
     return {"ms": round(statistics.median(times), 2), "build_ms": round(min(hosts), 2)}
 
 
-def parts(bench, size):
+def parts(bench, size):  # noqa: C901, PLR0915  an experiment, part by part
     """Time the operations of all layers, each kind compiled by itself."""
     slots, width, room = bench.slots, bench.options.width, bench.options.capacity
     dtype = bench.pair.target.model.lm_head.weight.dtype
@@ -118,7 +119,7 @@ def parts(bench, size):
     buffers = [draw(slots, kv, room, dim) for _ in range(2 * size.layers)]
     queries = draw(slots, heads, width, dim)
     lengths = mx.zeros(slots, dtype=mx.int32) + bench.options.context
-    mask = (mx.arange(room) <= (lengths[:, None] + mx.arange(width))[:, None, :, None])
+    mask = mx.arange(room) <= (lengths[:, None] + mx.arange(width))[:, None, :, None]
     layers = bench.pair.target.model.model.layers
 
     def attention(queries):
@@ -209,7 +210,7 @@ def main():
         calls = ("propose", "verify", "extend", "round", "read")
         found[slots] = {call: chained(getattr(bench, call)) for call in calls}
         found[slots]["parts"] = parts(bench, SIZES[name])
-        print(slots, found[slots], flush=True)
+        print(slots, found[slots], file=sys.stderr, flush=True)
     sizes = {"width": options.width, "context": options.context, "capacity": options.capacity}
     print_line({"benchmark": "round", **surroundings(), "sizes": name, **sizes, "slots": found})
 

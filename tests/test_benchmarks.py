@@ -8,6 +8,7 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import benchmarks
@@ -24,6 +25,7 @@ RUNS = {
     "exact": "--items 1 --dtype float32 --alone 1",
     "host": "--items 8 --job-items 8 --slots 2",
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",
+    "round": "--toy --slots 2 --context 40 --capacity 64",
     "sampling": "--items 1 --temperatures 1",
     "scale": "--toy --slots 2 --batch-sizes 2 --answer-tokens 8 --items-per-slot 1 "
     "--profiles math --exact-slots 1",
@@ -40,6 +42,14 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")  # this machine, as measured within these limits
 
 
+@pytest.fixture(autouse=True)
+def _no_compiler():
+    """On a CPU, mx.compile calls a C++ compiler, which takes longer than these few steps."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_every_benchmark_is_run_here_or_helps_one_that_is(name):
     has_main = hasattr(import_module(f"benchmarks.{name}"), "main")
@@ -53,7 +63,8 @@ def test_it_prints_one_line_without_a_failure(name, cache, tmp_path, monkeypatch
     monkeypatch.setattr(setup, "default_limits", lambda: LIMITS)
     if hasattr(module, "default_limits"):
         monkeypatch.setattr(module, "default_limits", lambda: LIMITS)
-    monkeypatch.setattr(module, "MAX_TOKENS", 8, raising=False)
+    for name_of_size, small in {"MAX_TOKENS": 8, "CHAIN": 1, "TIMES": 1}.items():
+        monkeypatch.setattr(module, name_of_size, small, raising=False)
     monkeypatch.setattr(sys, "argv", [name, *RUNS[name].split()])
     monkeypatch.chdir(tmp_path)
     module.main()
