@@ -93,7 +93,7 @@ def contestants(pair, setup, work, options):
         settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
-    most = max(rows for rows, _ in setup.machine.shapes.steps)
+    most = max(slots for slots, _ in setup.machine.shapes.steps)
     grid = [(n, k) for n in options.slots if n <= most for k in options.draft_lengths]
     return {
         "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),

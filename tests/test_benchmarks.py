@@ -34,7 +34,7 @@ RUNS = {
     "--system-tokens 40 --dtype float32",
     "tiny_card": "--per-kind 1 --slots 4",
 }
-LIMITS = Limits(rows=(1, 2), widths=(1, 8), prompts=(1,), lengths=(16,), capacities=(64, 128))
+LIMITS = Limits(slots=(1, 2), widths=(1, 8), prompts=(1,), lengths=(16,), capacities=(64, 128))
 
 
 @pytest.fixture(scope="module")

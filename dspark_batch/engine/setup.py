@@ -144,22 +144,22 @@ def _drafter_passes(
     drafter = pair.drafter
     if drafter.block_size == 0:
         return []
-    rows = sorted({each.rows for each in machine.target + machine.others})
+    counts = sorted({each.slots for each in machine.target + machine.others})
     name = _name(pair, "target", "drafter")
 
     def measure() -> Json:
         on_measure()
-        return guarded(partial(_timed, pair, rows))
+        return guarded(partial(_timed, pair, counts))
 
     try:
         measured = kept(name, measure)
     except DrafterFault:  # its items will say so
-        measured = [(n, machine.curve([], exact=False).verify_s(n, 1)) for n in rows]
+        measured = [(n, machine.curve([], exact=False).verify_s(n, 1)) for n in counts]
     return [DrafterPass(*each) for each in measured]
 
 
-def _timed(pair: Pair, rows: Sequence[int]) -> list[list[float]]:
-    return [list(each) for each in time_drafter(pair.target, pair.drafter, rows)]
+def _timed(pair: Pair, slots: Sequence[int]) -> list[list[float]]:
+    return [list(each) for each in time_drafter(pair.target, pair.drafter, slots)]
 
 
 def _name(pair: Pair, *parts: str) -> str:
@@ -195,11 +195,11 @@ def _bytes_per_position(pair: Pair) -> int:
 
 
 def _impossible(machine: Machine, slots: int | None, draft_length: int | None) -> str:
-    rows = max(each.rows for each in machine.target)
+    most = max(each.slots for each in machine.target)
     width = max(each.width for each in machine.target)
     asked = [f"--slots {slots}"] * (slots is not None)
     asked += [f"--draft-length {draft_length}"] * (draft_length is not None)
     return (
-        f"{' with '.join(asked) or 'the drafter'}: exact decoding has passes of at most {rows} "
+        f"{' with '.join(asked) or 'the drafter'}: exact decoding has passes of at most {most} "
         f"slots and {width - 1} drafts here. Take fewer, or --mode fast."
     )
