@@ -59,10 +59,15 @@ class NullTarget:
 class RowsOnly:
     """An engine that answers in Python."""
 
-    def generate(self, stream):
+    def generate(self, stream, may_begin):
         """Answer each request with one token, at once; failures pass through."""
         for request in stream:
-            yield request if not isinstance(request, Request) else _one_token(request)
+            if not isinstance(request, Request):
+                yield request
+            elif may_begin(request.item):
+                yield _one_token(request)
+            else:
+                return
 
 
 def _one_token(request):

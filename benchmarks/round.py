@@ -14,6 +14,7 @@ Weights are random (`benchmarks.random_pair`). Medians; one JSON line.
 
 import argparse
 import statistics
+import sys
 import time
 from functools import partial
 
@@ -200,7 +201,7 @@ def main():
         found[slots]["writes"] = writes(bench, SIZES[name], waits=True)
         found[slots]["writes, unread"] = writes(bench, SIZES[name], waits=False)
         found[slots] |= products(bench, SIZES[name])
-        print(slots, found[slots], flush=True)
+        print(slots, found[slots], file=sys.stderr, flush=True)
     sizes = {"width": options.width, "context": options.context, "capacity": options.capacity}
     print_line({"benchmark": "round", **surroundings(), "sizes": name, **sizes, "slots": found})
 

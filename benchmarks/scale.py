@@ -9,7 +9,8 @@ runs in full and its drafts are then replaced by the target's own continuation, 
 the paper's drafter is rejected (`benchmarks.rehearsal`). Every contestant answers `items-per-slot`
 random prompts per slot (64 to 192 tokens) with the same numbers of tokens, drawn evenly between LOW
 and HIGH, in one process with one model; tokens per second are those of the whole job, prefill
-included, after a warm-up. All must say the tokens that this target is known to say; `wrong` counts the answers that differ.
+included, after a warm-up of one and a half items per slot, with answers of all lengths.
+All must say the tokens that this target is known to say; `wrong` counts the answers that differ.
 
 The floor of a round: each matrix and each cached position read once, at the device's bandwidth, or
 the operations at its matrix rate, whichever takes longer; for verifying, drafting, and extending
@@ -101,12 +102,12 @@ class Scale:
                 reading = where | {"failed": f"{type(error).__name__}: {error}"}
         self.readings.append(reading)
         print(json.dumps(reading), file=sys.stderr, flush=True)
-        gc.collect()
+        gc.collect()  # the next contestant begins with the memory that this one had
         mx.clear_cache()
 
     def _timed(self, slots, run):
         began = time.perf_counter()
-        # Answers of all lengths: every number of slots that a job's end sees is compiled for.
+        # They end one after the other, so passes over fewer slots are compiled here, too.
         run(self.work(slots + slots // 2, (1, self.options.answer_tokens[1]), seed=19))
         warm_up_s = time.perf_counter() - began
         work = self.work(slots * self.options.items_per_slot, self.options.answer_tokens, seed=20)
@@ -178,7 +179,7 @@ def mlx_lm_batch(scale, batch_size):
 
 
 def our_engine(scale, slots, draft_length):
-    """Make the engine; the only place that does. Any pass may run, as in --mode fast."""
+    """Make the engine; the only place that does. Before the probe any pass may run."""
     shapes = scale.machine.shapes if scale.machine else Shapes(folds=True)
     return Engine(scale.pair, slots=slots, draft_length=draft_length, shapes=shapes)
 
@@ -368,9 +369,9 @@ def main():
     parser.add_argument("--exact-slots", type=int, help="measure in the shape class, too")
     parser.add_argument("--machine-file", help="where to write what the probe found")
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
+    if parser.parse_args().toy:
+        parser.set_defaults(slots=[2, 4], batch_sizes=[2, 4], answer_tokens=[40])
     options = parser.parse_args()
-    if options.toy:
-        options.slots, options.batch_sizes, options.answer_tokens = [2, 4], [2, 4], [40]
     options.answer_tokens = (options.answer_tokens[0], options.answer_tokens[-1])
     scale = Scale(options)
     rates = {"measured": measured_rates(options.toy), "nominal": nominal_rates()}

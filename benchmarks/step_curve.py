@@ -24,12 +24,12 @@ from dspark_batch.models.load import load_pair
 def curves(machine):
     """List (width, cost, is in the class) by number of slots; the cost of (1, 1) is 1."""
     passes = [(each, True) for each in machine.target] + [(each, False) for each in machine.others]
-    one = next(each.seconds for each, _ in passes if (each.rows, each.width) == (1, 1))
-    points_by_rows = {}
+    one = next(each.seconds for each, _ in passes if (each.slots, each.width) == (1, 1))
+    points_by_slots = {}
     for each, is_member in sorted(passes):
         point = (each.width, each.seconds / one, is_member)
-        points_by_rows.setdefault(each.rows, []).append(point)
-    return points_by_rows
+        points_by_slots.setdefault(each.slots, []).append(point)
+    return points_by_slots
 
 
 def draw(machine, title):
@@ -38,10 +38,10 @@ def draw(machine, title):
     axes = figure.add_subplot()
     found = curves(machine)
     colours = mpl.colormaps["viridis"].resampled(len(found) + 1)
-    for number, (rows, points) in enumerate(found.items()):
+    for number, (slots, points) in enumerate(found.items()):
         colour = colours(number)
         widths, costs, _ = zip(*points, strict=True)
-        label = f"{rows} slot{'s' * (rows > 1)}"
+        label = f"{slots} slot{'s' * (slots > 1)}"
         axes.plot(widths, costs, color=colour, linewidth=1.2, zorder=1)
         axes.plot([], [], "o-", color=colour, label=label)  # the legend's line is always filled
         for width, cost, is_member in points:

@@ -7,11 +7,13 @@
 Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, so
 that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
 is the program's own plan; the others are a grid of static plans in the same shape class, slots by
-draft length. With --system-tokens every prompt begins with a system prompt of about that length.
+draft length. With --system-tokens the prompts share a beginning, their system prompt, of at least
+so many tokens and at most one sentence more; `shared_tokens` says how many.
 """
 
 import argparse
 import time
+from itertools import count, takewhile
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -68,6 +70,19 @@ def ours(pair, work, **settings):
     return sorted(completions, key=lambda c: c.item.index)
 
 
+def shared_tokens(pair, system):
+    """Count the tokens that any two rendered prompts with this system prompt begin with."""
+    one, other = (r.prompt_ids for r in requests(pair, "ab", 1, system))
+    alike = takewhile(lambda ids: ids[0] == ids[1], zip(one, other, strict=False))
+    return len(list(alike))
+
+
+def system_of(pair, tokens):
+    """Take as many sentences as prompts need to share so many tokens; None: they need none."""
+    systems = (SENTENCE * number for number in count(1))
+    return next(s for s in systems if shared_tokens(pair, s) >= tokens) if tokens else None
+
+
 def contestants(pair, setup, work, options):
     """Map each contestant's name to a function that answers all of the work with token ids."""
 
@@ -78,7 +93,7 @@ def contestants(pair, setup, work, options):
         settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
-    most = max(rows for rows, _ in setup.machine.shapes.steps)
+    most = max(slots for slots, _ in setup.machine.shapes.steps)
     grid = [(n, k) for n in options.slots if n <= most for k in options.draft_lengths]
     return {
         "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
@@ -92,10 +107,7 @@ def measure(options):
     """Run all contestants in turns and compare what they said."""
     pair = load_pair(dtype=options.dtype)
     setup = set_up(pair, max_tokens=MAX_TOKENS)
-    system = None
-    if options.system_tokens:
-        length = len(pair.tokenizer.render([{"role": "system", "content": SENTENCE}]))
-        system = SENTENCE * round(options.system_tokens / length)
+    system = system_of(pair, options.system_tokens)
     prompts = [r["prompt"] for r in held_out_records(options.items)]
     work = requests(pair, prompts, MAX_TOKENS, system)
     runs = contestants(pair, setup, work, options)
@@ -106,7 +118,8 @@ def measure(options):
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return summary(pair, setup, work, answers, seconds)
+    shared = {"shared_tokens": shared_tokens(pair, system) if system else 0}
+    return shared | summary(pair, setup, work, answers, seconds)
 
 
 def summary(pair, setup, work, answers, seconds):

@@ -59,6 +59,13 @@ class Throws(Garbage):
         return super().propose(*about)
 
 
+class NoContext(Garbage):
+    """Cannot take a context, from the start on."""
+
+    def extend(self, context, features):
+        raise ValueError("no context")
+
+
 @pytest.fixture(scope="module")
 def pair():
     return load_pair("tiny", dtype="float32")
@@ -119,4 +126,12 @@ def test_a_drafter_that_throws_is_given_up_for_its_items_and_changes_no_byte(job
     assert [row["verified"] for row in rows] == [True] * 3
     assert {row["metrics"]["fallback"] for row in rows} >= {
         "the drafter failed (ValueError: no more ideas)"
+    }
+
+
+def test_a_drafter_that_takes_no_context_stops_no_start_and_changes_no_byte(job, plain):
+    rows = job(NoContext(), slots=2)
+    assert answers(rows) == answers(plain)
+    assert {row["metrics"]["fallback"] for row in rows} == {
+        "the drafter failed (ValueError: no context)"
     }

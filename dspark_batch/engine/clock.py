@@ -22,7 +22,7 @@ class Clock:
     Attributes:
         round_s: seconds in rounds.
         prefill_s: seconds that rounds took longer than the one before because prompts went along.
-        idle_s: seconds in which the device had nothing to do, because the host prepared a round.
+        idle_s: seconds in which the host prepared rounds; the device was idle in them at most.
         draft_s: seconds of the samples in the drafter, its context included.
         verify_s: seconds of the samples in the target.
         sampled_rounds: that were timed part by part.

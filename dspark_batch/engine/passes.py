@@ -10,7 +10,7 @@ from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
-from dspark_batch.numerics.acceptance import accept_greedy
+from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rules import Greedy, Rule
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]
@@ -81,9 +81,8 @@ class Passes:
             return Verified(*decided, mx.isfinite(logits).all(axis=-1), features)
         choice, finite, features = self._choices(cache, tokens)
         choice = choice[:, : 1 + num_drafts]
-        accepted = accept_greedy(drafts, choice, verify_len)
-        bonus = mx.take_along_axis(choice, accepted[:, None], axis=1)[:, 0]
-        return Verified(accepted, bonus, finite[:, : 1 + num_drafts], features)
+        decided = accept_with_bonus(drafts, choice, verify_len)
+        return Verified(*decided, finite[:, : 1 + num_drafts], features)
 
     def run(self, cache: RaggedCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""

@@ -22,7 +22,7 @@ _BLOCK = 8  # tokens of a round that a class must be able to verify
 
 _PROMPT = 32  # tokens: of prompts that are compared, and before answers that are
 _ANSWER = 4  # tokens of answers that are compared
-_CONTENTS = 4  # rows that are compared, if there are so many
+_CONTENTS = 4  # slots that are compared, if there are so many
 _LEAST_S = 0.06  # in the passes of one shape, if not
 _MOST = 12  # passes
 _TIMES = 4  # that a drafter is timed, the warm-up included
@@ -38,11 +38,9 @@ _SAME_SPEED = 0.95  # of the masked kernel's time: folding is worth it, or as go
 class Limits(NamedTuple):
     """What is tried on a device."""
 
-    rows: tuple[int, ...]  # slots of a round
-    widths: tuple[
-        int, ...
-    ]  # of a round; the same for every drafter, so that none changes the class
-    prompts: tuple[int, ...]  # rows of a prefill pass
+    slots: tuple[int, ...]  # of a round
+    widths: tuple[int, ...]  # of a round; for every drafter the same, so none changes the class
+    prompts: tuple[int, ...]  # of a prefill pass
     lengths: tuple[int, ...]  # width of a prefill pass
     capacities: tuple[int, ...]  # of the caches' buffers
     most_positions: int | None = None  # that a cache may hold; None: any number
@@ -51,10 +49,10 @@ class Limits(NamedTuple):
 def default_limits() -> Limits:
     """Say what is worth trying here: a CPU gains little by many slots, a GPU much."""
     if mx.default_device() == mx.Device(mx.cpu):
-        rows, lengths = (1, 2, 4, 8, 16, 32), (16, 24, 32, 40, 48, 56, 64)
-        return Limits(rows, (1, 2, 4, 8), (1, 2, 4), lengths, (64, 128, 256, 512))
+        slots, lengths = (1, 2, 4, 8, 16, 32), (16, 24, 32, 40, 48, 56, 64)
+        return Limits(slots, (1, 2, 4, 8), (1, 2, 4), lengths, (64, 128, 256, 512))
     return Limits(
-        rows=(1, 2, 4, 8, 16, 32, 64, 128),
+        slots=(1, 2, 4, 8, 16, 32, 64, 128),
         widths=(1, 2, 4, 8, 16),
         prompts=(1, 2, 4, 8, 16),
         lengths=(16, 32, 64, 128, 256),
@@ -65,8 +63,8 @@ def default_limits() -> Limits:
 def probe(target: Target, limits: Limits) -> Machine:
     """Find the shape class of a target on this device, and what its passes cost.
 
-    Two passes are alike if some rows get the same bits from both, logits as well as cached keys
-    and values: wherever they lie among other rows, and whether token by token or several at once.
+    Two passes are alike if some slots get the same bits from both, logits as well as cached keys
+    and values: wherever they lie among other slots, and whether token by token or several at once.
     The class is the likeness that can verify whole blocks and allows the fastest plan, or nearly
     so with more passes. It depends on the target only, so that no drafter changes an answer.
 
@@ -104,10 +102,10 @@ def numerics(target: Target, shapes: Shapes) -> str:
 
 
 def time_drafter(
-    target: Target, drafter: DSparkDrafter, rows: Sequence[int]
+    target: Target, drafter: DSparkDrafter, slots: Sequence[int]
 ) -> tuple[DrafterPass, ...]:
     """Measure what a drafter's two passes of a round take, by slots."""
-    return tuple(DrafterPass(n, _drafter_s(target, drafter, n)) for n in rows)
+    return tuple(DrafterPass(n, _drafter_s(target, drafter, n)) for n in slots)
 
 
 class _Found(NamedTuple):
@@ -115,8 +113,8 @@ class _Found(NamedTuple):
 
     shape: Shape
     seconds: float
-    bits: tuple[str, ...]  # a digest for each compared row
-    logits: np.ndarray  # of the first compared row, [_ANSWER, V] float32
+    bits: tuple[str, ...]  # a digest for each compared slot
+    logits: np.ndarray  # of the first compared slot, [_ANSWER, V] float32
 
     @property
     def timed(self) -> TargetPass:
@@ -124,12 +122,12 @@ class _Found(NamedTuple):
         return TargetPass(*self.shape, self.seconds)
 
     def is_like(self, other: "_Found") -> bool:
-        """Whether both have the same bits in the rows that both have."""
+        """Whether both have the same bits in the slots that both have."""
         return all(a == b for a, b in zip(self.bits, other.bits, strict=False))
 
 
 class _Bench:
-    """Runs the same few rows in passes of any shape."""
+    """Runs the same few contents in passes of any shape."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -140,28 +138,28 @@ class _Bench:
 
     def round(self, shape: Shape, capacity: int, *, folds: bool) -> _Found:
         """Decode some tokens behind prompts of different lengths, and time the passes."""
-        rows, width = shape
-        contents = _contents(rows)
+        slots, width = shape
+        contents = _contents(slots)
         lengths = [_PROMPT - 3 * content for content in contents]
-        cache = self._cache(rows, capacity, folds=folds)
+        cache = self._cache(slots, capacity, folds=folds)
         cache.begin_with([[self._prompt.part(0, 0, length)] for length in lengths], lengths)
         logits, seconds = self._chain(contents, width, cache, -(-_ANSWER // width), _LEAST_S)
-        where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
+        where = [contents.index(content) for content in range(min(slots, _CONTENTS))]
         bits = [
-            _digest(logits[row, :_ANSWER], *cache.part(row, lengths[row], lengths[row] + _ANSWER))
-            for row in where
+            _digest(logits[s, :_ANSWER], *cache.part(s, lengths[s], lengths[s] + _ANSWER))
+            for s in where
         ]
         first = np.array(logits[where[0], :_ANSWER].astype(mx.float32))
         return _Found(shape, min(seconds[1:]), tuple(bits), first)  # the first is the warm-up
 
     def prompts(self, shape: Shape, capacity: int) -> _Found:
         """Run prompts through in passes of one shape."""
-        rows, width = shape
-        contents = _contents(rows)
-        cache = self._cache(rows, max(capacity, 2 * _PROMPT, 2 * width))
+        slots, width = shape
+        contents = _contents(slots)
+        cache = self._cache(slots, max(capacity, 2 * _PROMPT, 2 * width))
         logits, _ = self._chain(contents, width, cache, -(-_PROMPT // width))
-        where = [contents.index(content) for content in range(min(rows, _CONTENTS))]
-        bits = [_digest(logits[row, :_PROMPT], *cache.part(row, 0, _PROMPT)) for row in where]
+        where = [contents.index(content) for content in range(min(slots, _CONTENTS))]
+        bits = [_digest(logits[s, :_PROMPT], *cache.part(s, 0, _PROMPT)) for s in where]
         return _Found(shape, 0.0, tuple(bits), np.zeros(0))
 
     def _chain(
@@ -172,7 +170,7 @@ class _Bench:
         least: int,
         least_s: float = 0,
     ) -> tuple[mx.array, list[float]]:
-        """Run passes of a width; return their logits [R, T, V], and each pass's seconds."""
+        """Run passes of a width; return their logits [S, T, V], and each pass's seconds."""
         logits, seconds = [], []
         most = min(_MOST, (cache.capacity - _PROMPT) // width)
         while len(seconds) < max(least, 2) or (sum(seconds[1:]) < least_s and len(seconds) < most):
@@ -189,8 +187,8 @@ class _Bench:
         mx.eval(logits, cache.arrays())
         return logits
 
-    def _cache(self, rows: int, capacity: int, *, folds: bool = False) -> RaggedCache:
-        cache = RaggedCache(self._target.num_caches, rows, folds=folds)
+    def _cache(self, slots: int, capacity: int, *, folds: bool = False) -> RaggedCache:
+        cache = RaggedCache(self._target.num_caches, slots, folds=folds)
         cache.reserve(capacity)
         return cache
 
@@ -199,11 +197,11 @@ class _Bench:
         return [(7919 * content + 104729 * place) % self._vocab_size for place in places]
 
 
-def _contents(rows: int) -> list[int]:
-    """Give each row a content; the compared ones lie at other places in every number of rows."""
-    places = dict.fromkeys([rows - 1, 0, rows // 2, rows // 3])
+def _contents(slots: int) -> list[int]:
+    """Give each slot a content; the compared ones lie elsewhere in every number of slots."""
+    places = dict.fromkeys([slots - 1, 0, slots // 2, slots // 3])
     contents = dict(zip(places, range(_CONTENTS), strict=False))
-    return [contents.get(row, _CONTENTS + row % 3) for row in range(rows)]
+    return [contents.get(slot, _CONTENTS + slot % 3) for slot in range(slots)]
 
 
 def _digest(*arrays: mx.array) -> str:
@@ -217,10 +215,10 @@ def _grown(
     bench: _Bench, width: int, limits: Limits, capacity: int, folds: bool
 ) -> Iterator[_Found]:
     """Measure a width over more and more slots, until a pass takes long."""
-    for rows in limits.rows:
-        if limits.most_positions is not None and rows * capacity > limits.most_positions:
+    for slots in limits.slots:
+        if limits.most_positions is not None and slots * capacity > limits.most_positions:
             return
-        found = bench.round((rows, width), capacity, folds=folds)
+        found = bench.round((slots, width), capacity, folds=folds)
         yield found
         if found.seconds > _LONG_S:
             return
@@ -250,9 +248,9 @@ def _rate(group: Sequence[_Found]) -> float:
     """Expect the tokens per second of the best plan, with a drafter like many."""
     least: dict[int, float] = {}
     for each in group:
-        rows = each.shape[0]
-        least[rows] = min(each.seconds, least.get(rows, each.seconds))
-    drafter = [DrafterPass(rows, _DRAFTER_SHARE * seconds) for rows, seconds in least.items()]
+        slots = each.shape[0]
+        least[slots] = min(each.seconds, least.get(slots, each.seconds))
+    drafter = [DrafterPass(slots, _DRAFTER_SHARE * seconds) for slots, seconds in least.items()]
     curve = StepCurve(tuple(each.timed for each in group), tuple(drafter))
     return best_plan(curve, _PRIOR).tokens_per_s
 
@@ -262,7 +260,7 @@ def _distance(one: _Found, other: _Found) -> float:
 
 
 def _is_faster_folded(bench: _Bench, limits: Limits) -> bool:
-    shape = (limits.rows[len(limits.rows) // 2], _BLOCK)
+    shape = (limits.slots[len(limits.slots) // 2], _BLOCK)
     room = limits.capacities[-1]
     stock, folded = (bench.round(shape, room, folds=folds).seconds for folds in (False, True))
     # Where both are as fast, folding: on CPUs it leaves more passes alike.
@@ -271,7 +269,7 @@ def _is_faster_folded(bench: _Bench, limits: Limits) -> bool:
 
 def _least_capacity(bench: _Bench, limits: Limits, folds: bool) -> int:
     """Find the least room from which on more of it changes no bit."""
-    shape = (limits.rows[len(limits.rows) // 2 - 1], _BLOCK)
+    shape = (limits.slots[len(limits.slots) // 2 - 1], _BLOCK)
     least = limits.capacities[-1]
     last = [bench.round(shape, least, folds=folds), bench.prompts((1, _PROMPT), least)]
     for capacity in reversed(limits.capacities[:-1]):
@@ -284,16 +282,16 @@ def _least_capacity(bench: _Bench, limits: Limits, folds: bool) -> int:
 
 def _prefill_class(bench: _Bench, limits: Limits, capacity: int) -> tuple[Shape, ...]:
     """Choose the likeness with the most passes; it need not be that of the rounds."""
-    shapes = [(rows, width) for rows in limits.prompts for width in limits.lengths]
+    shapes = [(prompts, width) for prompts in limits.prompts for width in limits.lengths]
     groups = _alike([bench.prompts(shape, capacity) for shape in shapes])
     return tuple(each.shape for each in max(groups, key=len))
 
 
-def _drafter_s(target: Target, drafter: DSparkDrafter, rows: int) -> float:
-    cache, context = RaggedCache(target.num_caches, rows), RaggedCache(drafter.num_layers, rows)
+def _drafter_s(target: Target, drafter: DSparkDrafter, slots: int) -> float:
+    cache, context = RaggedCache(target.num_caches, slots), RaggedCache(drafter.num_layers, slots)
     for each in (cache, context):
         each.reserve(1 + drafter.block_size)
-    passes, anchors = Passes(target, drafter), mx.zeros(rows, dtype=mx.int32)
+    passes, anchors = Passes(target, drafter), mx.zeros(slots, dtype=mx.int32)
     _, features = passes.run(cache, anchors[:, None])
     mx.eval(features)
     seconds = []

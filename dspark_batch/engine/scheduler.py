@@ -21,7 +21,7 @@ _HALF_LIFE_OF_EACH = 8  # with many slots, rounds of each
 class TargetPass(NamedTuple):
     """A measured shape, one of the run's shape class."""
 
-    rows: int  # slots, padding included
+    slots: int  # padding included
     width: int
     seconds: float
 
@@ -29,7 +29,7 @@ class TargetPass(NamedTuple):
 class DrafterPass(NamedTuple):
     """A measured pass over whole blocks."""
 
-    rows: int
+    slots: int
     seconds: float
 
 
@@ -38,7 +38,7 @@ class StepCurve:
     """What a round costs on this machine.
 
     What was not measured is padded to a measured pass that covers it: the target to the cheapest,
-    the drafter to the one with the fewest rows.
+    the drafter to the one with the fewest slots.
 
     Raises:
         ValueError: there is no target pass, or a pass takes no time.
@@ -56,7 +56,7 @@ class StepCurve:
         return hash((len(self.target), self.host_s))  # quick: passes are looked up every round
 
     def shape(self, slots: int, width: int) -> tuple[int, int]:
-        """Return rows and width of the pass that verifies; ValueError if none covers them."""
+        """Return slots and width of the pass that verifies; ValueError if none covers them."""
         return self._verifier(slots, width)[:2]
 
     def verify_s(self, slots: int, width: int) -> float:
@@ -102,13 +102,13 @@ class StepCurve:
 
 @lru_cache(maxsize=4096)
 def _target_pass(curve: StepCurve, slots: int, width: int) -> TargetPass | None:
-    covering = [p for p in curve.target if p.rows >= slots and p.width >= width]
-    return min(covering, key=lambda p: (p.seconds, p.rows, p.width), default=None)
+    covering = [p for p in curve.target if p.slots >= slots and p.width >= width]
+    return min(covering, key=lambda p: (p.seconds, p.slots, p.width), default=None)
 
 
 @lru_cache(maxsize=4096)
 def _drafter_pass(curve: StepCurve, slots: int) -> DrafterPass | None:
-    return min((p for p in curve.drafter if p.rows >= slots), default=None)
+    return min((p for p in curve.drafter if p.slots >= slots), default=None)
 
 
 def accept_length(survival: ListLike[float], width: int) -> float:
@@ -165,21 +165,20 @@ def best_plan(
 
 def _slot_counts(curve: StepCurve, most_slots: int | None) -> set[int]:
     """Return the counts that pad nothing, and the most there may be."""
-    rows = {p.rows for p in curve.target + curve.drafter}
-    most = max(rows) if most_slots is None else most_slots
-    return {min(r, most) for r in rows}
+    counts = {p.slots for p in curve.target + curve.drafter}
+    most = max(counts) if most_slots is None else most_slots
+    return {min(count, most) for count in counts}
 
 
 def _why(chosen: tuple[int, int], rates: Mapping[tuple[int, int], float], plain: float) -> str:
     slots, draft_length = chosen
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     close = [p for p in ranked if p != chosen and rates[p] >= (1 - _CLOSE) * rates[chosen]]
-    others = ", ".join(f"{s} with {k}" for s, k in close[:3]) + ", ..." * (len(close) > 3)
-    within = f"{len(close)} more within 3 %: {others}" if close else "no other within 3 %"
+    listed = ", ".join(f"{s} with {k}" for s, k in close[:3]) + ", ..." * (len(close) > 3)
+    others = f"{len(close)} other plan{'s' * (len(close) > 1)} within 3 %: {listed}"
     return (
         f"slots {slots}, draft length {draft_length}: {rates[chosen]:.1f} tokens/s expected; "
-        f"{within}; "
-        f"without speculation {plain:.1f}"
+        f"{others if close else 'no other plan within 3 %'}; without speculation {plain:.1f}"
     )
 
 

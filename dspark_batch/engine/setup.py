@@ -84,9 +84,9 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
     Raises:
         UsageError: no pass of the class has room for what is asked.
     """
-    machine = _machine(pair, begun, on_measure)
-    curve = machine.curve(_drafter_passes(pair, machine, on_measure), exact=is_exact)
     most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
+    machine = _machine(pair, begun, most_positions, on_measure)
+    curve = machine.curve(_drafter_passes(pair, machine, on_measure), exact=is_exact)
     longest = min(pair.config.context_length, _USUAL_PROMPT + max_tokens)
     survival = [_PRIOR**k for k in range(1, pair.drafter.block_size + 1)]
     asked = {"slots": slots, "draft_length": draft_length}
@@ -119,16 +119,17 @@ def is_measured(pair: Pair) -> bool:
 
 
 def _machine(
-    pair: Pair, begun: Mapping[str, Json] | None, on_measure: Callable[[], None]
+    pair: Pair,
+    begun: Mapping[str, Json] | None,
+    most_positions: int,
+    on_measure: Callable[[], None],
 ) -> Machine:
     """Take the machine as the job knew it, if it is still the same one, or as it is known."""
     if begun is not None:
         before = Machine.from_json(begun["machine"])
         if numerics(pair.target, before.shapes) == before.numerics:
             return before
-    limits = default_limits()
-    most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
-    limits = limits._replace(most_positions=most_positions)
+    limits = default_limits()._replace(most_positions=most_positions)
 
     def measure() -> Json:
         on_measure()
@@ -143,22 +144,22 @@ def _drafter_passes(
     drafter = pair.drafter
     if drafter.block_size == 0:
         return []
-    rows = sorted({each.rows for each in machine.target + machine.others})
+    counts = sorted({each.slots for each in machine.target + machine.others})
     name = _name(pair, "target", "drafter")
 
     def measure() -> Json:
         on_measure()
-        return guarded(partial(_timed, pair, rows))
+        return guarded(partial(_timed, pair, counts))
 
     try:
         measured = kept(name, measure)
     except DrafterFault:  # its items will say so
-        measured = [(n, machine.curve([], exact=False).verify_s(n, 1)) for n in rows]
+        measured = [(n, machine.curve([], exact=False).verify_s(n, 1)) for n in counts]
     return [DrafterPass(*each) for each in measured]
 
 
-def _timed(pair: Pair, rows: Sequence[int]) -> list[list[float]]:
-    return [list(each) for each in time_drafter(pair.target, pair.drafter, rows)]
+def _timed(pair: Pair, slots: Sequence[int]) -> list[list[float]]:
+    return [list(each) for each in time_drafter(pair.target, pair.drafter, slots)]
 
 
 def _name(pair: Pair, *parts: str) -> str:
@@ -184,16 +185,21 @@ def _bytes_per_position(pair: Pair) -> int:
     for each in (cache, context):
         each.reserve(1)
     _, features = pair.target(mx.array([[0]]), cache.layers)
-    pair.drafter.extend(context, features)
-    return sum(array.nbytes // array.shape[2] for array in cache.buffers() + context.buffers())
+    buffers = cache.buffers()
+    try:
+        guarded(partial(pair.drafter.extend, context, features))
+        buffers += context.buffers()
+    except DrafterFault:  # its items will say so, and cache nothing of it
+        pass
+    return sum(array.nbytes // array.shape[2] for array in buffers)
 
 
 def _impossible(machine: Machine, slots: int | None, draft_length: int | None) -> str:
-    rows = max(each.rows for each in machine.target)
+    most = max(each.slots for each in machine.target)
     width = max(each.width for each in machine.target)
     asked = [f"--slots {slots}"] * (slots is not None)
     asked += [f"--draft-length {draft_length}"] * (draft_length is not None)
     return (
-        f"{' with '.join(asked) or 'the drafter'}: exact decoding has passes of at most {rows} "
+        f"{' with '.join(asked) or 'the drafter'}: exact decoding has passes of at most {most} "
         f"slots and {width - 1} drafts here. Take fewer, or --mode fast."
     )

@@ -30,9 +30,9 @@ class Shapes:
     steps: tuple[Shape, ...] = ()  # target passes of a round; (): any
     prefill: tuple[Shape, ...] = ()  # target passes over prompts; (): any
     least_capacity: int = 0  # positions of the cache's buffers
-    folds: bool = False  # attention of rounds folds heads into rows
+    folds: bool = False  # attention of rounds folds query heads together
 
-    def rows(self, slots: int, widest: int) -> int:
+    def slots_for(self, slots: int, widest: int) -> int:
         """Say over how many slots a pass must run that holds some, in rounds up to a width.
 
         Without a class it is the number itself, or on a GPU, which compiles for each, a power of 2.
@@ -44,11 +44,11 @@ class Shapes:
             return _free(slots)
         return _smallest(self.steps, slots, widest)[0]
 
-    def width(self, rows: int, width: int) -> int | None:
+    def width(self, slots: int, width: int) -> int | None:
         """Say how wide a pass over that many slots must be; None: there is none so wide."""
         if not self.steps:
             return width
-        wide = (known for slots, known in self.steps if slots == rows and known >= width)
+        wide = (known for count, known in self.steps if count == slots and known >= width)
         return min(wide, default=None)
 
     @property
@@ -66,9 +66,9 @@ class Shapes:
         if not self.prefill:
             slots, width = _free(prompts), -(-length // _FREE_STEP) * _FREE_STEP
             return slots, min(width, _FREE_WIDTH, max(_FREE_STEP, _FREE_TOKENS // slots))
-        rows = min(slots for slots, _ in self.prefill if slots >= prompts)
-        widest = max(width for slots, width in self.prefill if slots == rows)
-        return _smallest(self.prefill, rows, min(length, widest))
+        slots = min(count for count, _ in self.prefill if count >= prompts)
+        widest = max(width for count, width in self.prefill if count == slots)
+        return _smallest(self.prefill, slots, min(length, widest))
 
     def to_json(self) -> dict[str, Json]:
         """Describe it for the manifest."""

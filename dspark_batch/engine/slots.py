@@ -51,7 +51,8 @@ class Slots:
         """Get ready for rounds with so many drafts: slots that a pass runs over, and their room."""
         self._widest = 1 + draft_length
         if self._shapes.width(len(self.sequences), self._widest) is None:
-            self._resize(self._shapes.rows(len(self.active), self._widest), self.cache.capacity)
+            slots = self._shapes.slots_for(len(self.active), self._widest)
+            self._resize(slots, self.cache.capacity)
         room = self._room(self._longest())
         self.cache.reserve(room)
         self.context.reserve(room)
@@ -62,7 +63,7 @@ class Slots:
 
     def num_positions(self, requests: ListLike[Request], most_slots: int) -> int:
         """Count the cached positions that some requests need at most, in so many slots."""
-        slots = self._shapes.rows(min(len(requests), most_slots), self._widest)
+        slots = self._shapes.slots_for(min(len(requests), most_slots), self._widest)
         return slots * self._room(max(len(r.prompt_ids) + r.max_tokens for r in requests))
 
     def enter(
@@ -96,7 +97,7 @@ class Slots:
         active = self.active
         if not active:
             return
-        slots = self._shapes.rows(len(active), self._widest)
+        slots = self._shapes.slots_for(len(active), self._widest)
         room = self._room(self._longest())
         if 4 * slots <= 3 * len(self.sequences) or 4 * room <= self.cache.capacity:
             self._resize(slots, room)
@@ -128,7 +129,7 @@ class Slots:
         return max(cached_len + behind, self._shapes.least_capacity)
 
     def _make_room_for(self, needed: int) -> None:
-        slots = self._shapes.rows(needed, self._widest)
+        slots = self._shapes.slots_for(needed, self._widest)
         if slots > len(self.sequences):
             self._resize(slots, self.cache.capacity)
 

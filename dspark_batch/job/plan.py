@@ -26,15 +26,15 @@ def _class_text(shapes: Mapping[str, Json]) -> str:
 
 def _shapes_text(shapes: Sequence[tuple[int, int]], noun: str) -> str:
     """Say which passes there are; those with the same widths in one breath."""
-    widths_by_rows: dict[int, list[int]] = {}
-    for rows, width in sorted(map(tuple, shapes)):
-        widths_by_rows.setdefault(rows, []).append(width)
-    rows_by_widths: dict[tuple[int, ...], list[int]] = {}
-    for rows, widths in widths_by_rows.items():
-        rows_by_widths.setdefault(tuple(widths), []).append(rows)
+    widths_by_size: dict[int, list[int]] = {}
+    for size, width in sorted(map(tuple, shapes)):
+        widths_by_size.setdefault(size, []).append(width)
+    sizes_by_widths: dict[tuple[int, ...], list[int]] = {}
+    for size, widths in widths_by_size.items():
+        sizes_by_widths.setdefault(tuple(widths), []).append(size)
     return ", ".join(
-        f"{_or(rows)} {noun}{'s' * (rows != [1])} by {_or(widths)} token{'s' * (widths != (1,))}"
-        for widths, rows in rows_by_widths.items()
+        f"{_or(sizes)} {noun}{'s' * (sizes != [1])} by {_or(widths)} token{'s' * (widths != (1,))}"
+        for widths, sizes in sizes_by_widths.items()
     )
 
 

@@ -19,8 +19,8 @@ def let_caches_choose(model: nn.Module) -> None:
     users of the same classes, and steps over other caches, notice nothing.
     """
     for module in model.modules():
-        call = type(module).__call__
-        if _NAME in getattr(call, "__code__", attend.__code__).co_names:
+        code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
+        if code is not None and _NAME in code.co_names:
             module.__class__ = _rebound(type(module))
 
 

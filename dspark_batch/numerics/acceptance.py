@@ -20,6 +20,14 @@ def accept_greedy(draft: mx.array, choice: mx.array, verify_len: mx.array) -> mx
     return count_leading(draft == choice[:, :-1], verify_len)
 
 
+def accept_with_bonus(
+    draft: mx.array, choice: mx.array, verify_len: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Accept as `accept_greedy` does; return also the bonus tokens [B]."""
+    accepted = accept_greedy(draft, choice, verify_len)
+    return accepted, mx.take_along_axis(choice, accepted[:, None], axis=1)[:, 0]
+
+
 def count_leading(accepts: mx.array, verify_len: mx.array) -> mx.array:
     """Count the accepted drafts before the first that is not, or was not verified.
 

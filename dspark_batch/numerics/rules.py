@@ -4,7 +4,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from dspark_batch.numerics.acceptance import accept_greedy, count_leading
+from dspark_batch.numerics.acceptance import accept_with_bonus, count_leading
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Settings, draw, probabilities, scaled_logits
 
@@ -49,8 +49,7 @@ class Greedy:
     ) -> tuple[mx.array, mx.array]:
         """Accept what the target would have chosen itself; see `Rule`."""
         choice = mx.argmax(logits, axis=-1).astype(mx.int32)
-        accepted = accept_greedy(drafts, choice, verify_len)
-        return accepted, mx.take_along_axis(choice, accepted[:, None], axis=1)[:, 0]
+        return accept_with_bonus(drafts, choice, verify_len)
 
 
 class Coupled:

@@ -7,7 +7,7 @@ from golden_cases import load_case
 from dspark_batch.engine.probe import Limits, numerics, probe
 
 LIMITS = Limits(
-    rows=(1, 2, 4, 8), widths=(1, 2, 4, 8), prompts=(1, 2), lengths=(8, 16), capacities=(64, 128)
+    slots=(1, 2, 4, 8), widths=(1, 2, 4, 8), prompts=(1, 2), lengths=(8, 16), capacities=(64, 128)
 )
 
 
@@ -31,38 +31,38 @@ class Odd:
         return logits, features
 
 
-def is_small(rows, width, cache):
-    return rows * width < 8
+def is_small(slots, width, cache):
+    return slots * width < 8
 
 
 def test_passes_that_give_other_logits_are_not_of_the_class():
     machine = probe(Odd(is_small), LIMITS)
     steps = set(machine.shapes.steps)
-    assert steps <= {(r, w) for r in LIMITS.rows for w in LIMITS.widths if r * w >= 8}
+    assert steps <= {(s, w) for s in LIMITS.slots for w in LIMITS.widths if s * w >= 8}
     assert any(width == 8 for _, width in steps)
     assert machine.divergence > 1e-3
 
 
 def test_passes_that_cache_other_keys_are_not_of_the_class_although_their_logits_are_right():
-    machine = probe(Odd(lambda r, w, c: (r, w) == (2, 8), in_cache=True), LIMITS)
+    machine = probe(Odd(lambda s, w, c: (s, w) == (2, 8), in_cache=True), LIMITS)
     assert (2, 8) not in machine.shapes.steps
 
 
 def test_prefill_has_a_class_of_its_own():
-    machine = probe(Odd(lambda r, w, c: w == 16), LIMITS)
+    machine = probe(Odd(lambda s, w, c: w == 16), LIMITS)
     widths = {width for _, width in machine.shapes.prefill}
     assert widths in ({8}, {16})
 
 
 def test_buffers_that_are_too_short_are_left_out():
-    def is_short(rows, width, cache):
-        return cache._extent.capacity < 128 and rows * width >= 8
+    def is_short(slots, width, cache):
+        return cache._extent.capacity < 128 and slots * width >= 8
 
     assert probe(Odd(is_short), LIMITS).shapes.least_capacity == 128
 
 
 def test_a_class_can_verify_a_whole_block():
-    machine = probe(Odd(lambda r, w, c: w == 8), LIMITS)
+    machine = probe(Odd(lambda s, w, c: w == 8), LIMITS)
     assert {width for _, width in machine.shapes.steps} == {8}
 
 
@@ -70,11 +70,11 @@ def test_a_class_can_verify_a_whole_block():
 def test_its_bits_have_a_name_that_changes_with_them(broken):
     target = load_case("qwen3_vanilla").pair.target
     machine = probe(target, LIMITS)
-    other = Odd(lambda r, w, c: broken)
+    other = Odd(lambda s, w, c: broken)
     assert (numerics(other, machine.shapes) == machine.numerics) is not broken
 
 
 def test_every_pass_of_the_class_has_a_time():
     machine = probe(load_case("gemma4_vanilla").pair.target, LIMITS)
-    assert {(p.rows, p.width) for p in machine.target} == set(machine.shapes.steps)
+    assert {(p.slots, p.width) for p in machine.target} == set(machine.shapes.steps)
     assert all(p.seconds > 0 for p in machine.target + machine.others)

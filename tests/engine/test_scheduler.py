@@ -23,11 +23,11 @@ SEEDS = range(60)
 PAPER_SPS = {1: 1.0, 2: 0.5, 3: 0.45}  # steps per second by tokens; appendix A
 
 
-def curve_of(seconds, rows=(1, 2, 4, 8), block_size=7, draft_s=0.1, host_s=0.05):
-    """A curve with every shape of these rows, from seconds by (rows, width)."""
+def curve_of(seconds, slots=(1, 2, 4, 8), block_size=7, draft_s=0.1, host_s=0.05):
+    """A curve with every shape of these slots, from seconds by (slots, width)."""
     widths = range(1, block_size + 2)
-    target = tuple(TargetPass(r, w, seconds(r, w)) for r in rows for w in widths)
-    return StepCurve(target, tuple(DrafterPass(r, draft_s) for r in rows), host_s)
+    target = tuple(TargetPass(s, w, seconds(s, w)) for s in slots for w in widths)
+    return StepCurve(target, tuple(DrafterPass(s, draft_s) for s in slots), host_s)
 
 
 def survival_of(conditional):
@@ -38,8 +38,8 @@ def random_curve(random):
     """Any shapes at any price: wider may even be cheaper, as measured tables are."""
     shapes = {(random.randint(1, 8), random.randint(1, 6)) for _ in range(random.randint(1, 10))}
     target = tuple(TargetPass(*shape, random.uniform(0.1, 2)) for shape in sorted(shapes))
-    rows = random.sample(range(1, 9), random.randint(0, 3))
-    drafter = tuple(DrafterPass(r, random.uniform(0.01, 0.5)) for r in rows)
+    counts = random.sample(range(1, 9), random.randint(0, 3))
+    drafter = tuple(DrafterPass(s, random.uniform(0.01, 0.5)) for s in counts)
     return StepCurve(target, drafter, random.uniform(0, 0.2))
 
 
@@ -99,7 +99,7 @@ def test_the_accept_length_counts_the_bonus_and_no_more_than_the_width():
 
 
 def test_a_round_without_drafts_does_not_pay_the_drafter():
-    curve = curve_of(lambda r, w: w, draft_s=0.7, host_s=0.3)
+    curve = curve_of(lambda s, w: w, draft_s=0.7, host_s=0.3)
     assert curve.tokens_per_s((0.5,), 2, 0) == pytest.approx(2 / 1.3)
     assert curve.tokens_per_s((0.5,), 2, 1) == pytest.approx(2 * 1.5 / 3.0)
 
@@ -109,8 +109,8 @@ def test_a_round_without_drafts_does_not_pay_the_drafter():
 
 def naive_rate(curve, survival, slots, draft_length):
     """Tokens per second of a round, by the definition; None: not measured."""
-    target = [p.seconds for p in curve.target if p.rows >= slots and p.width >= draft_length + 1]
-    drafter = sorted((p.rows, p.seconds) for p in curve.drafter if p.rows >= slots)
+    target = [p.seconds for p in curve.target if p.slots >= slots and p.width >= draft_length + 1]
+    drafter = sorted((p.slots, p.seconds) for p in curve.drafter if p.slots >= slots)
     if not target or (draft_length > 0 and not drafter):
         return None
     draft_s = drafter[0][1] if draft_length > 0 else 0
@@ -139,7 +139,7 @@ def test_no_plan_is_more_than_a_hundredth_better(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_the_user_fixed_is_kept_and_the_rest_is_best(seed):
     random = Random(seed)
-    curve, survival = curve_of(lambda r, w: random.uniform(0.1, 2)), random_survival(random, 7)
+    curve, survival = curve_of(lambda s, w: random.uniform(0.1, 2)), random_survival(random, 7)
     slots, draft_length = random.randint(1, 8), random.randint(0, 7)
     by_length = best_plan(curve, survival, slots=slots)
     by_slots = best_plan(curve, survival, draft_length=draft_length)
@@ -155,7 +155,7 @@ def test_what_the_user_fixed_is_kept_and_the_rest_is_best(seed):
 
 
 def test_equal_plans_go_to_fewer_slots_and_then_to_shorter_drafts():
-    curve = curve_of(lambda r, w: r, draft_s=1e-9, host_s=0)  # rows cost what they bring
+    curve = curve_of(lambda s, w: s, draft_s=1e-9, host_s=0)  # slots cost what they bring
     plan = best_plan(curve, (0.004, 0.002))
     assert (plan.slots, plan.draft_length) == (1, 0)  # drafts gain less than 1 %
     plan = best_plan(curve, (0.5, 0.004))
@@ -163,9 +163,9 @@ def test_equal_plans_go_to_fewer_slots_and_then_to_shorter_drafts():
 
 
 def test_speculation_is_left_out_where_it_does_not_pay():
-    linear = curve_of(lambda r, w: r * w)
+    linear = curve_of(lambda s, w: s * w)
     assert best_plan(linear, survival_of([0.6] * 7)).draft_length == 0
-    flat = curve_of(lambda r, w: 1.0)
+    flat = curve_of(lambda s, w: 1.0)
     assert best_plan(flat, survival_of([0.6] * 7)).draft_length > 0
 
 
@@ -185,13 +185,21 @@ def test_memory_for_fewer_slots_than_the_shape_has_rows_leaves_padding():
 )
 def test_a_plan_that_nothing_covers_is_refused(wish):
     with pytest.raises(ValueError, match="No plan for slots"):
-        best_plan(curve_of(lambda r, w: 1.0), (0.5, 0.4), **wish)
+        best_plan(curve_of(lambda s, w: 1.0), (0.5, 0.4), **wish)
 
 
 def test_the_reason_names_the_plan_its_rivals_and_the_price_of_none():
-    curve = curve_of(lambda r, w: 0.25, rows=(8,), draft_s=0.05, host_s=0.2)
+    curve = curve_of(lambda s, w: 0.25, slots=(8,), draft_s=0.05, host_s=0.2)
     assert best_plan(curve, (0.8, 0.04)).why == (
-        "slots 8, draft length 2: 29.4 tokens/s expected; 1 more within 3 %: 8 with 1; "
+        "slots 8, draft length 2: 29.4 tokens/s expected; 1 other plan within 3 %: 8 with 1; "
+        "without speculation 17.8"
+    )
+
+
+def test_a_reason_without_rivals_says_so():
+    curve = curve_of(lambda s, w: 0.25, slots=(8,), draft_s=0.05, host_s=0.2)
+    assert best_plan(curve, (0.8,)).why == (
+        "slots 8, draft length 1: 28.8 tokens/s expected; no other plan within 3 %; "
         "without speculation 17.8"
     )
 
@@ -417,7 +425,7 @@ def test_impossible_counts_are_refused(counts):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_draft_length_is_left_only_for_three_hundredths_and_then_for_the_best(seed):
     random = Random(seed)
-    curve, survival = curve_of(lambda r, w: random.uniform(1, 1.2)), random_survival(random, 7)
+    curve, survival = curve_of(lambda s, w: random.uniform(1, 1.2)), random_survival(random, 7)
     slots, current = random.randint(1, 8), random.randint(0, 7)
     rates = [naive_rate(curve, survival, slots, k) for k in range(8)]
     chosen = next_draft_length(curve, survival, slots, current)
@@ -428,7 +436,7 @@ def test_a_draft_length_is_left_only_for_three_hundredths_and_then_for_the_best(
 
 
 def test_few_slots_at_the_end_of_a_job_draft_wider():
-    curve = curve_of(lambda r, w: 1 + 0.05 * r * w)
+    curve = curve_of(lambda s, w: 1 + 0.05 * s * w)
     survival = survival_of([0.8] * 7)
     many, few = (next_draft_length(curve, survival, slots, 0) for slots in (8, 1))
     assert 0 < many < few
@@ -440,7 +448,7 @@ def test_a_length_that_the_rows_in_use_do_not_allow_is_left():
 
 
 def test_without_speculation_four_rounds_of_260_try_it():
-    curve, survival = curve_of(lambda r, w: w), (0.1, 0.01)
+    curve, survival = curve_of(lambda s, w: w), (0.1, 0.01)
     pace, lengths = Pace(2), []
     for _ in range(520):
         pace = next_pace(pace, curve, survival, 8)
@@ -449,7 +457,7 @@ def test_without_speculation_four_rounds_of_260_try_it():
 
 
 def test_a_trial_that_pays_goes_on():
-    curve = curve_of(lambda r, w: 1 + 0.1 * w)
+    curve = curve_of(lambda s, w: 1 + 0.1 * w)
     pace = next_pace(Pace(1, num_plain=257), curve, survival_of([0.9] * 7), 8)
     assert pace == Pace(7)
 
@@ -499,29 +507,29 @@ def seconds_of_run(curve, phases, slots, rounds, random):
 GOOD, FAIR, BAD = [0.9] * 7, [0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5], [0.2] * 7
 CLIFF = [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1]
 MACHINES = {
-    "width is nearly free": lambda r, w: 1 + 0.01 * r * w / 8,
-    "width costs": lambda r, w: 0.6 + 0.4 * w,
-    "one price for all widths": lambda r, w: 1.0 if w == 1 else 1.8,
-    "a step at 4": lambda r, w: 1.0 if w <= 4 else 2.0,
+    "width is nearly free": lambda s, w: 1 + 0.01 * s * w / 8,
+    "width costs": lambda s, w: 0.6 + 0.4 * w,
+    "one price for all widths": lambda s, w: 1.0 if w == 1 else 1.8,
+    "a step at 4": lambda s, w: 1.0 if w <= 4 else 2.0,
 }
 
 
 @pytest.mark.parametrize("phases", [(GOOD, BAD), (BAD, GOOD), (FAIR, CLIFF), (CLIFF, GOOD)])
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_run_takes_at_most_5_percent_longer_than_the_best_lengths(phases, machine):
-    curve = curve_of(MACHINES[machine], rows=(8,), draft_s=0.3)
+    curve = curve_of(MACHINES[machine], slots=(8,), draft_s=0.3)
     took, best = seconds_of_run(curve, phases, 8, 1200, Random(7))
     assert took <= 1.05 * best
 
 
 @pytest.mark.parametrize(("slots", "rounds"), [(1, 6000), (32, 500)])
 def test_so_does_a_run_of_few_or_many_slots(slots, rounds):
-    curve = curve_of(MACHINES["width costs"], rows=(slots,), draft_s=0.3)
+    curve = curve_of(MACHINES["width costs"], slots=(slots,), draft_s=0.3)
     took, best = seconds_of_run(curve, (FAIR, BAD), slots, rounds, Random(7))
     assert took <= 1.05 * best
 
 
 def test_the_same_rounds_give_the_same_paces():
-    curve = curve_of(MACHINES["width costs"], rows=(4,))
+    curve = curve_of(MACHINES["width costs"], slots=(4,))
     runs = [seconds_of_run(curve, (GOOD, BAD), 4, 300, Random(3)) for _ in range(2)]
     assert runs[0] == runs[1]

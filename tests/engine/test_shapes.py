@@ -11,17 +11,17 @@ CLASS = Shapes(
 
 def test_without_a_class_any_pass_runs():
     free = Shapes()
-    assert (free.rows(5, 3), free.width(5, 3), free.most_width) == (5, 3, 0)
+    assert (free.slots_for(5, 3), free.width(5, 3), free.most_width) == (5, 3, 0)
     assert free.prefill_pass(3, 50) == (3, 50)
     assert free.prefill_pass(1, 9000) == (1, 256)
     assert free.prefill_pass(64, 9000) == (64, 32)
 
 
 @pytest.mark.parametrize(
-    ("slots", "widest", "rows"), [(1, 1, 2), (2, 8, 2), (3, 2, 4), (3, 5, 4), (5, 2, 16)]
+    ("slots", "widest", "padded"), [(1, 1, 2), (2, 8, 2), (3, 2, 4), (3, 5, 4), (5, 2, 16)]
 )
-def test_slots_are_padded_to_the_smallest_pass_that_holds_them(slots, widest, rows):
-    assert CLASS.rows(slots, widest) == rows
+def test_slots_are_padded_to_the_smallest_pass_that_holds_them(slots, widest, padded):
+    assert CLASS.slots_for(slots, widest) == padded
 
 
 def test_a_width_is_padded_within_the_slots():
@@ -31,7 +31,7 @@ def test_a_width_is_padded_within_the_slots():
 
 def test_what_no_pass_holds_is_refused():
     with pytest.raises(ValueError, match="--mode fast"):
-        CLASS.rows(5, 3)
+        CLASS.slots_for(5, 3)
 
 
 def test_a_prompt_takes_the_smallest_pass_or_the_widest_again_and_again():

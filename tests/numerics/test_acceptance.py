@@ -1,6 +1,6 @@
 import mlx.core as mx
 
-from dspark_batch.numerics.acceptance import accept_greedy
+from dspark_batch.numerics.acceptance import accept_greedy, accept_with_bonus
 from dspark_batch.numerics.confidence import threshold_lengths
 
 
@@ -12,6 +12,12 @@ def test_stops_at_the_first_disagreement():
 def test_drafts_that_were_not_verified_do_not_count():
     drafts, choice = mx.array([[7, 8, 9]] * 4), mx.array([[7, 8, 9, 5]] * 4)
     assert accept_greedy(drafts, choice, mx.array([0, 1, 2, 3])).tolist() == [0, 1, 2, 3]
+
+
+def test_the_bonus_is_the_targets_choice_behind_the_accepted_drafts():
+    drafts, choice = mx.array([[7, 8, 9]] * 3), mx.array([[7, 8, 9, 5], [7, 0, 9, 5], [4, 8, 9, 5]])
+    accepted, bonus = accept_with_bonus(drafts, choice, mx.array([3, 3, 3]))
+    assert (accepted.tolist(), bonus.tolist()) == ([3, 1, 0], [5, 0, 4])
 
 
 def test_no_drafts_are_no_accepted_drafts():
