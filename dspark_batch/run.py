@@ -92,6 +92,8 @@ class Opened(NamedTuple):
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
     split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
     baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited
+    # Is told of seconds, between two answers, that were not the engine's.
+    leave_out: Callable[[float], None] = lambda seconds: None
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -178,6 +180,7 @@ def open_with(
         partial(_gauge, engine),
         thinking.split,
         partial(open_baseline, pair, setup, thinking.split),
+        engine.leave_out,
     )
 
 
@@ -455,7 +458,8 @@ def _auditor(job: _Job, opened: Opened) -> Auditor | None:
         return claims_of(item, row, spec, opened.render, opened.context_length)
 
     divergence = divergence_of(job.run_dir.manifest())
-    return Auditor(spec, opened.baseline("engine"), claims, divergence, opened.slots)
+    baseline = opened.baseline("engine")
+    return Auditor(spec, baseline, claims, divergence, opened.slots, opened.leave_out)
 
 
 def _attempts(job: _Job, slots: int) -> Attempts:

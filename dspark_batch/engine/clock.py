@@ -51,6 +51,10 @@ class Clock:
         """Prompts go along."""
         self._has_prompts = True
 
+    def leave_out(self, seconds: float) -> None:
+        """Somebody else had the device for so long, since the round began."""
+        self._began += seconds
+
     def begin_parts(self, *left: mx.array) -> None:
         """The parts of the round begin; `left` is what may still run of the one before."""
         if self.rounds >= self._next_sample and not self._has_prompts:

@@ -190,6 +190,10 @@ class Engine:
             prompt_tokens=clock.prompt_tokens,
         )
 
+    def leave_out(self, seconds: float) -> None:
+        """Count as ours no time in which who took the last answer had the device."""
+        self._clock.leave_out(seconds)
+
     def _admit(self, may_begin: MayBegin) -> bool:
         """Bring the next requests into free slots; return whether more may begin."""
         num_tokens, goes_on = 0, True

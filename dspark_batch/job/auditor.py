@@ -29,6 +29,7 @@ class Auditor:
         claims_of: what the row of an item claims.
         divergence: as `divergence_of` gives it.
         slots: answers that the baseline decodes together.
+        on_spent: is told of the seconds of each comparison.
 
     Attributes:
         seconds: spent on the baseline.
@@ -42,12 +43,14 @@ class Auditor:
         claims_of: ClaimsOf,
         divergence: float,
         slots: int = 1,
+        on_spent: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._spec = spec
         self._baseline = baseline
         self._claims_of = claims_of
         self._divergence = divergence
         self._slots = slots
+        self._on_spent = on_spent
         self.seconds = 0.0
         self.mismatches = 0
 
@@ -84,7 +87,9 @@ class Auditor:
                 asked.append((completion, claims))
         began = time.monotonic()
         found = list(replay(self._baseline, asked, self._divergence)) if asked else []
-        self.seconds += time.monotonic() - began
+        spent = time.monotonic() - began
+        self.seconds += spent
+        self._on_spent(spent)
         for completion, difference in found:
             yield replace(completion, verified=difference is None)
             if difference is not None:

@@ -113,6 +113,17 @@ def test_a_sample_is_not_what_a_round_usually_takes(time, monkeypatch):
     assert (clock.round_s, clock.prefill_s) == (11 + 101 + 11, 4)
 
 
+def test_an_audit_between_two_answers_is_no_time_of_the_engine(time):
+    case = load_case("qwen3_vanilla")
+    engine = Engine(case.pair, slots=2)
+    engine._clock = Clock(time)
+    for _ in engine.generate(requests(case)):
+        time.seconds += 100.0
+        engine.leave_out(100.0)
+    gauge = engine.gauge()
+    assert (gauge.round_s, gauge.prefill_s, gauge.idle_s) == (0, 0, 0)
+
+
 def requests(case):
     return [
         Request(Item(n, str(n), f"digest-{n}", f"test:{n}"), case.prompt(run), 20 + n)

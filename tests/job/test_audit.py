@@ -71,6 +71,17 @@ def test_all_answers_are_verified_and_counted(folder, slots):
     assert report.audit_s > 0
 
 
+def test_the_engine_is_told_of_every_second_that_was_not_its_own(folder):
+    told = []
+    opener = fake_opener()
+
+    def opens(spec, manifest):
+        return opener(spec, manifest)._replace(leave_out=told.append)
+
+    report = start(folder, opener=opens, verify_greedy="all", slots=2)
+    assert sum(told) == pytest.approx(report.audit_s) != 0
+
+
 def test_a_share_is_the_same_after_a_resume(folder):
     write_lines(folder / "in.jsonl", *prompts(*map(str, range(40))))
     start(folder, verify_greedy="40%")
