@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dspark_batch.cli.numbers import Whole
 from dspark_batch.cli.run_command import run_command, spec_of
 from dspark_batch.job.wording import count, duration, one_line, size
 
@@ -44,7 +45,7 @@ check_command = click.Command(
         click.Option(
             ["--prompts"],
             metavar="N",
-            type=click.IntRange(min=0),
+            type=Whole(min=0),
             default=1,
             show_default=True,
             help="Show the first N prompts as the model will see them.",

@@ -72,6 +72,6 @@ def _written(
     conditions = [read_where("--where", each) for each in where]
     if inputs:
         records = export_inputs(out, to, where=conditions, overwrite=overwrite)
-        return f"{count(records)} records in {to}"
+        return f"{count(records)} record{'s' * (records != 1)} in {to}"
     rows = export(out, to, names, where=conditions, overwrite=overwrite)
-    return f"{count(rows)} rows in {to}"
+    return f"{count(rows)} row{'s' * (rows != 1)} in {to}"

@@ -34,7 +34,27 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP: closes generators and files on its way up, as Ctrl-C does."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands by their names."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a file in its place is told which one takes files."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if "." in args[0]:  # no command has one
+                error.message = f"No such command '{args[0]}'. Did you mean 'run {args[0]}'?"
+            elif "Did you mean" not in error.format_message():
+                error.message += " `dspark-batch --help` lists them."
+            raise
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="dspark-batch")
 def cli() -> None:
     """Generate completions for files of prompts, offline, with speculative decoding on MLX."""

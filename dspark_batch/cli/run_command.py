@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, get_args
 import click
 from click.core import ParameterSource
 
+from dspark_batch.cli.numbers import Number, Whole, WholeOrAuto
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
 from dspark_batch.job.share import ALL, share_of
 from dspark_batch.job.spec import (
-    Auto,
     Bits,
     Dtype,
     Format,
@@ -37,16 +37,6 @@ def _option(name: str, **settings: object) -> Callable:
     default = _DEFAULT_BY_FIELD[name.removeprefix("--").replace("-", "_")]
     shown = default is not False and default not in (None, "", ())
     return click.option(name, default=default, show_default=shown, **settings)
-
-
-class _AutoRange(click.IntRange):
-    """A number, or auto."""
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        """Return the word or the number."""
-        return value if value in get_args(Auto) else super().convert(value, param, ctx)
 
 
 class _BitsChoice(click.Choice):
@@ -139,7 +129,7 @@ class _Share(click.ParamType):
     help="A prompt that leaves no room for an answer: a failure row, a skipped row, or cut at "
     "its beginning or end.",
 )
-@_option("--samples", metavar="N", type=click.IntRange(min=1), help="Answers to each record.")
+@_option("--samples", metavar="N", type=Whole(min=1), help="Answers to each record.")
 @_option("--keep", metavar="COLUMN", multiple=True, help="Only these input columns; repeatable.")
 @_option("--drop", metavar="COLUMN", multiple=True, help="Not these input columns; repeatable.")
 @_option(
@@ -155,29 +145,29 @@ class _Share(click.ParamType):
     type=click.Choice(get_args(Format)),
     help="rows: input columns, then ours; openai: lines as the OpenAI Batch API writes them.",
 )
-@_option("--max-tokens", metavar="N", type=click.IntRange(min=1), help="Most tokens of an answer.")
+@_option("--max-tokens", metavar="N", type=Whole(min=1), help="Most tokens of an answer.")
 @_option(
     "--temperature",
     metavar="T",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help="Draw at this temperature; 0 takes the most likely token.",
 )
 @_option(
     "--top-p",
     metavar="P",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=Number(min=0, max=1, min_open=True),
     help="Draw only from the likeliest tokens that together have this probability.",
 )
 @_option(
     "--top-k",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     help="Draw only from this many likeliest tokens; 0: all.",
 )
 @_option(
     "--min-p",
     metavar="P",
-    type=click.FloatRange(min=0, max=1),
+    type=Number(min=0, max=1),
     help="Draw only tokens this likely, as a share of the likeliest one's probability.",
 )
 @_option("--seed", metavar="N", type=int, help="Draw other answers with another number.")
@@ -193,13 +183,13 @@ class _Share(click.ParamType):
 @_option(
     "--slots",
     metavar="N",
-    type=_AutoRange(min=1),
+    type=WholeOrAuto(min=1),
     help="Sequences that decode together; auto: as many as pay on this machine, by measurement.",
 )
 @_option(
     "--draft-length",
     metavar="K",
-    type=_AutoRange(min=0),
+    type=WholeOrAuto(min=0),
     help="Drafts per round; 0 decodes plainly; auto: what pays, round by round.",
 )
 @_option(
@@ -216,7 +206,7 @@ class _Share(click.ParamType):
 @_option(
     "--confidence-threshold",
     metavar="P",
-    type=click.FloatRange(min=0, max=1),
+    type=Number(min=0, max=1),
     help="Verify a block up to its first draft with less confidence; 0: all of it.",
 )
 @_option(
@@ -240,14 +230,12 @@ class _Share(click.ParamType):
     help="Run items again whose last row has this status (errored, skipped) or error.code; "
     "repeatable: one of them is enough.",
 )
-@_option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N records.")
-@_option(
-    "--fsync-every", metavar="N", type=click.IntRange(min=1), help="Rows per fsync of the journal."
-)
+@_option("--limit", metavar="N", type=Whole(min=1), help="Only the first N records.")
+@_option("--fsync-every", metavar="N", type=Whole(min=1), help="Rows per fsync of the journal.")
 @_option(
     "--grace",
     metavar="S",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help="After a first Ctrl-C, the seconds to finish what is in flight.",
 )
 @_option(
@@ -272,7 +260,7 @@ class _Share(click.ParamType):
 @_option(
     "--max-mismatches",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Stop at the Nth answer that --verify-greedy finds.",
 )
 @_option("--report-by", metavar="COLUMN", help="Compare this input column's values in the report.")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from dspark_batch.cli.numbers import Whole
 from dspark_batch.errors import UsageError
 from dspark_batch.job.wording import one_line
 
@@ -14,7 +15,7 @@ from dspark_batch.job.wording import one_line
     "-n",
     "limit",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=5,
     show_default=True,
     help="Show the first N rows.",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dspark_batch.cli.numbers import Whole
 from dspark_batch.job.wording import count, duration, one_line, table
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ _WHAT = {
 @click.option(
     "--sample",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     help="Decode only N answers again, always the same.  [default: all]",
 )
 @click.option(
     "--slots",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Answers that decode together.  [default: as in the run]",
 )
 @click.option(

@@ -175,9 +175,10 @@ def _why(chosen: tuple[int, int], rates: Mapping[tuple[int, int], float], plain:
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     close = [p for p in ranked if p != chosen and rates[p] >= (1 - _CLOSE) * rates[chosen]]
     others = ", ".join(f"{s} with {k}" for s, k in close[:3]) + ", ..." * (len(close) > 3)
+    within = f"{len(close)} more within 3 %: {others}" if close else "no other within 3 %"
     return (
         f"slots {slots}, draft length {draft_length}: {rates[chosen]:.1f} tokens/s expected; "
-        f"{len(close)} more within 3 %{': ' * bool(close)}{others}; "
+        f"{within}; "
         f"without speculation {plain:.1f}"
     )
 

@@ -69,6 +69,11 @@ def _parsed(path: Path) -> Mapping[str, object]:
 
 
 def _checked(path: Path, key: str, value: object) -> Value:
+    if isinstance(value, dict) and key not in _HINT_BY_KEY:
+        raise UsageError(
+            f"{path}: unknown key `{key}`, a table. Job files have no [sections]; leave out the "
+            "heading."
+        )
     if key not in _HINT_BY_KEY:
         raise UsageError(
             f"{path}: unknown key `{key}`{nearest(key, _HINT_BY_KEY)}. The keys are the options of "

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dspark_batch.errors import DsparkBatchError
+from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job import hub
 from dspark_batch.job.look import look
 from dspark_batch.job.mapping import last_question
 from dspark_batch.job.reader import item_of, locate, read
 from dspark_batch.job.rows import ROW_SCHEMA, layout_of
 from dspark_batch.job.run_dir import RunDir
-from dspark_batch.job.spec import Spec
+from dspark_batch.job.spec import OUTPUTS, Spec
 from dspark_batch.types import Item, Json
 
 Row = Mapping[str, Json]
@@ -47,6 +48,18 @@ def first_rows(out: str, limit: int) -> list[Shown]:
 
 
 def _first_lines(out: Path, limit: int) -> Sequence[Row]:
+    try:
+        lines = _read_lines(out, limit)
+    except (orjson.JSONDecodeError, pa.ArrowInvalid) as error:
+        raise UsageError(f"{out}: no output of ours ({error}). Name the --out of a run.") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise UsageError(f"{out}: no output of ours (a line is no row). Name the --out of a run.")
+    return lines
+
+
+def _read_lines(out: Path, limit: int) -> Sequence[Row]:
+    if out.suffix not in OUTPUTS:
+        raise UsageError(f"{out}: expected an output, which ends in {' or '.join(OUTPUTS)}.")
     if out.suffix == ".jsonl":
         with out.open("rb") as lines:
             return [orjson.loads(line) for line in islice(lines, limit)]

@@ -27,6 +27,8 @@ def here(tmp_path, monkeypatch):
     write_lines(tmp_path / "in.jsonl", {"question": "a", "topic": "b"})
     write_lines(tmp_path / "status.jsonl", {"prompt": "a", "status": "new"})
     write_lines(tmp_path / "good.jsonl", {"prompt": "a"})
+    write_lines(tmp_path / "text.jsonl", b"prompt,a")
+    write_lines(tmp_path / "array.jsonl", b'[{"prompt": "a"}]')
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "in.csv").write_text("prompt\na\n")
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
@@ -63,7 +65,15 @@ def said(words, capsys):
         (["run", "in.jsonl"], "Missing option '-o' / '--out'"),
         (["run", "-o", "out.jsonl"], "Missing argument 'INPUT...'"),
         ([*RUN, "--slots"], "Option '--slots' requires an argument"),
+        (
+            ["in.jsonl", "-o", "out.jsonl"],
+            "No such command 'in.jsonl'. Did you mean 'run in.jsonl'?",
+        ),
+        (["help"], "No such command 'help'. `dspark-batch --help` lists them"),
+        (["jobs/label.toml"], "Did you mean 'run jobs/label.toml'?"),
         # values
+        ([*RUN, "--slots", "many"], "'many' is not a valid integer; give a number, or auto"),
+        ([*RUN, "--temperature", "hot"], "'hot' is not a valid number"),
         ([*RUN, "--max-tokens", "many"], "'many' is not a valid integer"),
         ([*RUN, "--slots", "0"], "0 is not in the range x>=1"),
         ([*RUN, "--temperature", "-1"], "-1.0 is not in the range x>=0"),
@@ -92,6 +102,10 @@ def said(words, capsys):
         (["run", "in.jsonl", "-o", "out.csv"], "ends in .jsonl or .parquet; rename it"),
         (["run", "good.jsonl", "-o", "good.jsonl"], "choose another output"),
         (["run", "in.jsonl", "-o", "folder"], "expected an output that ends in"),
+        (["show", "in.csv"], "expected an output, which ends in .jsonl or .parquet"),
+        (["show", "half.parquet"], "no output of ours"),
+        (["show", "text.jsonl"], "no output of ours"),
+        (["show", "array.jsonl"], "no output of ours (a line is no row)"),
         (["show", "out.jsonl"], "An output appears when its run is complete"),
         # columns
         (RUN, "columns are `question`, `topic`; name the right one with --prompt-column"),
@@ -127,6 +141,7 @@ def test_a_mistake_is_answered_with_one_sentence_that_helps(words, helps, capsys
         (WHOLE_JOB + "max_token = 5", "unknown key `max_token`; did you mean max_tokens"),
         (WHOLE_JOB + "max-tokens = 5", "unknown key `max-tokens`; did you mean max_tokens"),
         (WHOLE_JOB + "[options]\nslots = 5", "unknown key `options`"),
+        (WHOLE_JOB + "[options]\nslots = 5", "Job files have no [sections]; leave out the heading"),
         (WHOLE_JOB + 'slots = "5"', 'slots is "5", expected a whole number or auto'),
         (WHOLE_JOB + 'sampling = "couple"', "did you mean coupled"),
         (WHOLE_JOB + "max_tokens = 0", "max_tokens is 0, expected 1 or more"),
