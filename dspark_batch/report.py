@@ -9,6 +9,7 @@ from dspark_batch.job.measures import Measures
 from dspark_batch.job.plan import plan_of
 from dspark_batch.job.report import Report
 from dspark_batch.job.run_dir import write_text
+from dspark_batch.types import Item
 
 
 def write_report(out: str, by: str | None = None) -> Path:
@@ -47,13 +48,17 @@ def _report(job: Look, rows: Rows) -> Report:
     return Report.of_rows(rows, out=job.spec.out, resumed=resumed, new_tokens=0, plan=plan)
 
 
+def _group(item: Item, by: str) -> str:
+    value = item.record.get(by)
+    return "(none)" if value is None else str(value)
+
+
 def _measures(rows: Rows, by: str | None) -> Measures:
     measures = Measures()
     columns: dict[str, None] = {}
     for item, entry in rows.answered():
         columns |= dict.fromkeys(item.record)
-        group = None if by is None else str(item.record.get(by))
-        measures.add(entry.row, entry.finished_at, group)
+        measures.add(entry.row, entry.finished_at, None if by is None else _group(item, by))
     if by is not None and columns and by not in columns:
         known = ", ".join(f"`{name}`" for name in columns)
         raise UsageError(f"--report-by {by}: no such input column; columns are {known}.")

@@ -434,7 +434,11 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     job.run_dir.withdraw_output()
     tick = replace(tick, stage="decode")
     job.observe(tick)
-    auditor = _auditor(job, opened)
+
+    def tell(doing: str) -> None:
+        job.observe(replace(tick, outcome=None, doing=doing))
+
+    auditor = _auditor(job, opened, tell)
     with _attempts(job, opened.slots) as attempts:
         for outcome in _outcomes(job, opened, attempts, auditor):
             _append(job, outcome)
@@ -446,8 +450,14 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     return replace(tick, outcome=None, audit_s=auditor and auditor.seconds)
 
 
-def _auditor(job: _Job, opened: Opened) -> Auditor | None:
-    """Set up what compares answers with the baseline; None: nobody asked for it."""
+def _auditor(job: _Job, opened: Opened, tell: Callable[[str], None]) -> Auditor | None:
+    """Set up what compares answers with the baseline; None: nobody asked for it.
+
+    Args:
+        job: of which.
+        opened: what decodes it.
+        tell: is told what it is at; between two rows that may be minutes.
+    """
     spec = job.spec
     if not spec.audited_share:
         return None
@@ -458,7 +468,13 @@ def _auditor(job: _Job, opened: Opened) -> Auditor | None:
         return claims_of(item, row, spec, opened.render, opened.context_length)
 
     divergence = divergence_of(job.run_dir.manifest())
-    baseline = opened.baseline("engine")
+    plain = opened.baseline("engine")
+
+    def generate(stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
+        tell("comparing with plain decoding")
+        return plain.generate(stream)
+
+    baseline = plain._replace(generate=generate)
     return Auditor(spec, baseline, claims, divergence, opened.slots, opened.leave_out)
 
 

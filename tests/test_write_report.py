@@ -131,6 +131,18 @@ def test_texts_of_the_input_are_texts_on_the_page(job):
     assert "$x$ und $y$ (10)" in page
 
 
+def test_records_without_a_value_are_a_group_with_a_name(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a", "kind": "k"}, {"prompt": "b"})
+    start(tmp_path)
+    assert ">(none) (1)<" in page_of(tmp_path / "out.jsonl", by="kind")
+
+
+def test_a_switch_reads_as_in_a_job_file(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"})
+    start(tmp_path, log_confidence=True)
+    assert "<th>log_confidence</th><td>true</td>" in page_of(tmp_path / "out.jsonl")
+
+
 def test_every_element_of_a_page_is_closed(job):
     class Open(HTMLParser):
         def __init__(self):

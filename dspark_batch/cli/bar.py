@@ -61,7 +61,8 @@ class Bar:
         width = max(10, min(_BAR_WIDTH, self._live.console.width - _BAR_WIDTH))
         bar = ProgressBar(total=tick.total, completed=tick.done, width=width)
         grid.add_row(bar, Text(items_text(self._meter), no_wrap=True))
-        texts = (speed_texts(self._meter), engine_texts(self._meter))
+        doing = [tick.doing] if tick.doing else []
+        texts = (speed_texts(self._meter), engine_texts(self._meter), doing)
         lines = [_line(each) for each in texts if each]
         notice = self._notice()
         return Group(grid, *lines, *([Text(notice)] if notice else []))

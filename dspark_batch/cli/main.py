@@ -46,6 +46,8 @@ class _Commands(click.Group):
         except click.UsageError as error:
             if "." in args[0]:  # no command has one
                 error.message = f"No such command '{args[0]}'. Did you mean 'run {args[0]}'?"
+            elif "Did you mean" not in error.format_message():
+                error.message += " `dspark-batch --help` lists them."
             raise
 
 

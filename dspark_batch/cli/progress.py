@@ -63,9 +63,10 @@ class Lines:
         if tick.stage != self._stage:
             self._stage = tick.stage
             self._write(STAGE_TEXT[tick.stage])
-        elif self._is_new(tick.doing) or self._clock() - self._written_at >= _EVERY_S:
+        elif self._is_new(tick) or self._clock() - self._written_at >= _EVERY_S:
             doing = [tick.doing] if tick.doing else []
-            self._write(*doing or [items_text(self._meter), *speed_texts(self._meter)])
+            texts = [items_text(self._meter), *speed_texts(self._meter)]
+            self._write(*[*texts, *doing] if tick.stage == "decode" else doing or texts)
         self._doing = tick.doing
 
     def __enter__(self) -> Self:
@@ -75,10 +76,10 @@ class Lines:
         if self._meter.tick is not None:
             self._write(items_text(self._meter), *speed_texts(self._meter))
 
-    def _is_new(self, doing: str) -> bool:
-        """Whether it is something else than before, and not the same further on."""
-        what, _, how_far = doing.partition(",")
-        return bool(what) and not how_far and doing != self._doing
+    def _is_new(self, tick: "Tick") -> bool:
+        """Whether it is something else than before, and not the same further on, or again."""
+        what, _, how_far = tick.doing.partition(",")
+        return bool(what) and not how_far and tick.doing != self._doing and tick.stage != "decode"
 
     def _write(self, *texts: str) -> None:
         self._written_at = self._clock()

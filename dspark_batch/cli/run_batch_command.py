@@ -2,7 +2,7 @@
 
 import click
 
-from dspark_batch.cli.run_command import run_command, run_spec, typed
+from dspark_batch.cli.run_command import families, run_command, run_spec, typed
 from dspark_batch.job.spec import Spec
 
 _SAID_OTHERWISE = ("inputs", "out", "format", "family", "target")
@@ -56,6 +56,7 @@ run_batch_command = click.Command(
             metavar="MODEL",
             help="A registered pair, or, with a / in it, a target: a directory or Hub id.  "
             "[default: tiny]",
+            shell_complete=families,
         ),
         *(each for each in run_command.params if each.name not in _SAID_OTHERWISE + _ABOUT_ROWS),
     ],

@@ -39,6 +39,13 @@ def _option(name: str, **settings: object) -> Callable:
     return click.option(name, default=default, show_default=shown, **settings)
 
 
+def families(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a registered pair, for the shell."""
+    from dspark_batch.registry import list_pairs
+
+    return [pair.family for pair in list_pairs() if pair.family.startswith(incomplete)]
+
+
 class _BitsChoice(click.Choice):
     """Numbers of bits, and words besides them."""
 
@@ -80,6 +87,7 @@ class _Share(click.ParamType):
     "--family",
     metavar="NAME",
     help="Use this registered pair of target and drafter.  [default: tiny]",
+    shell_complete=families,
 )
 @_option(
     "--target",

@@ -52,6 +52,8 @@ def _tables(job: Look, report: Report) -> Iterator[tuple[str, list[tuple[str, st
     yield "Models", list(_models(job))
     yield "Settings", list(_settings(job.spec))
     yield "Rows", list(_rows(report))
+    if audit := list(_audit(job, report)):
+        yield "Audit", audit
     yield "Versions", list(job.manifest["versions"].items())
 
 
@@ -90,6 +92,18 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "accept length", f"{report.mean_acceptance_length:.2f} tokens per round"
     if report.drafted:
         yield "drafts accepted", f"{report.accepted / report.drafted:.1%}"
+
+
+def _audit(job: Look, report: Report) -> Iterator[tuple[str, str]]:
+    """Say what is known of equality with plain decoding; what was found may name files."""
+    if looked_at := report.verified + report.mismatched:
+        yield "decoded again during the run", f"{count(looked_at)} answers"
+        yield "equal to plain decoding", count(report.verified)
+    if audit := job.run_dir.last_audit():
+        yield "verdict of dspark-batch verify", audit["verdict"]
+        yield "against", audit["against"]
+        yield "rows checked", count(audit["rows"])
+        yield "answers decoded again", count(audit["replayed"])
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -53,9 +53,7 @@ def _first_lines(out: Path, limit: int) -> Sequence[Row]:
     except (orjson.JSONDecodeError, pa.ArrowInvalid) as error:
         raise UsageError(f"{out}: no output of ours ({error}). Name the --out of a run.") from error
     if not all(isinstance(line, dict) for line in lines):
-        raise UsageError(
-            f"{out}: no output of ours: its lines are no rows. Name the --out of a run."
-        )
+        raise UsageError(f"{out}: no output of ours (a line is no row). Name the --out of a run.")
     return lines
 
 

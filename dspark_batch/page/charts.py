@@ -148,6 +148,7 @@ def calibration(bins: Sequence[Bin]) -> str:
             s=sizes,
             color=_ONE,
             zorder=3,
+            clip_on=False,
             label="measured (larger: more drafts)",
         )
         axes.legend(loc="upper left")

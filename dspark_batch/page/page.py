@@ -222,7 +222,14 @@ def _settings(spec: Spec) -> Iterator[tuple[str, str]]:
     for field in fields(Spec):
         value = getattr(spec, field.name)
         if value != field.default:
-            yield field.name, ", ".join(value) if isinstance(value, tuple) else str(value)
+            yield field.name, _said(value)
+
+
+def _said(value: object) -> str:
+    """Write a setting as a job file has it, without quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _versions(manifest: Mapping[str, Json]) -> Iterator[tuple[str, str]]:

@@ -69,6 +69,7 @@ def said(words, capsys):
             ["in.jsonl", "-o", "out.jsonl"],
             "No such command 'in.jsonl'. Did you mean 'run in.jsonl'?",
         ),
+        (["help"], "No such command 'help'. `dspark-batch --help` lists them"),
         (["jobs/label.toml"], "Did you mean 'run jobs/label.toml'?"),
         # values
         ([*RUN, "--slots", "many"], "'many' is not a valid integer; give a number, or auto"),
@@ -169,10 +170,20 @@ def test_the_shell_completes_words(shell, monkeypatch, capsys):
     assert "_DSPARK_BATCH_COMPLETE" in capsys.readouterr().out
 
 
-def test_the_shell_completes_options(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("run --on-over", "--on-overflow"),
+        ("run --thinking o", "off"),
+        ("run --family t", "tiny"),
+        ("run-batch --model t", "tiny"),
+        ("exp", "export"),
+    ],
+)
+def test_the_shell_completes_options_and_choices(words, completed, monkeypatch, capsys):
     monkeypatch.setenv("_DSPARK_BATCH_COMPLETE", "zsh_complete")
-    monkeypatch.setenv("COMP_WORDS", "dspark-batch run --on-over")
-    monkeypatch.setenv("COMP_CWORD", "2")
+    monkeypatch.setenv("COMP_WORDS", f"dspark-batch {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
     with pytest.raises(SystemExit):
         main([])
-    assert "--on-overflow" in capsys.readouterr().out
+    assert completed in capsys.readouterr().out.split("\n")

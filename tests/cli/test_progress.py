@@ -165,6 +165,34 @@ def test_a_live_display_says_what_a_signal_does_and_nothing_is_written_beside_it
 GAUGE = Gauge(3.96, 4, 8_400_000_000, 9_120_000_000, 1.5, 2.5)
 
 
+def test_the_bar_says_that_answers_are_compared_and_no_longer(screen, make_tick, answer):
+    tick = make_tick(total=2)
+    compares = replace(tick, doing="comparing with plain decoding")
+    with Bar(screen) as observe:
+        observe(compares)
+        observe(compares)
+        screen.print(observe._frame())
+        observe(tick.after(answer))
+        screen.print(observe._frame())
+    before, after = screen.file.getvalue().split("1/2 items", 1)
+    assert "comparing with plain decoding" in before
+    assert "comparing" not in after
+
+
+def test_a_log_tells_of_a_comparison_only_when_it_takes_long(lines, log, clock, make_tick, answer):
+    with lines as observe:
+        observe(tick := make_tick(total=9))
+        for _ in range(3):
+            observe(replace(tick, doing="comparing with plain decoding"))
+            observe(tick := tick.after(answer))
+        clock.now += 30
+        observe(replace(tick, outcome=None, doing="comparing with plain decoding"))
+    _, told, last = log.getvalue().splitlines()
+    assert told.startswith("dspark-batch: 3/9 items, ")
+    assert told.endswith(", comparing with plain decoding")
+    assert last.startswith("dspark-batch: 3/9 items")
+
+
 def test_the_bar_says_how_full_the_engine_is(screen, clock, make_tick, answer):
     with Bar(screen, clock) as observe:
         observe(tick := make_tick(total=9))

@@ -13,6 +13,7 @@ from small_jobs import prompts, start, write_lines
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.push import push_to_hub
+from dspark_batch.job.run_dir import RunDir
 
 
 class LocalHub:
@@ -93,6 +94,30 @@ def test_the_card_states_models_settings_and_acceptance(hub, out):
         "1 rows have no answer",
     ):
         assert line in card
+
+
+def test_the_card_states_what_audits_said(hub, tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("a", "b"))
+    start(tmp_path, verify_greedy="all")
+    out = str(tmp_path / "out.jsonl")
+    found = [{"says": f"{tmp_path}/in.jsonl:1 is odd"}]
+    audit = {"verdict": "tied", "against": "mlx-lm", "rows": 2, "replayed": 1, "findings": found}
+    RunDir(out).write_audit(audit)
+    push_to_hub(out, "me/set", hub=hub)
+    _, _, told = card_of(hub).partition("## Audit")
+    for line in (
+        "| decoded again during the run | 2 answers |",
+        "| equal to plain decoding | 2 |",
+        "| verdict of dspark-batch verify | tied |",
+        "| against | mlx-lm |",
+    ):
+        assert line in told
+    assert str(tmp_path) not in card_of(hub)
+
+
+def test_a_card_without_an_audit_claims_none(hub, out):
+    push_to_hub(out, "me/set", hub=hub)
+    assert "Audit" not in card_of(hub)
 
 
 def test_no_path_of_this_machine_leaves_it(hub, out, tmp_path):
