@@ -1,9 +1,10 @@
 """How exact decoding is on this device: speculation, plain decoding, mlx-lm, on the same prompts.
 
     python -m benchmarks.exact [--items 500] [--dtype bfloat16] [--target-bits 8] [--alone 40]
+                              [--outside 500]
 
 Runs the bundled pair in exact mode with drafts, without drafts (the baseline), some items without
-drafts and alone in a single slot, and with mlx-lm's own greedy generation; prints one JSON line.
+drafts and alone in a single slot, some with mlx-lm's own greedy generation; prints one JSON line.
 The first three must agree in every byte. Where mlx-lm differs, the margin of the choice is told:
 how far the logits of its token and of ours lie apart in a pass of its own.
 """
@@ -68,8 +69,9 @@ def measure(options):
     plain, _ = answers(pair, work, **plan, draft_length=0, prefix_positions=0)
     settings = {"slots": 1, "shapes": setup.shapes, "draft_length": 0, "prefix_positions": 0}
     alone, _ = answers(pair, work[: options.alone], **settings)
-    outside = mlx_lm_generate(pair, work)
-    differ = differences(pair, work, drafted, outside)
+    compared = work[: options.outside]
+    outside = mlx_lm_generate(pair, compared)
+    differ = differences(pair, compared, drafted[: len(compared)], outside)
     return {
         **surroundings(),
         "dtype": pair.config.dtype,
@@ -84,6 +86,7 @@ def measure(options):
         "items_different_from_baseline": sum(a != b for a, b in zip(drafted, plain, strict=True)),
         "items_different_alone": sum(a != b for a, b in zip(alone, plain, strict=False)),
         "items_alone": len(alone),
+        "items_compared_with_mlx_lm": len(compared),
         "items_different_from_mlx_lm": len(differ),
         "differences_from_mlx_lm": differ,
     }
@@ -96,6 +99,7 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--target-bits", type=int)
     parser.add_argument("--alone", type=int, default=40)
+    parser.add_argument("--outside", type=int, help="items for mlx-lm; all of them if left out")
     print_line({"benchmark": "exact", **measure(parser.parse_args())})
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale [--slots 64 32 128] [--batch-sizes 64 32 128 256]
                                [--profiles math code chat] [--answer-tokens LOW [HIGH]]
+                               [--contestants mlx_lm_batch baseline speculation]
                                [--items-per-slot 3] [--draft-length 7] [--budget-s 360] [--toy]
 
 Weights are random (`benchmarks.random_pair`), costs are real, acceptance is simulated: the drafter
@@ -42,6 +43,7 @@ from dspark_batch.engine.probe import default_limits, probe
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.types import Item, Request
 
+CONTESTANTS = ["mlx_lm_batch", "baseline", "speculation"]
 PROMPT_TOKENS = (64, 192)
 
 
@@ -323,11 +325,12 @@ def _share(scale):
 def run_all(scale):
     """Run every contestant that the options name, size by size."""
     options = scale.options
-    for size in options.batch_sizes:
+    for size in options.batch_sizes if "mlx_lm_batch" in options.contestants else ():
         scale.measure("mlx_lm_batch", size, partial(mlx_lm_batch, scale, size))
     for size in options.slots:
-        scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
-        for name in options.profiles:
+        if "baseline" in options.contestants:
+            scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
+        for name in options.profiles if "speculation" in options.contestants else ():
             _measure_speculation(scale, size, name)
     if options.exact_slots:
         _measure_exact(scale, options.exact_slots)
@@ -361,6 +364,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, nargs="*", default=[64, 32, 128])
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[64, 32, 128, 256])
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--profiles", nargs="*", choices=PROFILES, default=[*PROFILES])
     parser.add_argument("--answer-tokens", type=int, nargs="+", default=[192])
     parser.add_argument("--items-per-slot", type=int, default=3)
