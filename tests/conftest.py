@@ -1,8 +1,11 @@
+import faulthandler
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
 
@@ -12,3 +15,10 @@ os.environ["DSPARK_BATCH_CACHE"] = _CACHE.name
 
 # A CI that runs us in the background has SIGINT ignored, and our children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _slow_is_no_hang(request):
+    """Take back pytest's alarm, which ends a test that takes minutes."""
+    if request.node.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()

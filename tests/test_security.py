@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from jinja2.exceptions import SecurityError
-from small_jobs import rows_in, write_lines
+from small_jobs import rows_in, start, write_lines
 
+from dspark_batch.cli.main import main
 from dspark_batch.errors import ModelError
 from dspark_batch.models.load import load_pair
 from dspark_batch.models.tokenizer import read_tokenizer
@@ -123,10 +124,53 @@ def test_a_chat_template_cannot_leave_its_sandbox(model, template, tmp_path, mon
     assert not (tmp_path / "was-here").exists()
 
 
+def test_a_job_file_lets_no_model_run_code(model, tmp_path, capsys):
+    trace = write_evil(model)
+    edit(model / "config.json", model_file="evil.py")
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"})
+    job = tmp_path / "job.toml"
+    asks = {"": "nothing of it was run", "trust_remote_code = true": "cannot be allowed by a file"}
+    for allowed, said in asks.items():
+        job.write_text(f'inputs = ["in.jsonl"]\nout = "o.jsonl"\ntarget = "model"\n{allowed}')
+        assert main(["run", str(job)]) == 2
+        assert said in capsys.readouterr().err
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ prompt.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch was-here') }}",
+        "{% include 'in.jsonl' %}",
+        "{% set _ = row.update(prompt='x') %}{{ prompt }}",
+    ],
+)
+def test_the_template_of_a_job_cannot_leave_its_sandbox(template, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"})
+    assert start(tmp_path, template=template).errored == 1
+    [row] = rows_in(tmp_path / "out.jsonl")
+    assert row["error"]["code"] == "bad_record"
+    assert row["prompt"] == "a"
+    assert not (tmp_path / "was-here").exists()
+
+
 def test_a_prompt_is_text_and_never_a_template():
     tokenizer = read_tokenizer(TARGET, None)
     said = tokenizer.decode(tokenizer.render([{"role": "user", "content": "{{ 7 * 7 }} {% x %}"}]))
     assert "{{ 7 * 7 }} {% x %}" in said
+
+
+def test_only_the_client_of_the_hub_can_download():
+    network = {"urllib", "requests", "httpx", "http", "aiohttp", "ftplib", "ssl", "subprocess"}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [getattr(node, "module", None) or name.name for name in node.names]
+                assert not {name.split(".")[0] for name in names} & network, path
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "socket":
+                assert node.attr == "gethostname", path  # the holder of a lock
 
 
 WATCHED = """

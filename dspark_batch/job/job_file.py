@@ -20,6 +20,7 @@ Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 _HINT_BY_KEY = get_type_hints(Spec)
 _FILES = ("inputs", "out")
 _MODELS = ("target", "drafter")  # a directory if there is one, else a Hub id
+_NEVER_HERE = "trust_remote_code"  # a job file may come from anybody
 _ELSEWHERE = re.compile(r"-$|/|~|[a-z]+://")  # names that no directory changes
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
@@ -78,6 +79,11 @@ def _checked(path: Path, key: str, value: object) -> Value:
         raise UsageError(
             f"{path}: unknown key `{key}`{nearest(key, _HINT_BY_KEY)}. The keys are the options of "
             "`dspark-batch run`, with _ for -."
+        )
+    if key == _NEVER_HERE:
+        raise UsageError(
+            f"{path}: {key} cannot be allowed by a file; drop it, and say --trust-remote-code on "
+            "the command line if you have read that code."
         )
     hint = _HINT_BY_KEY[key]
     if not _fits(value, hint):

@@ -11,7 +11,7 @@ from jinja2 import (
     UndefinedError,
     meta,
 )
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.messages import Unusable, listed
@@ -66,8 +66,10 @@ def _compiled(template: str) -> Template:
     return _environment().from_string(template)
 
 
-def _environment() -> SandboxedEnvironment:
-    return SandboxedEnvironment(undefined=StrictUndefined, finalize=_not_null, autoescape=False)
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, finalize=_not_null, autoescape=False
+    )
 
 
 def _not_null(value: object) -> object:

@@ -1,6 +1,5 @@
 """Conservation and flat memory at the size of a real job."""
 
-import faulthandler
 import json
 import subprocess
 import sys
@@ -35,7 +34,6 @@ def check_rows(path, records):
 
 @pytest.mark.slow
 def test_a_million_lines_with_one_percent_bad_are_a_million_rows_in_flat_memory(tmp_path, capsys):
-    faulthandler.cancel_dump_traceback_later()  # minutes are no hang here
     small = figures_of(tmp_path / "small", 20_000)
     large = figures_of(tmp_path / "large", 1_000_000)
     again = figures_of(tmp_path / "large", 1_000_000)  # which finds every row there

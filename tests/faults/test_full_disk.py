@@ -1,5 +1,7 @@
 """A disk that is full stops the run, keeps every row, and the same command ends it."""
 
+import errno
+import io
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from processes import spawn
 from small_jobs import prompts, start, write_lines
+
+from dspark_batch.errors import DsparkBatchError
 
 RESUMABLE = 75
 
@@ -55,6 +59,52 @@ def test_a_manifest_that_cannot_be_written_is_resumable(tmp_path, calm):
     assert (process.returncode, "manifest.json: cannot be written" in said) == (RESUMABLE, True)
     start(tmp_path)
     assert (tmp_path / "out.jsonl").read_bytes() == calm
+
+
+class FullDisk:
+    """From the n-th call on nothing can be written, made or synced; `calls` counts them."""
+
+    def __init__(self, full_at, patch):
+        self.full_at, self.calls = full_at, 0
+        for name in ("write", "pwrite", "fsync", "mkdir"):
+            patch.setattr(os, name, self._refusing(getattr(os, name)))
+        patch.setattr(io, "open", self._refusing(io.open, lambda file, mode="r", *_: "w" in mode))
+
+    def _refusing(self, real, writes=lambda *args: True):
+        def call(*args, **kwargs):
+            self.calls += writes(*args)
+            if self.calls >= self.full_at and writes(*args):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_disk_that_is_full_from_any_call_on_is_said_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, suffix
+):
+    inputs = (str(write_lines(tmp_path / "in.jsonl", *prompts("a", "b"), b"nope")),)
+    start(tmp_path, inputs=inputs, out=f"{tmp_path}/calm.{suffix}")
+    calm, codes, said = (tmp_path / f"calm.{suffix}").read_bytes(), [], []
+    for full_at in range(1, 200):
+        out = tmp_path / str(full_at) / f"out.{suffix}"
+        with monkeypatch.context() as patch:
+            disk = FullDisk(full_at, patch)
+            try:
+                codes.append(start(tmp_path, inputs=inputs, out=str(out)).exit_code)
+            except DsparkBatchError as error:
+                codes.append(error.exit_code)
+                said.append(str(error))
+        assert not out.exists() or out.read_bytes() == calm, full_at  # never a half
+        assert start(tmp_path, inputs=inputs, out=str(out)).exit_code == 1  # one record is bad
+        assert out.read_bytes() == calm, full_at
+        if disk.calls < full_at:
+            break
+    unmade = codes.index(RESUMABLE)  # until the run directory is there, another may be chosen
+    assert codes == [2] * unmade + [RESUMABLE] * (len(codes) - unmade - 1) + [1]
+    assert unmade < 10 < len(codes)
+    assert all("No space left on device" in sentence for sentence in said)
 
 
 def test_little_space_is_said_before_the_start(tmp_path, monkeypatch, caplog):

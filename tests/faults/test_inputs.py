@@ -195,6 +195,23 @@ def test_parquet_prompts_that_are_dictionaries_and_messages_that_are_nested(tmp_
     assert report.succeeded == 2
 
 
+@pytest.mark.parametrize("nothing", [pa.array([None, "b"]), pa.array([None, None], pa.null())])
+def test_parquet_prompts_that_are_null_fail_alone(tmp_path, nothing):
+    pq.write_table(pa.table({"prompt": nothing}), tmp_path / "in.parquet")
+    report = start(tmp_path, inputs=(f"{tmp_path}/in.parquet",), out=f"{tmp_path}/out.parquet")
+    assert (report.total, report.errored) == (2, nothing.null_count)
+    [first, _] = rows_in(tmp_path / "out.parquet")
+    assert first["error"]["message"].endswith("in.parquet:1: `prompt` is null, expected a string.")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_nul_in_a_prompt_is_a_character(tmp_path, suffix):
+    write_lines(tmp_path / "in.jsonl", b'{"prompt":"a\\u0000b"}', *prompts("c"))
+    start(tmp_path, out=f"{tmp_path}/out.{suffix}")
+    [row, _] = rows_in(tmp_path / f"out.{suffix}")
+    assert (row["prompt"], row["error"]) == ("a\0b", None)
+
+
 def mapped(record, **options):
     spec = Spec(inputs=("in.jsonl",), out="out.jsonl", **options)
     return to_request(Item(0, "0", "d", "in.jsonl:1", record), spec, fake_render, CONTEXT_LENGTH)

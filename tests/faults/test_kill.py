@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 
 import pytest
 from processes import spawn, wait_for_bytes
@@ -41,8 +42,10 @@ def running(tmp_path):
 
 
 def test_a_second_run_on_the_same_output_is_refused_and_names_the_first(tmp_path, running):
-    with pytest.raises(OutputInUse, match=f"out.jsonl is in use by process {running.pid} on"):
+    holder = f"process {running.pid} on {socket.gethostname()}"
+    with pytest.raises(OutputInUse, match=f"out.jsonl is in use by {holder}; wait") as error:
         start(tmp_path)
+    assert error.value.exit_code == 5
     with pytest.raises(OutputInUse):
         start(tmp_path, overwrite=True)
     assert running.poll() is None

@@ -76,16 +76,22 @@ def test_a_first_signal_finishes_what_is_in_flight(tmp_path, running, number, co
     goes_on(tmp_path, 4)
 
 
-@pytest.mark.parametrize(("words", "signals"), [(["--grace=0.3"], 1), ([], 2), (["--grace=0"], 1)])
+@pytest.mark.parametrize(
+    ("words", "signals"),
+    [
+        *((["--grace=0.3"], [signal.SIGTERM]), (["--grace=0"], [signal.SIGTERM])),
+        *(([], [signal.SIGTERM] * 2), ([], [signal.SIGINT] * 2)),
+    ],
+)
 def test_what_does_not_finish_in_time_is_abandoned(tmp_path, running, words, signals):
     process = running(*words, pause_s=1.5)
-    for _ in range(signals):
-        process.send_signal(signal.SIGTERM)
+    for number in signals:
+        process.send_signal(number)
         time.sleep(0.1)
     began = time.monotonic()
     process.communicate(timeout=20)
     assert time.monotonic() - began < 4  # three more items would take longer
-    assert process.returncode == 143
+    assert process.returncode == 128 + signals[0]
     assert rows_of(tmp_path) < 4
     goes_on(tmp_path, rows_of(tmp_path))
 

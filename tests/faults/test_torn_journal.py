@@ -97,7 +97,17 @@ def test_lines_that_are_lost_swapped_or_repeated_are_refused(whole, change):
         resume(folder)
 
 
-def test_a_line_from_the_journal_of_an_equal_job_is_refused(whole, tmp_path):
+@pytest.mark.parametrize(
+    ("merged", "line"),
+    [
+        (lambda mine, its: [*mine[:2], its[2]], 3),
+        (lambda mine, its: [*mine, *its], 4),
+        (lambda mine, its: [*its, *mine], 1),
+        (lambda mine, its: [mine[0], its[0], mine[1], its[1]], 2),
+        (lambda mine, its: its, 1),
+    ],
+)
+def test_two_journals_of_equal_jobs_that_are_merged_are_refused(whole, tmp_path, merged, line):
     twin = tmp_path / "twin"
     twin.mkdir()
     start(twin, inputs=("in.jsonl",), max_tokens=4)
@@ -105,8 +115,8 @@ def test_a_line_from_the_journal_of_an_equal_job_is_refused(whole, tmp_path):
         (folder / "out.jsonl.run/rows.jsonl").read_bytes().splitlines(keepends=True)
         for folder in (whole, twin)
     )
-    folder = crashed_copy(whole, b"".join([*mine[:2], its[2]]))
-    with pytest.raises(JournalError, match=r"rows.jsonl:3: not the row"):
+    folder = crashed_copy(whole, b"".join(merged(mine, its)))
+    with pytest.raises(JournalError, match=rf"rows.jsonl:{line}: not the row"):
         resume(folder)
 
 

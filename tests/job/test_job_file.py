@@ -115,6 +115,17 @@ def test_says_what_is_wrong(text, sentence, write):
     assert str(error.value) == f"{path}: {sentence}"
 
 
+@pytest.mark.parametrize("value", ["true", "false", '"yes"'])
+def test_only_the_command_line_lets_a_model_run_code(value, write):
+    path = write(f"trust_remote_code = {value}")
+    with pytest.raises(UsageError) as error:
+        read_job(path, TODAY)
+    assert str(error.value) == (
+        f"{path}: trust_remote_code cannot be allowed by a file; drop it, and say "
+        "--trust-remote-code on the command line if you have read that code."
+    )
+
+
 @pytest.mark.parametrize("text", ["slots =", "slots = 1\nslots = 2", "a file of words"])
 def test_says_what_is_no_toml(text, read):
     with pytest.raises(UsageError, match=r"not TOML \(.*\); repair it"):

@@ -219,6 +219,13 @@ def test_a_template_that_does_not_fit_fails_the_item_only(template, sentence):
     assert complaint({"q": "hi", "n": None}, template=template).startswith(sentence)
 
 
+def test_a_template_changes_no_record():
+    record = {"texts": ["a"]}
+    template = "{% set _ = texts.append('b') %}{{ texts|join }}"
+    assert "is unsafe" in complaint(record, template=template)
+    assert record == {"texts": ["a"]}
+
+
 LONG = {"prompt": "0123456789"}  # 16 tokens with its role
 ROOM = {"context_length": 16, "max_tokens": 4}
 

@@ -68,6 +68,7 @@ def test_only_a_newline_ends_a_line(tmp_path, inside):
         (b'{"a":"\xc3"}', "not valid UTF-8"),
         (b'{"a":"\\ud800"}', "surrogate"),
         (b'{"a":"\0"}', "control character"),
+        (b'{"a":"x\ry"}', "control character"),  # and the line goes on behind it
         (b"{} {}", "unexpected content after document"),
         (b"\0\0\0", "unexpected character"),
         (b"[" * 5000, "depth limit exceeded"),

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from dataclasses import fields
 
 import pytest
 from fakes import FakeEngine, fake_opener, refuse_to_open
 from small_jobs import errors_in, prompts, rows_in, start, write_lines
 
 from dspark_batch.errors import DsparkBatchError, Resumable, ResumeMismatch, UsageError
+from dspark_batch.job.spec import Spec
 
 
 def stop_after(folder, rows, **options):
@@ -67,43 +69,63 @@ def test_progress_counts_every_row_once(folder):
     assert [t.outcome is not None for t in ticks] == [False, False, True, False]
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "said"),
-    [
-        ({"max_tokens": 5}, {"max_tokens": 6}, "max_tokens is 5 there and 6 here"),
-        ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
-        ({}, {"prompt_column": "id"}, 'prompt_column is "prompt" there and "id" here'),
-        ({}, {"messages_column": "m"}, 'messages_column is "messages" there and "m" here'),
-        ({}, {"template": "{{id}}"}, 'template is null there and "{{id}}" here'),
-        ({}, {"on_overflow": "skip"}, 'on_overflow is "error" there and "skip" here'),
-        ({}, {"keep": ("id",)}, 'keep is [] there and ["id"] here'),
-        ({}, {"drop": ("id",)}, 'drop is [] there and ["id"] here'),
-        ({}, {"output_column": "x"}, 'output_column is null there and "x" here'),
-        ({}, {"format": "openai"}, 'format is "rows" there and "openai" here'),
-        ({}, {"output_prefix": "o_"}, 'output_prefix is "" there and "o_" here'),
-        ({"temperature": 0.5}, {"temperature": 1}, "temperature is 0.5 there and 1 here"),
-        ({}, {"top_p": 0.9}, "top_p is 1.0 there and 0.9 here"),
-        ({}, {"top_k": 5}, "top_k is 0 there and 5 here"),
-        ({}, {"min_p": 0.1}, "min_p is 0.0 there and 0.1 here"),
-        ({}, {"seed": 1}, "seed is 0 there and 1 here"),
-        ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
-        (
-            {"sampling": "rejection"},
-            {"sampling": "rejection", "draft_length": 2},
-            'draft_length is "auto" there and 2 here',
-        ),
-        (
-            {"sampling": "rejection"},
-            {"sampling": "rejection", "confidence_threshold": 0.5},
-            "confidence_threshold is 0.0 there and 0.5 here",
-        ),
-        (
-            {"max_tokens": 5},
-            {"system_prompt": "Hi.", "max_tokens": 6},
-            'system_prompt is null there and "Hi." here; max_tokens is 5 there and 6 here',
-        ),
-    ],
-)
+REFUSED = [  # options before, options after, what is said
+    ({"max_tokens": 5}, {"max_tokens": 6}, "max_tokens is 5 there and 6 here"),
+    ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
+    ({}, {"prompt_column": "id"}, 'prompt_column is "prompt" there and "id" here'),
+    ({}, {"messages_column": "m"}, 'messages_column is "messages" there and "m" here'),
+    ({}, {"template": "{{id}}"}, 'template is null there and "{{id}}" here'),
+    ({}, {"on_overflow": "skip"}, 'on_overflow is "error" there and "skip" here'),
+    ({}, {"keep": ("id",)}, 'keep is [] there and ["id"] here'),
+    ({}, {"drop": ("id",)}, 'drop is [] there and ["id"] here'),
+    ({}, {"output_column": "x"}, 'output_column is null there and "x" here'),
+    ({}, {"format": "openai"}, 'format is "rows" there and "openai" here'),
+    ({}, {"output_prefix": "o_"}, 'output_prefix is "" there and "o_" here'),
+    ({"temperature": 0.5}, {"temperature": 1}, "temperature is 0.5 there and 1 here"),
+    ({}, {"top_p": 0.9}, "top_p is 1.0 there and 0.9 here"),
+    ({}, {"top_k": 5}, "top_k is 0 there and 5 here"),
+    ({}, {"min_p": 0.1}, "min_p is 0.0 there and 0.1 here"),
+    ({}, {"seed": 1}, "seed is 0 there and 1 here"),
+    ({}, {"mode": "fast"}, 'mode is "exact" there and "fast" here'),
+    ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
+    (
+        {"sampling": "rejection"},
+        {"sampling": "rejection", "draft_length": 2},
+        'draft_length is "auto" there and 2 here',
+    ),
+    (
+        {"sampling": "rejection"},
+        {"sampling": "rejection", "confidence_threshold": 0.5},
+        "confidence_threshold is 0.0 there and 0.5 here",
+    ),
+    (
+        {"max_tokens": 5},
+        {"system_prompt": "Hi.", "max_tokens": 6},
+        'system_prompt is null there and "Hi." here; max_tokens is 5 there and 6 here',
+    ),
+]
+FREE = [  # options that change no row
+    *({"slots": 2}, {"draft_length": 0}, {"confidence_threshold": 0.5}, {"no_prefix_cache": True}),
+    *({"drafter": "d"}, {"drafter_bits": 4}, {"trust_remote_code": True}),
+    *({"verify_greedy": "50%"}, {"max_mismatches": 2}, {"log_confidence": True}),
+    *({"fsync_every": 2}, {"grace": 1.0}, {"max_runtime": "1h"}),
+    *({"report_by": "id"}, {"resume": "always"}, {"retry_failed": True}),
+    {"retry_where": ("status=errored",)},
+]
+REFUSED_WITH_THE_MODEL = {"family", "target", "target_bits", "dtype", "thinking", "sampling"}
+SAY_WHICH_ROWS_AND_WHEN = {"inputs", "out", "limit", "samples", "overwrite", "deadline"}
+
+
+def test_every_option_is_refused_or_changes_no_row():
+    refused = {name for _, after, _ in REFUSED for name in after} | REFUSED_WITH_THE_MODEL
+    free = {name for after in FREE for name in after} | SAY_WHICH_ROWS_AND_WHEN
+    assert refused | free == {field.name for field in fields(Spec)}
+    assert refused & free == {  # the rejection rule looks at drafts
+        *("draft_length", "confidence_threshold")
+    }
+
+
+@pytest.mark.parametrize(("before", "after", "said"), REFUSED)
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_job_with_other_options_is_refused_with_both_values(
     folder, before, after, said, complete
@@ -118,11 +140,24 @@ def test_a_job_with_other_options_is_refused_with_both_values(
     )
 
 
-@pytest.mark.parametrize("name", ["target", "tokenizer", "chat_template"])
-def test_another_model_is_refused(folder, name):
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("target", '"t0"'), ("tokenizer", '"k0"'), ("chat_template", '"c0"'), ("numerics", "null")],
+)
+def test_another_model_is_refused(folder, name, there):
     stop_after(folder, 1)
-    with pytest.raises(ResumeMismatch, match=f'{name} is ".0" there and "new" here'):
+    with pytest.raises(ResumeMismatch, match=f'{name} is {there} there and "new" here') as error:
         start(folder, opener=fake_opener(**{name: "new"}))
+    assert error.value.exit_code == 4
+
+
+def test_another_length_of_the_context_is_refused(folder):
+    def opener(spec, manifest):
+        return fake_opener()(spec, manifest)._replace(context_length=99)
+
+    stop_after(folder, 1)
+    with pytest.raises(ResumeMismatch, match="context_length is 400 there and 99 here"):
+        start(folder, opener=opener)
 
 
 def test_a_target_with_other_bits_is_refused(folder):
@@ -175,19 +210,7 @@ def test_another_drafter_is_refused_where_answers_depend_on_drafts(folder, compl
         start(folder, opener=fake_opener(drafter_bits="4 bits"), drafter_bits=4, **rejection)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"slots": 2},
-        {"draft_length": 0},
-        {"drafter": "d"},
-        {"drafter_bits": 4},
-        {"fsync_every": 2},
-        {"confidence_threshold": 0.5},
-        {"verify_greedy": "50%"},
-        {"max_mismatches": 2},
-    ],
-)
+@pytest.mark.parametrize("change", FREE)
 def test_what_changes_no_row_may_change(folder, change):
     stop_after(folder, 2)
     assert start(folder, opener=fake_opener(drafter="d9"), **change).resumed == 2
@@ -319,6 +342,7 @@ def fresh_output(folder):
         (("d", "c", "b", "a"), []),
         (("a", "B", "c", "d"), ["id-B"]),
         (("a", "a", "b"), ["id-a"]),
+        (("w", "x"), ["id-w", "id-x"]),
     ],
 )
 def test_an_edited_input_keeps_the_rows_of_unchanged_records(folder, edited, to_run):
