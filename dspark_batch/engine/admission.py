@@ -162,8 +162,7 @@ class Admission:
         return len(begun) == len(requests)
 
     def _end_wave(self, filled: Prefilled) -> None:
-        positions = mx.zeros(len(self._begun), dtype=mx.int32)
-        first = rule_of(self._sampling, self._begun, positions).first(filled.logits)
+        first = rule_of(self._sampling, self._begun).first(filled.logits)
         finite = mx.isfinite(filled.logits).all(axis=-1)
         mx.async_eval(first, finite)
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):

@@ -55,14 +55,9 @@ class Clock:
         """Somebody else had the device for so long, since the round began."""
         self._began += seconds
 
-    @property
-    def wants_parts(self) -> bool:
-        """Whether the next round is a sample, unless prompts go along."""
-        return self.rounds >= self._next_sample
-
     def begin_parts(self, *left: mx.array) -> None:
         """The parts of the round begin; `left` is what may still run of the one before."""
-        if self.wants_parts and not self._has_prompts:
+        if self.rounds >= self._next_sample and not self._has_prompts:
             self._is_sample = True
             self.sampled_rounds += 1
             self._next_sample = self.rounds + min(self.rounds, _SAMPLE_EVERY)

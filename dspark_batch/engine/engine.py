@@ -39,7 +39,6 @@ from dspark_batch.types import Completion, Failure, Gauge, Item, Outcome, Reques
 
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
-_IS_CPU = mx.default_device() == mx.Device(mx.cpu)
 
 
 def _always(item: Item) -> bool:
@@ -57,22 +56,6 @@ class _Round(NamedTuple):
     finite: mx.array  # [S, 1 + l], by verified position: are the logits numbers?
     confidence: mx.array  # [S, K], or [S, 0] if it is not logged
     is_sane: mx.array  # [S], were the drafts chosen from numbers?
-
-
-class _Flight(NamedTuple):
-    """A round that the host has not read."""
-
-    sequences: list[Sequence | None]  # by slot, as they sat at the launch
-    given: _Round
-    num_drafts: int
-
-
-class _Drafted(NamedTuple):
-    """Drafts for all slots as they sat at some time."""
-
-    proposed: Proposed
-    rule: Rule
-    changes: int  # of the slots, until then
 
 
 class _Step(NamedTuple):
@@ -102,8 +85,6 @@ class Engine:
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
-        drafts_ahead: the next drafts are sent to the device before the host reads a round, and made
-            anew if somebody enters then; None: on a GPU.
 
     Raises:
         UsageError: draft_length is more than the drafter's block, there is no confidence head, or
@@ -123,7 +104,6 @@ class Engine:
         curve: StepCurve | None = None,
         most_positions: int | None = None,
         prefix_positions: int = _PREFIX_POSITIONS,
-        drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
         if self._draft_length > 0 and not pair.drafter.has_confidence:
@@ -147,8 +127,6 @@ class Engine:
             )
         self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
-        self._drafts_ahead = not _IS_CPU if drafts_ahead is None else drafts_ahead
-        self._flight: _Flight | None = None
         self._clock = Clock()
         self._admission = Admission(
             self._passes,
@@ -177,19 +155,20 @@ class Engine:
         pending, window = iter(stream), self._admission.window
         while True:
             yield from window.fill(pending)
-            drafted = self._draft() if self._may_draft_ahead() else None
-            yield from self._hand_over()
-            self._commit()
             self._clock.begin()
             if not self._admission.run(may_begin):
                 pending = iter(())
             self._slots.shrink()
             if self._slots.active:
-                self._verify(drafted)
-            elif self._admission.is_idle and not (self._ended or window):
-                return
+                launched = self._launch()
+                yield from self._hand_over()  # while the device runs
+                yield from window.fill(pending)
+                self._commit(self._wait(launched))
             else:
                 self._clock.wait()
+                yield from self._hand_over()
+                if self._admission.is_idle and not window:
+                    return
 
     def gauge(self) -> Gauge:
         """Tell how full it is, and what it has spent."""
@@ -231,56 +210,41 @@ class Engine:
         self._ended.append((sequence, failure))
         return False
 
-    def _may_draft_ahead(self) -> bool:
-        """Whether a round runs behind which the next drafts can be made."""
-        return self._drafts_ahead and self._flight is not None and not self._clock.wants_parts
-
-    def _draft(self) -> _Drafted:
-        """Send the drafter's pass over all slots to the device."""
+    def _launch(self) -> _Round:
+        """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
         slots.fit(self._pace.draft_length)
-        rule = rule_of(self._sampling, slots.sequences, slots.next_positions())
-        self._clock.begin_parts(slots.anchors, *slots.context.arrays())
+        rule = rule_of(self._sampling, slots.sequences)
+        anchors = slots.anchors
+        self._clock.begin_parts(anchors, *slots.context.arrays())
         proposed = self._propose(rule)
-        mx.async_eval(proposed.tokens)  # it runs while the host prepares the target's pass
+        mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
         self._clock.drafted(proposed.tokens, proposed.is_sane)
-        return _Drafted(proposed, rule, slots.changes)
-
-    def _verify(self, drafted: _Drafted | None) -> None:
-        """Send the target's pass over all slots to the device, and move on to the new anchors.
-
-        Drafts for slots that are no longer the same are made anew.
-        """
-        slots = self._slots
-        if drafted is None or drafted.changes != slots.changes:
-            drafted = self._draft()
-        proposed, rule, _ = drafted
         drafts, verify_len = self._choose_verified(proposed)
-        anchors, num_drafts = slots.anchors, drafts.shape[1]
+        num_drafts = drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
         verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
         self._clock.verified(*verified)
         self._extend(verified.features)
         self._clock.drafted(*slots.context.arrays())
-        slots.keep(verified.accepted, verified.bonus, num_drafts)
+        slots.keep(verified.accepted, verified.bonus)
         confidence = proposed.confidence if self._log_confidence else drafts[:, :0]
-        given = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
+        launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
         self._clock.launch(len(slots.active))
-        mx.async_eval(*given, slots.cache.arrays(), slots.context.arrays())
-        self._flight = _Flight(list(slots.sequences), given, num_drafts)
+        mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
+        return launched
 
-    def _commit(self) -> None:
-        """Wait for the round, commit it to all sequences, free the slots of those that ended."""
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return
-        mx.eval(*flight.given)
+    def _wait(self, launched: _Round) -> _Step:
+        """Wait for a round."""
+        mx.eval(*launched)
         self._clock.end()
-        step = _Step(*(array.tolist() for array in flight.given))
-        self._slots.read(flight.num_drafts)
-        ended: list[Sequence] = []
-        for slot, sequence in enumerate(flight.sequences):
+        return _Step(*(array.tolist() for array in launched))
+
+    def _commit(self, step: _Step) -> None:
+        """Commit a round to all sequences; free the slots of those that ended."""
+        ended: list[int] = []
+        for slot, sequence in enumerate(self._slots.sequences):
             if sequence is None:
                 continue
             try:
@@ -291,7 +255,7 @@ class Engine:
             if self._goes_on(sequence, failure):
                 self._acceptance.add(step.accepted[slot], step.verify_len[slot])
             else:
-                ended.append(sequence)
+                ended.append(slot)
         self._slots.release(ended)
         self._choose_pace()
 

@@ -139,9 +139,6 @@ def _compiled(over: OverCache) -> OverCache:
     run = mx.compile(pure)
 
     def compiled(cache: RaggedCache, tokens: mx.array) -> Arrays:
-        # What comes before goes to the device first: CUDA replays a pass as the graphs that it made
-        # of it before only if they are cut at the same places, so it must begin with one.
-        mx.async_eval(tokens, cache.arrays())
         extent = (len(cache.layers), cache.capacity, cache.folds)
         results, buffers = run(tokens, cache.lengths, cache.buffers(), *extent)
         cache.replace(buffers)  # nobody else holds the old ones, so none is copied

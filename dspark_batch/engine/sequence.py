@@ -15,7 +15,6 @@ class Sequence:
         finish_reason: None while more may come.
         fallback: why it is decoded plainly; None while the drafter serves it.
         num_cached: prompt tokens that came from the prefix cache.
-        slot: where it decodes; None: it waits, or has ended.
     """
 
     def __init__(
@@ -29,7 +28,6 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.fallback: str | None = None
         self.num_cached = 0
-        self.slot: int | None = None
         self._stop_ids = stop_ids | request.sampling.stop_ids
         self._stop_strings = stop_strings
         self._accept_lengths: list[int] = []
@@ -40,18 +38,22 @@ class Sequence:
         self._seated_s = self._last_token_s = self._admitted_s
 
     @property
+    def position(self) -> int:
+        """The answer position that comes next."""
+        return len(self.token_ids)
+
+    @property
     def cached_len(self) -> int:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
-        return len(self.request.prompt_ids) + len(self.token_ids) - 1
+        return len(self.request.prompt_ids) + self.position - 1
 
     def begin(self, token: int) -> None:
         """Commit the first token, which prefill gives."""
         self._seated_s = self._last_token_s = time.perf_counter()
         self._commit([token])
 
-    def seat(self, slot: int) -> None:
+    def seat(self) -> None:
         """Begin to decode in a slot."""
-        self.slot = slot
         self._seated_s = time.perf_counter()
 
     def advance(

@@ -28,7 +28,6 @@ class Slots:
         cache: the target's.
         context: the drafter's.
         anchors: [S] int32.
-        changes: how often others than before sat in some slot.
     """
 
     def __init__(self, pair: Pair, shapes: Shapes, widest: int) -> None:
@@ -39,8 +38,6 @@ class Slots:
         self.cache = RaggedCache(pair.target.num_caches, 0, folds=shapes.folds)
         self.context = RaggedCache(pair.drafter.num_layers, 0, folds=shapes.folds)
         self.anchors = mx.zeros(0, dtype=mx.int32)
-        self.changes = 0
-        self._unread = 0  # tokens that a slot may hold beyond what its sequence knows
 
     @property
     def active(self) -> list[Sequence]:
@@ -78,19 +75,16 @@ class Slots:
         self.context.insert(slots, filled.context, chosen, lengths)
         self.anchors[mx.array(slots)] = mx.array([s.token_ids[-1] for s in newcomers])
         for slot, sequence in zip(slots, newcomers, strict=True):
-            sequence.seat(slot)
+            sequence.seat()
             self.sequences[slot] = sequence
-        self.changes += 1
 
-    def release(self, ended: ListLike[Sequence]) -> None:
-        """Free the slots of some sequences."""
-        if not ended:
-            return
-        slots = [sequence.slot for sequence in ended]
-        self.cache.clear(slots)
-        self.context.clear(slots)
-        for slot, sequence in zip(slots, ended, strict=True):
-            self.sequences[slot], sequence.slot = None, None
+    def release(self, slots: ListLike[int]) -> None:
+        """Free some slots."""
+        if slots:
+            self.cache.clear(slots)
+            self.context.clear(slots)
+        for slot in slots:
+            self.sequences[slot] = None
 
     def shrink(self) -> None:
         """Give back slots and room that nobody needs, if it is a good part of them."""
@@ -102,26 +96,16 @@ class Slots:
         if 4 * slots <= 3 * len(self.sequences) or 4 * room <= self.cache.capacity:
             self._resize(slots, room)
 
-    def next_positions(self) -> mx.array:
-        """Give the answer positions that the next round decides first, [S] int32."""
-        prompts = [len(s.request.prompt_ids) if s else 0 for s in self.sequences]
-        return self.cache.lengths - mx.array(prompts, dtype=mx.int32) + 1
-
-    def keep(self, accepted: mx.array, bonus: mx.array, num_drafts: int) -> None:
+    def keep(self, accepted: mx.array, bonus: mx.array) -> None:
         """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""
-        self._unread += 1 + num_drafts
         is_active = mx.array([sequence is not None for sequence in self.sequences])
         counts = mx.where(is_active, accepted + 1, 0)
         self.cache.keep(counts)
         self.context.keep(counts)
         self.anchors = bonus
 
-    def read(self, num_drafts: int) -> None:
-        """The sequences know the round that was kept."""
-        self._unread -= 1 + num_drafts
-
     def _longest(self) -> int:
-        return max(sequence.cached_len for sequence in self.active) + self._unread
+        return max(sequence.cached_len for sequence in self.active)
 
     def _room(self, cached_len: int) -> int:
         """Say how many positions a slot needs for a round: the pass, or the drafter's block."""
@@ -140,6 +124,3 @@ class Slots:
         where = mx.array(kept, dtype=mx.int32)
         self.anchors = mx.pad(self.anchors[where], (0, slots - len(kept)))
         self.sequences = [self.sequences[slot] for slot in kept] + [None] * (slots - len(kept))
-        for slot, sequence in enumerate(self.active):
-            sequence.slot = slot
-        self.changes += 1
