@@ -7,6 +7,7 @@ import mlx.core as mx
 
 # Rounds. The first ones compile passes; a sample loses what a round gains by being queued.
 _FIRST_SAMPLE, _SAMPLE_EVERY = 16, 64
+_AT_ONCE_S = 1e-4  # a round that comes so quickly was over before the host asked for it
 
 
 class Clock:
@@ -22,7 +23,8 @@ class Clock:
     Attributes:
         round_s: seconds in rounds.
         prefill_s: seconds that rounds took longer than the one before because prompts went along.
-        idle_s: seconds in which the host prepared rounds; the device was idle in them at most.
+        idle_s: seconds in which the device may have had nothing to do, at most: while the host
+            prepared a round, and behind a round that was over before the host asked for it.
         draft_s: seconds of the samples in the drafter, its context included.
         verify_s: seconds of the samples in the target.
         sampled_rounds: that were timed part by part.
@@ -38,11 +40,11 @@ class Clock:
         self._has_prompts = self._is_sample = False
         self._next_sample = _FIRST_SAMPLE
         self._now = now
-        self._began = self._part_began = now()
+        self._began = self._part_began = self._launched = self._asked = now()
         self._waited_s = 0.0  # for the parts of this round
 
     def begin(self) -> None:
-        """The host begins to prepare a round."""
+        """The time of the next round begins; with the end of a round it does so by itself."""
         self._began = self._now()
         self._has_prompts = self._is_sample = False
         self._waited_s = 0.0
@@ -54,6 +56,7 @@ class Clock:
     def leave_out(self, seconds: float) -> None:
         """Somebody else had the device for so long, since the round began."""
         self._began += seconds
+        self._launched += seconds
 
     def begin_parts(self, *left: mx.array) -> None:
         """The parts of the round begin; `left` is what may still run of the one before."""
@@ -75,7 +78,8 @@ class Clock:
 
     def launch(self, num_active: int) -> None:
         """The device gets the round."""
-        self.idle_s += self._now() - self._began - self._waited_s
+        self._launched = self._now()
+        self.idle_s += self._launched - self._began - self._waited_s
         self.rounds += 1
         self.slot_rounds += num_active
 
@@ -84,16 +88,24 @@ class Clock:
         if self._has_prompts:
             self.prefill_s += self._now() - self._began
 
+    def ask(self) -> None:
+        """The host has nothing else to do, and wants the round."""
+        self._asked = self._now()
+
     def end(self) -> None:
         """The round is over."""
-        total = self._now() - self._began
+        over = self._now()
+        if over - self._asked < _AT_ONCE_S:
+            self.idle_s += self._asked - self._launched
+        total = over - self._began
         if not self._has_prompts:
             self.round_s += total
             if not self._is_sample:
                 self._usual_s = total
-            return
-        self.round_s += min(total, self._usual_s)
-        self.prefill_s += max(0.0, total - self._usual_s)
+        else:
+            self.round_s += min(total, self._usual_s)
+            self.prefill_s += max(0.0, total - self._usual_s)
+        self.begin()
 
     def _part(self, results: tuple[mx.array | None, ...]) -> float:
         """Wait for a part of the round; return what it took since the part before, in seconds."""

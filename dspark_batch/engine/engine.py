@@ -153,9 +153,9 @@ class Engine:
                 flight is finished and nothing more is begun.
         """
         pending, window = iter(stream), self._admission.window
+        self._clock.begin()
         while True:
             yield from window.fill(pending)
-            self._clock.begin()
             if not self._admission.run(may_begin):
                 pending = iter(())
             self._slots.shrink()
@@ -167,6 +167,7 @@ class Engine:
             else:
                 self._clock.wait()
                 yield from self._hand_over()
+                self._clock.begin()
                 if self._admission.is_idle and not window:
                     return
 
@@ -237,6 +238,7 @@ class Engine:
 
     def _wait(self, launched: _Round) -> _Step:
         """Wait for a round."""
+        self._clock.ask()
         mx.eval(*launched)
         self._clock.end()
         return _Step(*(array.tolist() for array in launched))

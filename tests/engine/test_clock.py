@@ -192,3 +192,19 @@ def test_with_two_samples_nobody_knows_the_parts(monkeypatch):
     assert gauge.sampled_rounds == 2
     assert gauge.round_s > 0
     assert (gauge.draft_s, gauge.verify_s) == (None, None)
+
+
+@pytest.mark.parametrize(("round_s", "idle_s"), [(0.0, 3.0 + 5.0), (0.5, 3.0)])
+def test_behind_a_round_that_was_over_early_the_device_may_have_been_idle(time, round_s, idle_s):
+    clock = Clock(time)
+    clock.begin()
+    time.seconds += 3.0  # the host prepares
+    clock.launch(1)
+    time.seconds += 5.0  # the host has other work, while the device runs
+    clock.ask()
+    time.seconds += round_s
+    clock.end()
+    assert clock.idle_s == idle_s
+    time.seconds += 1.0  # the host commits, and prepares
+    clock.launch(1)
+    assert clock.idle_s == idle_s + 1.0
