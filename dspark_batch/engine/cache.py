@@ -118,12 +118,15 @@ class RaggedCache:
         mx.eval(arrays)  # or they would hold the whole buffers
         return arrays
 
-    def begin_with(self, beginnings: Sequence[Parts], lengths: Sequence[int]) -> None:
+    def begin_with(
+        self, beginnings: Sequence[Parts], lengths: Sequence[int], first: int = 0
+    ) -> None:
         """Begin slots, for which room is reserved, with what `part` copied.
 
         Args:
             beginnings: for each slot the parts of its beginning, in order; none for an empty slot.
             lengths: the positions of each slot's parts together.
+            first: of the arrays of a part that are this cache's.
         """
         self.lengths = mx.array(lengths, dtype=mx.int32)
         if not self.layers or not any(beginnings):
@@ -140,9 +143,9 @@ class RaggedCache:
         position = mx.arange(self.capacity)
         index = mx.array([starts[key] for key in keys])[:, None] + position
         index = mx.where(position < self.lengths[:, None], index, 0)[:, None]
-        for number, layer in enumerate(self.layers):
-            layer.keys = _taken([run[2 * number] for run in runs], index)
-            layer.values = _taken([run[2 * number + 1] for run in runs], index)
+        for at, layer in enumerate(self.layers):
+            layer.keys = _taken([run[first + 2 * at] for run in runs], index)
+            layer.values = _taken([run[first + 2 * at + 1] for run in runs], index)
 
     def arrays(self) -> list[mx.array]:
         """List the arrays to evaluate after a step, so that no graph grows over rounds."""
