@@ -1,14 +1,15 @@
 """What the host costs: items per second through the engine and through a whole job, no real model.
 
-    python -m benchmarks.host [--items 20000] [--job-items 100000] [--slots 64] [--fsync-every 1]
+    python -m benchmarks.host [--items 20000] [--job-items 100000] [--slots 256] [--fsync-every 1]
                               [--profile] [--parts engine job rows]
 
 `engine`: `Engine.generate` over requests in memory, with a target that computes next to nothing
 (one cache layer of one number, a vocabulary of 16), by tokens per answer. What MLX takes to build
-and run its few operations is part of it. `job`: a whole `run`, read, map, generate, append, finish,
-with that engine and one-token answers; `rows`: the same with answers made in Python, so it is the
-job half alone. Memory is the process's own, read every tenth of the rows: `growth_mb` is what came
-on top between the second reading and the last.
+and run its few operations is part of it: on a CPU some 15 microseconds for each, however small, so
+there are many slots. `cpu_us_per_item` is what all threads of the process took together. `job`: a
+whole `run`, read, map, generate, append, finish, with that engine and one-token answers; `rows`:
+the same with answers made in Python, so it is the job half alone. Memory is the process's own, read
+every tenth of the rows: `growth_mb` is what came on top between the second reading and the last.
 
 `--profile` prints where the host's time went to stderr. One JSON line.
 """
@@ -37,6 +38,7 @@ from dspark_batch.types import Completion, Item, Request
 VOCABULARY = 16
 IDENTITY = dict.fromkeys(("target", "tokenizer", "chat_template", "drafter", "dtype"), "null")
 AT_LEAST = 20_000  # items per second
+PROMPTS = [tuple((index + k) % VOCABULARY for k in range(4 + index % 12)) for index in range(48)]
 MOST_GROWTH_MB = 2.0  # whatever the number of items
 
 
@@ -98,8 +100,7 @@ def requests(count, max_tokens):
     """Make requests one after the other."""
     for index in range(count):
         item = Item(index, str(index), f"{index:032x}", f"benchmark:{index}")
-        prompt = tuple((index + k) % VOCABULARY for k in range(4 + index % 12))
-        yield Request(item, prompt, max_tokens)
+        yield Request(item, PROMPTS[index % len(PROMPTS)], max_tokens)
 
 
 def memory_bytes():
@@ -138,17 +139,20 @@ def engine_part(options):
         items = max(options.slots, options.items // max_tokens)
         engine, memory = null_engine(options.slots), Memory(items)
         list(engine.generate(requests(options.slots, max_tokens)))
-        before, began, done = engine.gauge(), time.perf_counter(), 0
+        before, done = engine.gauge(), 0
+        began, cpu_began = time.perf_counter(), time.process_time()
         for outcome in engine.generate(requests(items, max_tokens)):
             if not isinstance(outcome, Completion):
                 raise SystemExit(f"host: {outcome.message}")
             done += 1
             memory.at(done)
-        seconds, gauge = time.perf_counter() - began, engine.gauge()
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+        gauge = engine.gauge()
         found[f"{max_tokens} tokens"] = {
             "items": done,
             "items_per_s": round(done / seconds, 1),
             "us_per_item": round(1e6 * seconds / done, 1),
+            "cpu_us_per_item": round(1e6 * cpu_s / done, 1),
             "prefill_share": round((gauge.prefill_s - before.prefill_s) / seconds, 3),
             "round_share": round((gauge.round_s - before.round_s) / seconds, 3),
             **memory.told(),
@@ -212,7 +216,7 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--job-items", type=int, default=100_000)
-    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--fsync-every", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()

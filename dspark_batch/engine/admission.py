@@ -163,7 +163,7 @@ class Admission:
 
     def _end_wave(self, filled: Prefilled) -> None:
         first = rule_of(self._sampling, self._begun).first(filled.logits)
-        finite = mx.isfinite(filled.logits).all(axis=-1)
+        finite = (mx.abs(filled.logits) < mx.inf).all(axis=-1)
         mx.async_eval(first, finite)
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
             sequence.num_cached = num_cached
@@ -174,6 +174,8 @@ class Admission:
     def _fits(self) -> Callable[[Request], bool]:
         """Make what tells whether one more request fits beside those that it was told of."""
         limit, active = self._most_positions, self._slots.active
+        if limit is None:
+            return lambda request: True
         waiting = [s for wave in self._through + self._ready for _, s in wave.sequences]
         planned = [sequence.request for sequence in active + waiting]
 
@@ -184,7 +186,7 @@ class Admission:
         def fits(request: Request) -> bool:
             is_alone = not planned
             planned.append(request)
-            if limit is None or is_alone or positions() <= limit:
+            if is_alone or positions() <= limit:
                 return True
             planned.pop()
             return False

@@ -118,20 +118,34 @@ class RaggedCache:
         mx.eval(arrays)  # or they would hold the whole buffers
         return arrays
 
-    def begin_with(self, beginnings: Sequence[Parts], lengths: Sequence[int]) -> None:
+    def begin_with(
+        self, beginnings: Sequence[Parts], lengths: Sequence[int], first: int = 0
+    ) -> None:
         """Begin slots, for which room is reserved, with what `part` copied.
 
         Args:
             beginnings: for each slot the parts of its beginning, in order; none for an empty slot.
             lengths: the positions of each slot's parts together.
+            first: of the arrays of a part that are this cache's.
         """
         self.lengths = mx.array(lengths, dtype=mx.int32)
-        like = next((parts[0] for parts in beginnings if parts), None)
-        if like is None or not self.layers:
+        if not self.layers or not any(beginnings):
             return
-        for number, layer in enumerate(self.layers):
-            layer.keys = _begun(beginnings, 2 * number, self.capacity, like)
-            layer.values = _begun(beginnings, 2 * number + 1, self.capacity, like)
+        runs: list[Sequence[mx.array]] = []  # of all beginnings, each once, behind a blank position
+        starts: dict[tuple[int, ...], int] = {}  # the parts of a beginning -> its first position
+        keys = [tuple(id(part[0]) for part in parts) for parts in beginnings]
+        end = 1
+        for key, parts, length in zip(keys, beginnings, lengths, strict=True):
+            if key not in starts:
+                starts[key] = end
+                end += length
+                runs += parts
+        position = mx.arange(self.capacity)
+        index = mx.array([starts[key] for key in keys])[:, None] + position
+        index = mx.where(position < self.lengths[:, None], index, 0)[:, None]
+        for at, layer in enumerate(self.layers):
+            layer.keys = _taken([run[first + 2 * at] for run in runs], index)
+            layer.values = _taken([run[first + 2 * at + 1] for run in runs], index)
 
     def arrays(self) -> list[mx.array]:
         """List the arrays to evaluate after a step, so that no graph grows over rounds."""
@@ -231,16 +245,7 @@ def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -
     return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
 
 
-def _begun(
-    beginnings: Sequence[Parts], number: int, capacity: int, like: Sequence[mx.array]
-) -> mx.array:
-    """Build one buffer, [S, KV, capacity, D]; slots that begin alike share a concatenation."""
-    built: dict[tuple[int, ...], mx.array] = {}
-    for parts in beginnings:
-        arrays = [part[number] for part in parts] or [like[number][:, :0]]
-        key = tuple(map(id, arrays)) if parts else ()
-        if key not in built:
-            joined = mx.concatenate(arrays, axis=1)
-            built[key] = mx.pad(joined, [(0, 0), (0, capacity - joined.shape[1]), (0, 0)])
-    keys = [tuple(id(part[number]) for part in parts) for parts in beginnings]
-    return mx.stack([built[key] for key in keys])
+def _taken(runs: Sequence[mx.array], index: mx.array) -> mx.array:
+    """Take positions [S, 1, T] of runs [KV, T, D], one behind the other; position 0 is blank."""
+    joined = mx.concatenate([mx.zeros_like(runs[0][:, :1]), *runs], axis=1)
+    return joined[mx.arange(joined.shape[0])[:, None], index]

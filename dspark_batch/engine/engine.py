@@ -254,10 +254,10 @@ class Engine:
                 failure = None if is_finite else _not_finite(sequence)
             except _Undecodable as error:
                 failure = _undecodable(sequence, error)
-            if self._goes_on(sequence, failure):
-                self._acceptance.add(step.accepted[slot], step.verify_len[slot])
-            else:
+            if not self._goes_on(sequence, failure):
                 ended.append(slot)
+            elif self._curve is not None:
+                self._acceptance.add(step.accepted[slot], step.verify_len[slot])
         self._slots.release(ended)
         self._choose_pace()
 

@@ -162,8 +162,6 @@ class _Filling:
 
 def _begun(cache: RaggedCache, room: int, found: Sequence[Prefix], first: int) -> RaggedCache:
     """Begin a cache with its arrays of what is stored, from the first of them on."""
-    arrays = 2 * len(cache.layers)
     cache.reserve(room)
-    parts = [[part[first : first + arrays] for part in prefix.parts] for prefix in found]
-    cache.begin_with(parts, [prefix.length for prefix in found])
+    cache.begin_with([prefix.parts for prefix in found], [prefix.length for prefix in found], first)
     return cache

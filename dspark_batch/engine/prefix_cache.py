@@ -47,9 +47,12 @@ class PrefixCache:
 
     def num_shared(self, chunks: Chunks) -> int:
         """Count the chunks with which another prompt begins too, as many as can be stored."""
-        most = min(len(chunks), self._most // CHUNK)
-        shared = (n for n in range(most) if self._prompts.get(chunks[n], 0) < 2)
-        return next(shared, most)
+        num_shared = 0
+        for chunk in chunks[: self._most // CHUNK]:
+            if self._prompts.get(chunk, 0) < 2:
+                break
+            num_shared += 1
+        return num_shared
 
     def find(self, ids: Ids) -> Prefix:
         """Find the longest stored beginning of some tokens."""
@@ -137,6 +140,6 @@ def chunks_of(ids: Ids) -> Chunks:
     """Hash every beginning of whole chunks that leaves at least one token of a prompt."""
     hashes, so_far = [], 0
     for at in range(0, (len(ids) - 1) // CHUNK * CHUNK, CHUNK):
-        so_far = hash((so_far, *ids[at : at + CHUNK]))
+        so_far = hash((so_far, tuple(ids[at : at + CHUNK])))
         hashes.append(so_far)
     return tuple(hashes)

@@ -104,17 +104,14 @@ class Sequence:
         return self.token_ids[:-1] if ended else self.token_ids
 
     def _commit(self, tokens: list[int]) -> int:
-        room = self.request.max_tokens - len(self.token_ids)
+        room, strings = self.request.max_tokens - len(self.token_ids), self._stop_strings
         stayed = 0
         for token in tokens[:room]:
             self.token_ids.append(token)
             stayed += 1
-            if token in self._stop_ids or self._completes_stop_string(token):
+            if token in self._stop_ids or (strings is not None and strings.add(token)):
                 self.finish_reason = "stop"
                 return stayed
         if stayed == room:
             self.finish_reason = "length"
         return stayed
-
-    def _completes_stop_string(self, token: int) -> bool:
-        return self._stop_strings is not None and self._stop_strings.add(token)

@@ -11,10 +11,10 @@ _IS_CPU = mx.default_device() == mx.Device(mx.cpu)
 
 Shape = tuple[int, int]  # slots and width of a pass
 
-# Of a prefill pass without a class: width, which keeps its scores small; tokens; prompts. A GPU
-# compiles for each pass, so there widths come in steps, as slots do.
-_FREE_WIDTH, _FREE_TOKENS, _FREE_PROMPTS = 256, 2048, 64
-_FREE_STEP = 1 if _IS_CPU else 32
+# Of a prefill pass without a class: width, which keeps its scores small, and tokens. A GPU compiles
+# for each pass, so there widths come in steps, as slots do; a pass is no narrower than a step.
+_FREE_WIDTH, _FREE_TOKENS = 256, 2048
+_FREE_STEP, _FREE_PROMPTS = (1, _FREE_TOKENS // 8) if _IS_CPU else (32, _FREE_TOKENS // 32)
 
 
 @dataclass(frozen=True, slots=True)

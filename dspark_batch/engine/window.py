@@ -1,6 +1,7 @@
 """The look-ahead window: a few requests that are ready, and which of them go next."""
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from dspark_batch.engine.prefix_cache import Chunks, PrefixCache, chunks_of
@@ -31,6 +32,7 @@ class Window:
         self._patience = 4 * size  # departures
         self._prefixes = prefixes
         self._waiting: list[_Waiting] = []
+        self._is_ordered = True  # since the last one came
         self._arrivals = self._departures = 0
 
     def __len__(self) -> int:
@@ -50,10 +52,14 @@ class Window:
     def take(self, most: int, fits: Callable[[Request], bool]) -> list[Request]:
         """Take out the next requests that fit, in the order in which they should run."""
         taken: list[_Waiting] = []
-        for waiting in sorted(self._waiting, key=self._order()):
-            if len(taken) < most and fits(waiting.request):
+        if not self._is_ordered:
+            self._order()
+        for waiting in self._waiting:
+            if len(taken) == most:
+                break
+            if fits(waiting.request):
                 taken.append(waiting)
-            elif self._is_impatient(waiting):
+            elif waiting.arrival < self._late:
                 break
         arrivals = {waiting.arrival for waiting in taken}
         self._waiting = [w for w in self._waiting if w.arrival not in arrivals]
@@ -69,21 +75,24 @@ class Window:
         self._prefixes.expect(chunks)
         self._waiting.append(_Waiting(request, self._arrivals, chunks))
         self._arrivals += 1
+        self._is_ordered = False
 
-    def _order(self) -> Callable[[_Waiting], tuple[bool, int, int, int]]:
-        """Make the sort key: the impatient, then group by group, each from long to short."""
+    @property
+    def _late(self) -> int:
+        """The arrivals before this one are impatient."""
+        return self._departures - self._patience
+
+    def _order(self) -> None:
+        """Sort: the impatient, then group by group, each from long to short."""
+        late = self._late
         first: dict[int | None, int] = {}  # the last chunk that a group shares -> its first arrival
-        group_of: dict[int, int] = {}  # arrival -> that of its group's first
-        for waiting in self._waiting:
-            num_shared = self._prefixes.num_shared(waiting.chunks)
-            group = waiting.chunks[num_shared - 1] if num_shared else None
-            group_of[waiting.arrival] = first.setdefault(group, waiting.arrival)
-        return lambda w: (
-            not self._is_impatient(w),
-            group_of[w.arrival],
-            -len(w.request.prompt_ids) - w.request.max_tokens,
-            w.arrival,
-        )
-
-    def _is_impatient(self, waiting: _Waiting) -> bool:
-        return self._departures - waiting.arrival > self._patience
+        keyed: list[tuple[bool, int, int, int, _Waiting]] = []
+        for waiting in sorted(self._waiting, key=attrgetter("arrival")):
+            request, arrival, chunks = waiting
+            num_shared = self._prefixes.num_shared(chunks)
+            group = first.setdefault(chunks[num_shared - 1] if num_shared else None, arrival)
+            length = len(request.prompt_ids) + request.max_tokens
+            keyed.append((arrival >= late, group, -length, arrival, waiting))
+        keyed.sort()
+        self._waiting = [waiting for *_, waiting in keyed]
+        self._is_ordered = True

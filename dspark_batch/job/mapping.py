@@ -40,7 +40,8 @@ def to_request(
     try:
         question = _question(item.record, spec, earlier)
         sampling, max_tokens = choices_of(question.choices, spec, question.column)
-        sampling = replace(sampling, seed=_seed_of_turn(sampling.seed, len(earlier)))
+        if earlier:
+            sampling = replace(sampling, seed=_seed_of_turn(sampling.seed, len(earlier)))
         prompt_ids = _rendered(question.conversation, render)
         if len(prompt_ids) >= context_length and spec.on_overflow.startswith("truncate"):
             shorter = cut(
@@ -148,9 +149,7 @@ def _turns_so_far(turns: Sequence[str], earlier: Sequence[str]) -> list[Message]
 
 
 def _seed_of_turn(seed: int, turn: int) -> int:
-    """Draw each turn's answer with noise of its own."""
-    if turn == 0:
-        return seed
+    """Draw each further turn's answer with noise of its own."""
     return int.from_bytes(sha256(f"{seed}/{turn}".encode()).digest()[:8], "big")
 
 

@@ -18,7 +18,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -382,8 +382,8 @@ def _named(nameless: Item, record: dict[str, Json]) -> Item | Failure:
             "bad_record",
             f"{where}: `custom_id` is {type(given).__name__}, expected a string or an integer.",
         )
-    names = (value for value in (given, record.get("id"), index) if _is_name(value))
-    custom_id = str(*islice(names, 1))
+    name = record.get("id") if given is None else given
+    custom_id = str(name) if _is_name(name) else nameless.custom_id
     return Item(index, custom_id, nameless.digest, where, record)
 
 

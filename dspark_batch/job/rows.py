@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import TypeVar
 
 import pyarrow as pa
@@ -96,10 +97,9 @@ class Layout:
     drop: tuple[str, ...] = ()  # input columns to leave out
 
     @property
-    def our_names(self) -> dict[str, str]:
+    def our_names(self) -> Mapping[str, str]:
         """Map each of our columns to its name in the output."""
-        names = {name: self.output_prefix + name for name in ROW_SCHEMA.names}
-        return names | ({"completion": self.output_column} if self.output_column else {})
+        return _our_names(self)
 
     def clashes(self, columns: Iterable[str]) -> set[str]:
         """Find the input columns that would share a name with one of ours.
@@ -117,6 +117,12 @@ class Layout:
 
     def _has(self, column: str) -> bool:
         return column not in self.drop and (not self.keep or column in self.keep)
+
+
+@cache  # every row asks
+def _our_names(layout: Layout) -> Mapping[str, str]:
+    names = {name: layout.output_prefix + name for name in ROW_SCHEMA.names}
+    return names | ({"completion": layout.output_column} if layout.output_column else {})
 
 
 def layout_of(spec: Spec) -> Layout:

@@ -52,6 +52,20 @@ def test_those_with_the_same_beginning_go_together_from_long_to_short():
     assert take(w, 3) == [1]
 
 
+def test_a_group_that_came_first_stays_first_while_it_is_served():
+    w = window()
+    fill(
+        w,
+        request(0, (*SYSTEM, 0)),
+        request(1, (5, 5, 5)),
+        request(2, (*SYSTEM, 1, 1)),
+        request(3, (*SYSTEM, 2, 2, 2)),
+    )
+    assert take(w, 1) == [3]
+    fill(w, request(4, (6, 6)))
+    assert take(w, 4) == [2, 0, 1, 4]
+
+
 def test_what_does_not_fit_lets_others_pass_until_it_loses_patience():
     w = window(size=2)
     large = request(0, range(90))
