@@ -7,13 +7,14 @@
 Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, so
 that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
 is the program's own plan; the others are a grid of static plans in the same shape class, slots by
-draft length. With --system-tokens the prompts share a beginning, their system prompt, of at least
-so many tokens and at most one sentence more; `shared_tokens` says how many.
+draft length, as far as the class has passes for them. With --system-tokens the prompts share a
+beginning, their system prompt, of at least so many tokens and at most one sentence more;
+`shared_tokens` says how many.
 """
 
 import argparse
 import time
-from itertools import count, takewhile
+from itertools import count, product, takewhile
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -93,8 +94,8 @@ def contestants(pair, setup, work, options):
         settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
-    most = max(slots for slots, _ in setup.machine.shapes.steps)
-    grid = [(n, k) for n in options.slots if n <= most for k in options.draft_lengths]
+    plans = product(options.slots, options.draft_lengths)
+    grid = [plan for plan in plans if setup.curve.covers(*plan)]
     return {
         "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
         **{f"mlx_lm_batch_{size}": batched(size) for size in options.batch_sizes},

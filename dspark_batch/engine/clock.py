@@ -39,6 +39,7 @@ class Clock:
         self._next_sample = _FIRST_SAMPLE
         self._now = now
         self._began = self._part_began = now()
+        self._ended: float | None = None  # the round before, if the device had no pause since
         self._waited_s = 0.0  # for the parts of this round
 
     def begin(self) -> None:
@@ -54,6 +55,8 @@ class Clock:
     def leave_out(self, seconds: float) -> None:
         """Somebody else had the device for so long, since the round began."""
         self._began += seconds
+        if self._ended is not None:
+            self._ended += seconds
 
     @property
     def wants_parts(self) -> bool:
@@ -86,19 +89,26 @@ class Clock:
 
     def wait(self) -> None:
         """There was no round."""
+        self._ended = None
         if self._has_prompts:
             self.prefill_s += self._now() - self._began
 
-    def end(self) -> None:
-        """The round is over."""
-        total = self._now() - self._began
-        if not self._has_prompts:
-            self.round_s += total
-            if not self._is_sample:
-                self._usual_s = total
-            return
-        self.round_s += min(total, self._usual_s)
-        self.prefill_s += max(0.0, total - self._usual_s)
+    def end(self) -> float | None:
+        """The round is over; return its seconds, from the end of the one before.
+
+        None: prompts went along, it was a sample, or none came before.
+        """
+        now = self._now()
+        total, ended, self._ended = now - self._began, self._ended, now
+        if self._has_prompts:
+            self.round_s += min(total, self._usual_s)
+            self.prefill_s += max(0.0, total - self._usual_s)
+            return None
+        self.round_s += total
+        if self._is_sample:
+            return None
+        self._usual_s = total
+        return None if ended is None else now - ended
 
     def _part(self, results: tuple[mx.array | None, ...]) -> float:
         """Wait for a part of the round; return what it took since the part before, in seconds."""

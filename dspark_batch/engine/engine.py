@@ -25,7 +25,14 @@ from dspark_batch.engine.fallback import (
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
-from dspark_batch.engine.scheduler import Acceptance, Pace, StepCurve, next_draft_length, next_pace
+from dspark_batch.engine.scheduler import (
+    Acceptance,
+    LiveCurve,
+    Pace,
+    StepCurve,
+    next_draft_length,
+    next_pace,
+)
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
@@ -65,6 +72,7 @@ class _Flight(NamedTuple):
     sequences: list[Sequence | None]  # by slot, as they sat at the launch
     given: _Round
     num_drafts: int
+    is_usual: bool  # as many drafts as the pace asks for
 
 
 class _Drafted(NamedTuple):
@@ -139,12 +147,12 @@ class Engine:
         self._num_slots = slots
         self._passes = Passes(pair.target, pair.drafter)
         self._acceptance = Acceptance(slots)
-        self._curve = curve if draft_length is None and self._draft_length > 0 else None
+        self._costs: LiveCurve | None = None  # None: the draft length is fixed
         self._pace = Pace(self._draft_length)
-        if self._curve is not None:
-            self._pace = Pace(
-                next_draft_length(curve, self._acceptance.survival(self._draft_length), slots, 0)
-            )
+        if curve is not None and draft_length is None and self._draft_length > 0:
+            self._costs = LiveCurve(curve)
+            survival = self._acceptance.survival(self._draft_length)
+            self._pace = Pace(next_draft_length(curve, survival, slots, 0))
         self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
         self._drafts_ahead = not _IS_CPU if drafts_ahead is None else drafts_ahead
@@ -268,7 +276,8 @@ class Engine:
         given = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
         self._clock.launch(len(slots.active))
         mx.async_eval(*given, slots.cache.arrays(), slots.context.arrays())
-        self._flight = _Flight(list(slots.sequences), given, num_drafts)
+        is_usual = num_drafts == self._pace.draft_length
+        self._flight = _Flight(list(slots.sequences), given, num_drafts, is_usual)
 
     def _commit(self) -> None:
         """Wait for the round, commit it to all sequences, free the slots of those that ended."""
@@ -276,7 +285,7 @@ class Engine:
         if flight is None:
             return
         mx.eval(*flight.given)
-        self._clock.end()
+        self._learn_cost(flight, self._clock.end())
         step = _Step(*(array.tolist() for array in flight.given))
         self._slots.read(flight.num_drafts)
         ended: list[Sequence] = []
@@ -295,12 +304,17 @@ class Engine:
         self._slots.release(ended)
         self._choose_pace()
 
+    def _learn_cost(self, flight: _Flight, seconds: float | None) -> None:
+        """Learn what such a round takes; None: it says nothing about others."""
+        if self._costs is not None and seconds is not None and flight.is_usual:
+            self._costs.add(len(flight.sequences), flight.num_drafts, seconds)
+
     def _choose_pace(self) -> None:
         """Choose the next round's draft length by what drafts were worth so far."""
         num_active = len(self._slots.active)
-        if self._curve is not None and num_active > 0:
+        if self._costs is not None and num_active > 0:
             survival = self._acceptance.survival(self._draft_length)
-            self._pace = next_pace(self._pace, self._curve, survival, num_active)
+            self._pace = next_pace(self._pace, self._costs, survival, num_active)
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""
