@@ -18,8 +18,8 @@ _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _PLAIN_ROUNDS = 256  # rounds without drafts before they are tried again, or more:
 _TRIAL_SHARE = 0.02  # of the time at most may be lost by trials
 _TRIAL_ROUNDS = 4
-_LEAST_SEEN, _MOST_SEEN = 3, 9  # rounds of a kind, whose median is what such a round takes
-_STALE_ROUNDS = 1024  # without one of a kind, until nothing is known of it
+_LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose median is what such a round takes
+_STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
 _HALF_LIFE = 256  # rounds of single slots until a round counts half
 _HALF_LIFE_OF_EACH = 8  # with many slots, rounds of each
 

@@ -550,8 +550,8 @@ def test_two_rounds_or_old_ones_say_nothing():
     assert live.tokens_per_s(survival, 8, 1) == expected
     live.add(8, 1, 100.0)
     assert live.tokens_per_s(survival, 8, 1) == pytest.approx(8 * 1.9 / 100)
-    for _ in range(1024):
-        live.add(8, 0, 1.0)
+    for _ in range(512):
+        live.add(8, 0, curve.round_s(8, 0))
     assert live.tokens_per_s(survival, 8, 1) == expected
 
 
@@ -635,6 +635,27 @@ def test_a_probe_that_was_wrong_is_corrected_by_the_rounds(machine, wrong):
     probed = curve_of(lambda s, w: WRONG_PROBES[wrong](seconds(s, w), s, w), (8,), draft_s=0.3)
     took, best = seconds_of_run(curve, (FAIR, BAD), 8, 1200, Random(7), probed)
     assert took <= 1.05 * best
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("machine", MACHINES)
+def test_where_others_take_the_machine_at_times_little_is_lost(machine, seed):
+    random, pace, acceptance = Random(seed), Pace(7), Acceptance(8)
+    curve = curve_of(MACHINES[machine], slots=(8,), draft_s=0.3)
+    live, took, num_tokens = LiveCurve(curve), 0.0, 0
+    for _ in range(60):
+        slowdown = random.choice([1, 1, 3])
+        for _ in range(random.randint(3, 60)):
+            pace = next_pace(pace, live, acceptance.survival(7), 8)
+            seconds = seconds_of_round(curve, 8, pace.draft_length)
+            live.add(8, pace.draft_length, slowdown * random.uniform(0.9, 1.1) * seconds)
+            took += seconds
+            for _ in range(8):
+                stay = accepted(random, FAIR, pace.draft_length)
+                acceptance.add(stay, pace.draft_length)
+                num_tokens += stay + 1
+    best = max(naive_rate(curve, survival_of(FAIR), 8, k) for k in range(8))
+    assert took <= 1.15 * num_tokens / best
 
 
 def test_the_same_rounds_give_the_same_paces():
