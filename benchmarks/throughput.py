@@ -4,8 +4,8 @@
                                     [--batch-sizes 1 4 8 16 32 64] [--slots 1 4 8 16 32]
                                     [--draft-lengths 0 3 7]
 
-Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, so
-that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
+Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, each
+time in another order, so that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
 is the program's own plan; the others are a grid of static plans in the same shape class, slots by
 draft length, as far as the class has passes for them. With --system-tokens the prompts share a
 beginning, their system prompt, of at least so many tokens and at most one sentence more;
@@ -15,6 +15,7 @@ beginning, their system prompt, of at least so many tokens and at most one sente
 import argparse
 import time
 from itertools import count, product, takewhile
+from random import Random
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -114,8 +115,8 @@ def measure(options):
     runs = contestants(pair, setup, work, options)
     answers = {name: run() for name, run in runs.items()}  # also the warm-up
     seconds = {name: [] for name in runs}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
+    for turn in range(options.repeats):
+        for name, run in Random(turn).sample(list(runs.items()), len(runs)):
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
