@@ -4,12 +4,12 @@
                                     [--batch-sizes 1 4 8 16 32 64] [--slots 1 4 8 16 32]
                                     [--draft-lengths 0 3 7]
 
-Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, each
-time in another order, so that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
-is the program's own plan; the others are a grid of static plans in the same shape class, slots by
-draft length, as far as the class has passes for them. With --system-tokens the prompts share a
-beginning, their system prompt, of at least so many tokens and at most one sentence more;
-`shared_tokens` says how many.
+Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns,
+each time in another order, so that a slow minute of the machine hits all of them. Prefill is part
+of the time. `speculation_auto` is the program's own plan; the others are a grid of static plans in
+the same shape class, slots by draft length, as far as the class has passes for them. With
+--system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
+at most one sentence more; `shared_tokens` says how many.
 """
 
 import argparse
