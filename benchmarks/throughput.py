@@ -4,16 +4,18 @@
                                     [--batch-sizes 1 4 8 16 32 64] [--slots 1 4 8 16 32]
                                     [--draft-lengths 0 3 7]
 
-Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns, so
-that a slow minute of the machine hits all of them. Prefill is part of the time. `speculation_auto`
-is the program's own plan; the others are a grid of static plans in the same shape class, slots by
-draft length. With --system-tokens the prompts share a beginning, their system prompt, of at least
-so many tokens and at most one sentence more; `shared_tokens` says how many.
+Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns,
+each time in another order, so that a slow minute of the machine hits all of them. Prefill is part
+of the time. `speculation_auto` is the program's own plan; the others are a grid of static plans in
+the same shape class, slots by draft length, as far as the class has passes for them. With
+--system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
+at most one sentence more; `shared_tokens` says how many.
 """
 
 import argparse
 import time
-from itertools import count, takewhile
+from itertools import count, product, takewhile
+from random import Random
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -93,8 +95,8 @@ def contestants(pair, setup, work, options):
         settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
-    most = max(slots for slots, _ in setup.machine.shapes.steps)
-    grid = [(n, k) for n in options.slots if n <= most for k in options.draft_lengths]
+    plans = product(options.slots, options.draft_lengths)
+    grid = [plan for plan in plans if setup.curve.covers(*plan)]
     return {
         "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
         **{f"mlx_lm_batch_{size}": batched(size) for size in options.batch_sizes},
@@ -113,8 +115,8 @@ def measure(options):
     runs = contestants(pair, setup, work, options)
     answers = {name: run() for name, run in runs.items()}  # also the warm-up
     seconds = {name: [] for name in runs}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
+    for turn in range(options.repeats):
+        for name, run in Random(turn).sample(list(runs.items()), len(runs)):
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -33,6 +33,7 @@ RUNS = {
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
     "--system-tokens 40 --dtype float32",
     "tiny_card": "--per-kind 1 --slots 4",
+    "verify_lengths": "",
 }
 LIMITS = Limits(slots=(1, 2), widths=(1, 8), prompts=(1,), lengths=(16,), capacities=(64, 128))
 

@@ -41,6 +41,7 @@ class Clock:
         self._next_sample = _FIRST_SAMPLE
         self._now = now
         self._began = self._part_began = self._launched = self._asked = now()
+        self._follows = False  # the round another one, without a pause of the device
         self._waited_s = 0.0  # for the parts of this round
 
     def begin(self) -> None:
@@ -85,6 +86,7 @@ class Clock:
 
     def wait(self) -> None:
         """There was no round."""
+        self._follows = False
         if self._has_prompts:
             self.prefill_s += self._now() - self._began
 
@@ -92,20 +94,25 @@ class Clock:
         """The host has nothing else to do, and wants the round."""
         self._asked = self._now()
 
-    def end(self) -> None:
-        """The round is over."""
+    def end(self) -> float | None:
+        """The round is over; return its seconds, from the end of the one before.
+
+        None: prompts went along, it was a sample, or none came right before.
+        """
         over = self._now()
         if over - self._asked < _AT_ONCE_S:
             self.idle_s += self._asked - self._launched
-        total = over - self._began
-        if not self._has_prompts:
-            self.round_s += total
-            if not self._is_sample:
-                self._usual_s = total
-        else:
+        total, follows, self._follows = over - self._began, self._follows, True
+        is_usual = not (self._has_prompts or self._is_sample)
+        if self._has_prompts:
             self.round_s += min(total, self._usual_s)
             self.prefill_s += max(0.0, total - self._usual_s)
+        else:
+            self.round_s += total
+        if is_usual:
+            self._usual_s = total
         self.begin()
+        return total if is_usual and follows else None
 
     def _part(self, results: tuple[mx.array | None, ...]) -> float:
         """Wait for a part of the round; return what it took since the part before, in seconds."""

@@ -25,7 +25,14 @@ from dspark_batch.engine.fallback import (
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
-from dspark_batch.engine.scheduler import Acceptance, Pace, StepCurve, next_draft_length, next_pace
+from dspark_batch.engine.scheduler import (
+    Acceptance,
+    LiveCurve,
+    Pace,
+    StepCurve,
+    next_draft_length,
+    next_pace,
+)
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
@@ -119,12 +126,12 @@ class Engine:
         self._num_slots = slots
         self._passes = Passes(pair.target, pair.drafter)
         self._acceptance = Acceptance(slots)
-        self._curve = curve if draft_length is None and self._draft_length > 0 else None
+        self._costs: LiveCurve | None = None  # None: the draft length is fixed
         self._pace = Pace(self._draft_length)
-        if self._curve is not None:
-            self._pace = Pace(
-                next_draft_length(curve, self._acceptance.survival(self._draft_length), slots, 0)
-            )
+        if curve is not None and draft_length is None and self._draft_length > 0:
+            self._costs = LiveCurve(curve)
+            survival = self._acceptance.survival(self._draft_length)
+            self._pace = Pace(next_draft_length(curve, survival, slots, 0))
         self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
         self._clock = Clock()
@@ -240,7 +247,7 @@ class Engine:
         """Wait for a round."""
         self._clock.ask()
         mx.eval(*launched)
-        self._clock.end()
+        self._learn_cost(launched.drafts.shape[1], self._clock.end())
         return _Step(*(array.tolist() for array in launched))
 
     def _commit(self, step: _Step) -> None:
@@ -256,17 +263,23 @@ class Engine:
                 failure = _undecodable(sequence, error)
             if not self._goes_on(sequence, failure):
                 ended.append(slot)
-            elif self._curve is not None:
+            elif self._costs is not None:
                 self._acceptance.add(step.accepted[slot], step.verify_len[slot])
         self._slots.release(ended)
         self._choose_pace()
 
+    def _learn_cost(self, num_drafts: int, seconds: float | None) -> None:
+        """Learn what such a round takes; None: it says nothing about others."""
+        is_usual = num_drafts == self._pace.draft_length
+        if self._costs is not None and seconds is not None and is_usual:
+            self._costs.add(len(self._slots.sequences), num_drafts, seconds)
+
     def _choose_pace(self) -> None:
         """Choose the next round's draft length by what drafts were worth so far."""
         num_active = len(self._slots.active)
-        if self._curve is not None and num_active > 0:
+        if self._costs is not None and num_active > 0:
             survival = self._acceptance.survival(self._draft_length)
-            self._pace = next_pace(self._pace, self._curve, survival, num_active)
+            self._pace = next_pace(self._pace, self._costs, survival, num_active)
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""

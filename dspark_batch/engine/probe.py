@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -28,6 +28,9 @@ _MOST = 12  # passes
 _TIMES = 4  # that a drafter is timed, the warm-up included
 _LONG_S = 0.4  # a pass that takes longer has enough slots
 _TIMINGS = 3  # of each pass of the class; a busy moment of the machine must not decide
+
+# Seconds since it began, after which a slow or busy machine begins no more of a part.
+_MOST_CAPACITIES_S, _MOST_ROUNDS_S, _MOST_TIMINGS_S, _MOST_PREFILL_S = 12.0, 26.0, 36.0, 48.0
 
 _PRIOR = tuple(0.8**k for k in range(1, _BLOCK))  # survival, for any drafter
 _DRAFTER_SHARE = 0.2  # of a target pass, for any drafter
@@ -60,7 +63,7 @@ def default_limits() -> Limits:
     )
 
 
-def probe(target: Target, limits: Limits) -> Machine:
+def probe(target: Target, limits: Limits, now: Callable[[], float] = time.perf_counter) -> Machine:
     """Find the shape class of a target on this device, and what its passes cost.
 
     Two passes are alike if some slots get the same bits from both, logits as well as cached keys
@@ -68,19 +71,24 @@ def probe(target: Target, limits: Limits) -> Machine:
     The class is the likeness that can verify whole blocks and allows the fastest plan, or nearly
     so with more passes. It depends on the target only, so that no drafter changes an answer.
 
+    On a slow or busy machine the most useful passes are measured, for a minute or so; whole blocks
+    can be verified by any class.
+
+    Args:
+        target: whose passes they are.
+        limits: what is tried.
+        now: seconds.
+
     Source:
         DESIGN.md, section 4.
     """
-    bench = _Bench(target)
+    bench = _Bench(target, now)
     folds = _is_faster_folded(bench, limits)
     capacity = _least_capacity(bench, limits, folds)
-    found = [
-        each for width in limits.widths for each in _grown(bench, width, limits, capacity, folds)
-    ]
+    found = _rounds(bench, limits, capacity, folds)
     chosen = _best(_alike(found))
     others = [each for each in found if each not in chosen]
-    again = [[bench.round(e.shape, capacity, folds=folds) for e in chosen] for _ in range(_TIMINGS)]
-    seconds = [min(e.seconds for e in times) for times in zip(chosen, *again, strict=True)]
+    seconds = _timed_again(bench, chosen, capacity, folds)
     return Machine(
         Shapes(
             steps=tuple(each.shape for each in chosen),
@@ -104,8 +112,12 @@ def numerics(target: Target, shapes: Shapes) -> str:
 def time_drafter(
     target: Target, drafter: DSparkDrafter, slots: Sequence[int]
 ) -> tuple[DrafterPass, ...]:
-    """Measure what a drafter's two passes of a round take, by slots."""
-    return tuple(DrafterPass(n, _drafter_s(target, drafter, n)) for n in slots)
+    """Measure what a drafter's two passes of a round take, by slots, until they take long."""
+    found: list[DrafterPass] = []
+    for count in sorted(slots):
+        if not found or found[-1].seconds <= _LONG_S:
+            found.append(DrafterPass(count, _drafter_s(target, drafter, count)))
+    return tuple(found)
 
 
 class _Found(NamedTuple):
@@ -129,12 +141,18 @@ class _Found(NamedTuple):
 class _Bench:
     """Runs the same few contents in passes of any shape."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._began = now()
         self._target = target
         self._passes = Passes(target, NoDrafter())
         self._vocab_size = self._pass(mx.array([[0]]), self._cache(1, 1)).shape[-1]
         self._prompt = self._cache(1, _PROMPT)
         self._pass(mx.array([self._ids(0, 0, _PROMPT)]), self._prompt)
+
+    def is_over(self, most_s: float) -> bool:
+        """Whether it has been at work for longer."""
+        return self._now() - self._began > most_s
 
     def round(self, shape: Shape, capacity: int, *, folds: bool) -> _Found:
         """Decode some tokens behind prompts of different lengths, and time the passes."""
@@ -143,7 +161,8 @@ class _Bench:
         lengths = [_PROMPT - 3 * content for content in contents]
         cache = self._cache(slots, capacity, folds=folds)
         cache.begin_with([[self._prompt.part(0, 0, length)] for length in lengths], lengths)
-        logits, seconds = self._chain(contents, width, cache, -(-_ANSWER // width), _LEAST_S)
+        least = max(2, -(-_ANSWER // width))
+        logits, seconds = self._chain(contents, width, cache, least, _LEAST_S)
         where = [contents.index(content) for content in range(min(slots, _CONTENTS))]
         bits = [
             _digest(logits[s, :_ANSWER], *cache.part(s, lengths[s], lengths[s] + _ANSWER))
@@ -173,12 +192,12 @@ class _Bench:
         """Run passes of a width; return their logits [S, T, V], and each pass's seconds."""
         logits, seconds = [], []
         most = min(_MOST, (cache.capacity - _PROMPT) // width)
-        while len(seconds) < max(least, 2) or (sum(seconds[1:]) < least_s and len(seconds) < most):
+        while len(seconds) < least or (sum(seconds[1:]) < least_s and len(seconds) < most):
             start = len(seconds) * width
             tokens = mx.array([self._ids(1 + c, start, width) for c in contents])
-            began = time.perf_counter()
+            began = self._now()
             logits.append(self._pass(tokens, cache))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(self._now() - began)
         return mx.concatenate(logits, axis=1), seconds
 
     def _pass(self, tokens: mx.array, cache: RaggedCache) -> mx.array:
@@ -211,17 +230,49 @@ def _digest(*arrays: mx.array) -> str:
     return digest.hexdigest()
 
 
+def _rounds(bench: _Bench, limits: Limits, capacity: int, folds: bool) -> list[_Found]:
+    """Measure passes of all widths; that of whole blocks first, no class is without it."""
+    found: list[_Found] = []
+    for width in sorted(limits.widths, key=lambda width: width != _BLOCK):
+        if not found or not bench.is_over(_MOST_ROUNDS_S):
+            found += _grown(bench, width, limits, capacity, folds)
+    return sorted(found, key=lambda each: (each.shape[1], each.shape[0]))
+
+
+def _timed_again(
+    bench: _Bench, chosen: Sequence[_Found], capacity: int, folds: bool
+) -> list[float]:
+    """Give the least seconds of several timings."""
+    seconds = [each.seconds for each in chosen]
+    for _ in range(_TIMINGS):
+        for index, each in enumerate(chosen):
+            if bench.is_over(_MOST_TIMINGS_S):
+                return seconds
+            again = bench.round(each.shape, capacity, folds=folds)
+            seconds[index] = min(seconds[index], again.seconds)
+    return seconds
+
+
 def _grown(
     bench: _Bench, width: int, limits: Limits, capacity: int, folds: bool
 ) -> Iterator[_Found]:
-    """Measure a width over more and more slots, until a pass takes long."""
+    """Measure a width over more and more slots, until a pass takes long, or too much time is gone.
+
+    Whole blocks are measured in any case: what they leave out, no job can have.
+    """
     for slots in limits.slots:
         if limits.most_positions is not None and slots * capacity > limits.most_positions:
             return
         found = bench.round((slots, width), capacity, folds=folds)
+        if found.seconds > _LONG_S:  # unless the machine was busy, or asleep
+            found = min(found, bench.round(found.shape, capacity, folds=folds), key=_seconds)
         yield found
-        if found.seconds > _LONG_S:
+        if found.seconds > _LONG_S or (width != _BLOCK and bench.is_over(_MOST_ROUNDS_S)):
             return
+
+
+def _seconds(found: _Found) -> float:
+    return found.seconds
 
 
 def _alike(found: Sequence[_Found]) -> list[list[_Found]]:
@@ -273,6 +324,8 @@ def _least_capacity(bench: _Bench, limits: Limits, folds: bool) -> int:
     least = limits.capacities[-1]
     last = [bench.round(shape, least, folds=folds), bench.prompts((1, _PROMPT), least)]
     for capacity in reversed(limits.capacities[:-1]):
+        if bench.is_over(_MOST_CAPACITIES_S):
+            break
         found = [bench.round(shape, capacity, folds=folds), bench.prompts((1, _PROMPT), capacity)]
         if not all(a.is_like(b) for a, b in zip(found, last, strict=True)):
             break
@@ -282,8 +335,12 @@ def _least_capacity(bench: _Bench, limits: Limits, folds: bool) -> int:
 
 def _prefill_class(bench: _Bench, limits: Limits, capacity: int) -> tuple[Shape, ...]:
     """Choose the likeness with the most passes; it need not be that of the rounds."""
-    shapes = [(prompts, width) for prompts in limits.prompts for width in limits.lengths]
-    groups = _alike([bench.prompts(shape, capacity) for shape in shapes])
+    found: list[_Found] = []
+    for width in limits.lengths:  # the cheap ones first, over any number of prompts
+        for prompts in limits.prompts:
+            if not found or not bench.is_over(_MOST_PREFILL_S):
+                found.append(bench.prompts((prompts, width), capacity))
+    groups = _alike(sorted(found, key=lambda each: each.shape))
     return tuple(each.shape for each in max(groups, key=len))
 
 

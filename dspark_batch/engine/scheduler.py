@@ -1,19 +1,25 @@
 """What the engine does next, from measured seconds and observed acceptance: policy, no arrays."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from math import ceil
 from operator import attrgetter
-from typing import NamedTuple
+from statistics import median
+from typing import NamedTuple, Protocol
 
 from dspark_batch.types import Json
 
 _TIE = 0.01  # plans whose expected tokens/s differ by less are equally good
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
-_PLAIN_ROUNDS = 256  # rounds without drafts before they are tried again
+_PLAIN_ROUNDS = 256  # rounds without drafts before they are tried again, or more:
+_TRIAL_SHARE = 0.02  # of the time at most may be lost by trials
 _TRIAL_ROUNDS = 4
+_LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose median is what such a round takes
+_STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
 _HALF_LIFE = 256  # rounds of single slots until a round counts half
 _HALF_LIFE_OF_EACH = 8  # with many slots, rounds of each
 
@@ -77,10 +83,13 @@ class StepCurve:
 
     def tokens_per_s(self, survival: ListLike[float], slots: int, draft_length: int) -> float:
         """Expect the tokens per second of all slots; without drafts no drafter runs."""
-        width = 1 + draft_length
+        expected = slots * accept_length(survival, 1 + draft_length)
+        return expected / self.round_s(slots, draft_length)
+
+    def round_s(self, slots: int, draft_length: int) -> float:
+        """Return the seconds of a round; ValueError if no measured passes cover it."""
         draft_s = self.draft_s(slots) if draft_length > 0 else 0.0
-        round_s = draft_s + self.verify_s(slots, width) + self.host_s
-        return slots * accept_length(survival, width) / round_s
+        return draft_s + self.verify_s(slots, 1 + draft_length) + self.host_s
 
     def to_json(self) -> dict[str, Json]:
         """Return what `from_json` reads back."""
@@ -109,6 +118,82 @@ def _target_pass(curve: StepCurve, slots: int, width: int) -> TargetPass | None:
 @lru_cache(maxsize=4096)
 def _drafter_pass(curve: StepCurve, slots: int) -> DrafterPass | None:
     return min((p for p in curve.drafter if p.slots >= slots), default=None)
+
+
+class Costs(Protocol):
+    """What rounds cost: as measured before, or as seen since."""
+
+    def covers(self, slots: int, draft_length: int) -> bool:
+        """Tell whether anything is known about such a round."""
+
+    def tokens_per_s(self, survival: ListLike[float], slots: int, draft_length: int) -> float:
+        """Expect the tokens per second of all slots."""
+
+
+class _Kind(NamedTuple):
+    """What decides how long a round takes."""
+
+    slots: int  # of the target's pass
+    width: int  # of the target's pass
+    has_drafts: bool
+
+
+class _Seen(NamedTuple):
+    """The last rounds of a kind."""
+
+    factors: deque[float]  # seconds over what the curve says
+    factor: float  # their median; 1 while they are few
+    number: int  # of the last one
+
+
+class LiveCurve:
+    """A step curve that the rounds of a job correct; the engine owns it.
+
+    Passes were measured alone, behind short prompts, and perhaps while the machine was busy. A kind
+    of round that was seen of late takes the median of those times. Of any other one the better is
+    believed, the curve or that it is as far off as what was seen: so it is tried where it may pay.
+
+    Args:
+        curve: as measured before the job.
+    """
+
+    def __init__(self, curve: StepCurve) -> None:
+        self._curve = curve
+        self._seen: dict[_Kind, _Seen] = {}
+        self._num_rounds = 0
+        self._best = 1.0  # factor that was seen
+
+    def add(self, slots: int, draft_length: int, seconds: float) -> None:
+        """Learn from a round whose passes ran over so many slots."""
+        self._num_rounds += 1
+        if not self.covers(slots, draft_length):
+            return
+        kind = self._kind(slots, draft_length)
+        known = self._known(kind)
+        factors = known.factors if known else deque(maxlen=_MOST_SEEN)
+        factors.append(seconds / self._curve.round_s(slots, draft_length))
+        factor = median(factors) if len(factors) >= _LEAST_SEEN else 1.0
+        self._seen[kind] = _Seen(factors, factor, self._num_rounds)
+        known = (self._known(each) for each in self._seen)
+        self._best = min(1.0, *(each.factor for each in known if each))
+
+    def covers(self, slots: int, draft_length: int) -> bool:
+        """Tell whether passes for such a round were measured."""
+        return self._curve.covers(slots, draft_length)
+
+    def tokens_per_s(self, survival: ListLike[float], slots: int, draft_length: int) -> float:
+        """Expect the tokens per second of all slots."""
+        known = self._known(self._kind(slots, draft_length))
+        factor = known.factor if known and len(known.factors) >= _LEAST_SEEN else self._best
+        return self._curve.tokens_per_s(survival, slots, draft_length) / factor
+
+    def _kind(self, slots: int, draft_length: int) -> _Kind:
+        return _Kind(*self._curve.shape(slots, 1 + draft_length), draft_length > 0)
+
+    def _known(self, kind: _Kind) -> _Seen | None:
+        seen = self._seen.get(kind)
+        is_fresh = seen is not None and self._num_rounds - seen.number < _STALE_ROUNDS
+        return seen if is_fresh else None
 
 
 def accept_length(survival: ListLike[float], width: int) -> float:
@@ -305,37 +390,52 @@ class Pace:
     num_plain: int = 0  # rounds since speculation did not pay, trials included; 0: it pays
 
 
-def next_pace(pace: Pace, curve: StepCurve, survival: ListLike[float], slots: int) -> Pace:
+def next_pace(pace: Pace, costs: Costs, survival: ListLike[float], slots: int) -> Pace:
     """Choose the draft length of the next round, given that of the last.
 
     Rounds without drafts teach nothing about drafts. So after every 256 of them, 4 rounds try the
-    draft length that loses least.
+    draft length that loses least; after more than 256 where that costs more than 2 % of the time.
 
     Args:
         pace: of the last round.
-        curve: of this machine.
+        costs: of rounds on this machine.
         survival: [K] as it is estimated now.
         slots: that are active now.
     """
+    was_plain = pace.draft_length == 0
     current = 0 if pace.num_plain > 0 else pace.draft_length
-    draft_length = next_draft_length(curve, survival, slots, current)
+    draft_length = next_draft_length(costs, survival, slots, current)
     if draft_length > 0:
         return Pace(draft_length)
-    num_plain = pace.num_plain % (_PLAIN_ROUNDS + _TRIAL_ROUNDS) + 1
-    is_trial = num_plain > _PLAIN_ROUNDS
-    return Pace(_best_length(curve, survival, slots, shortest=1) if is_trial else 0, num_plain)
+    trial = _best_length(costs, survival, slots, shortest=1)
+    most_plain = _rounds_until_trial(costs, survival, slots, trial)
+    num_plain = 1 + (min(pace.num_plain, most_plain) if was_plain else pace.num_plain)
+    if num_plain > most_plain + _TRIAL_ROUNDS:
+        return Pace(0, num_plain=1)
+    return Pace(trial if num_plain > most_plain else 0, num_plain)
 
 
-def next_draft_length(curve: StepCurve, survival: ListLike[float], slots: int, current: int) -> int:
+def _rounds_until_trial(
+    costs: Costs, survival: ListLike[float], slots: int, draft_length: int
+) -> int:
+    """Say how many rounds without drafts make up for what a trial may lose."""
+    if draft_length == 0:
+        return _PLAIN_ROUNDS
+    plain, trial = (costs.tokens_per_s(survival, slots, k) for k in (0, draft_length))
+    rounds_lost = accept_length(survival, 1 + draft_length) * (plain / trial - 1)  # by each
+    return max(_PLAIN_ROUNDS, ceil(_TRIAL_ROUNDS * rounds_lost / _TRIAL_SHARE))
+
+
+def next_draft_length(costs: Costs, survival: ListLike[float], slots: int, current: int) -> int:
     """Choose the draft length for so many active slots; a change must gain 3 %."""
-    best = _best_length(curve, survival, slots, shortest=0)
-    if not curve.covers(slots, current):
+    best = _best_length(costs, survival, slots, shortest=0)
+    if not costs.covers(slots, current):
         return best
-    least = (1 + _CLOSE) * curve.tokens_per_s(survival, slots, current)
-    return best if curve.tokens_per_s(survival, slots, best) >= least else current
+    least = (1 + _CLOSE) * costs.tokens_per_s(survival, slots, current)
+    return best if costs.tokens_per_s(survival, slots, best) >= least else current
 
 
-def _best_length(curve: StepCurve, survival: ListLike[float], slots: int, *, shortest: int) -> int:
+def _best_length(costs: Costs, survival: ListLike[float], slots: int, *, shortest: int) -> int:
     """Return the best draft length that was measured, the shortest of equals; 0 for none."""
-    lengths = [k for k in range(shortest, len(survival) + 1) if curve.covers(slots, k)]
-    return max(lengths, key=lambda k: curve.tokens_per_s(survival, slots, k), default=0)
+    lengths = [k for k in range(shortest, len(survival) + 1) if costs.covers(slots, k)]
+    return max(lengths, key=lambda k: costs.tokens_per_s(survival, slots, k), default=0)

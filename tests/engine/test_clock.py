@@ -1,5 +1,7 @@
 """The clock's account of a round, in made-up seconds."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 from golden_cases import GREEDY_RUNS, load_case
@@ -7,6 +9,7 @@ from golden_cases import GREEDY_RUNS, load_case
 from dspark_batch.engine import clock as clock_module
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.engine import Engine
+from dspark_batch.engine.scheduler import DrafterPass, StepCurve, TargetPass
 from dspark_batch.types import Item, Request
 
 
@@ -208,3 +211,46 @@ def test_behind_a_round_that_was_over_early_the_device_may_have_been_idle(time, 
     time.seconds += 1.0  # the host commits, and prepares
     clock.launch(1)
     assert clock.idle_s == idle_s + 1.0
+
+
+def test_a_round_takes_from_the_end_of_the_one_before_to_its_own(clock, time):
+    def ends_after(pause, **options):
+        time.seconds += pause
+        if options.get("prompts"):
+            clock.add_prompts()
+        clock.begin_parts()
+        clock.launch(1)
+        time.seconds += 1.0
+        return clock.end()
+
+    assert ends_after(5.0) is None  # none came before
+    assert ends_after(0.25) == 1.25
+    assert ends_after(0.25, prompts=True) is None
+    assert ends_after(0.5) == 1.5
+    clock.leave_out(10.0)
+    assert ends_after(10.0) == 1.0
+    clock.begin()
+    clock.wait()
+    assert ends_after(0.25) is None  # the device had a pause
+
+
+def test_a_sample_does_not_tell_what_a_round_takes(clock, time):
+    taken = []
+    for _ in range(40):
+        clock.begin_parts()
+        clock.launch(1)
+        taken.append(clock.end())
+    assert [number for number, seconds in enumerate(taken, 1) if seconds is None] == [1, 17, 33]
+
+
+def test_drafts_that_take_longer_than_was_measured_are_given_up(time):
+    case = load_case("qwen3_vanilla")
+    passes = tuple(TargetPass(slots, width, 1.0) for slots in (1, 2) for width in (1, 8))
+    curve = StepCurve(passes, (DrafterPass(2, 0.01),))
+    engine = Engine(case.pair, slots=2, curve=curve)
+    engine._clock = Clock(time)
+    engine._passes.verify = time.after(1.0, engine._passes.verify)
+    engine._passes.propose = time.after(50.0, engine._passes.propose)
+    long = [replace(request, max_tokens=150) for request in requests(case)[:2]]
+    drafted = [count for answer in engine.generate(long) for count in answer.num_drafted]
+    assert 6 <= sum(count > 0 for count in drafted) <= 12 < len(drafted)

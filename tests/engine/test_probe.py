@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.engine.probe import Limits, numerics, probe
+from dspark_batch.engine.probe import Limits, default_limits, numerics, probe
 
 LIMITS = Limits(
     slots=(1, 2, 4, 8), widths=(1, 2, 4, 8), prompts=(1, 2), lengths=(8, 16), capacities=(64, 128)
@@ -29,6 +29,33 @@ class Odd:
             return logits + 1e-3 * mx.arange(logits.shape[-1]), features
         caches[-1].keys = caches[-1].keys * 1.0001
         return logits, features
+
+
+class Slow:
+    """A target whose passes take time on a clock of their own, and no other time is."""
+
+    def __init__(self, pass_s, token_s):
+        self._whole = load_case("qwen3_vanilla").pair.target
+        self._pass_s, self._token_s = pass_s, token_s
+        self.seconds = 0.0
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+    def __call__(self, tokens, caches):
+        self.seconds += self._pass_s + self._token_s * tokens.size
+        return self._whole(tokens, caches)
+
+
+class Stopped(Slow):
+    """Was stopped for a while, in the second pass of a whole block."""
+
+    blocks = 0
+
+    def __call__(self, tokens, caches):
+        self.blocks += tokens.shape == (1, 8)
+        self.seconds += 90.0 * (self.blocks == 2 and tokens.shape == (1, 8))
+        return super().__call__(tokens, caches)
 
 
 def is_small(slots, width, cache):
@@ -78,3 +105,32 @@ def test_every_pass_of_the_class_has_a_time():
     machine = probe(load_case("gemma4_vanilla").pair.target, LIMITS)
     assert {(p.slots, p.width) for p in machine.target} == set(machine.shapes.steps)
     assert all(p.seconds > 0 for p in machine.target + machine.others)
+
+
+@pytest.mark.parametrize(
+    ("pass_s", "token_s"), [(0.02, 0.01), (0.1, 0.03), (0.35, 0.0), (2.5, 0.0)]
+)
+def test_on_a_slow_machine_it_ends_in_a_minute_with_a_class_that_can_be_used(pass_s, token_s):
+    target, limits = Slow(pass_s, token_s), default_limits()
+    machine = probe(target, limits, lambda: target.seconds)
+    assert target.seconds < 60
+    assert any(width == 8 for _, width in machine.shapes.steps)
+    assert machine.shapes.prefill
+    for each in machine.target:
+        assert each.seconds == pytest.approx(pass_s + token_s * each.slots * each.width)
+
+
+def test_on_a_fast_machine_all_is_measured():
+    target = Slow(0.001, 0.0)
+    machine = probe(target, LIMITS, lambda: target.seconds)
+    tried = {(s, w) for s in LIMITS.slots for w in LIMITS.widths}
+    assert {(p.slots, p.width) for p in machine.target + machine.others} == tried
+
+
+def test_a_pass_during_which_the_program_was_stopped_ends_nothing():
+    target = Stopped(0.001, 0.0)
+    machine = probe(target, LIMITS, lambda: target.seconds)
+    assert target.seconds > 90
+    blocks = {(slots, 8) for slots in LIMITS.slots}
+    assert blocks <= {(p.slots, p.width) for p in machine.target + machine.others}
+    assert all(each.seconds == pytest.approx(0.001) for each in machine.target)

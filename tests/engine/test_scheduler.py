@@ -9,6 +9,7 @@ import pytest
 from dspark_batch.engine.scheduler import (
     Acceptance,
     DrafterPass,
+    LiveCurve,
     Pace,
     StepCurve,
     TargetPass,
@@ -475,6 +476,93 @@ def test_there_is_no_trial_without_a_drafter():
     assert next_pace(Pace(0, num_plain=256), curve, (0.9,), 1) == Pace(0, num_plain=257)
 
 
+def test_without_a_pass_for_so_many_slots_nothing_is_drafted_and_nothing_is_tried():
+    curve = StepCurve((TargetPass(1, 8, 1.0),), (DrafterPass(1, 1.0),))
+    assert next_pace(Pace(0, num_plain=300), curve, (0.9,), 2).draft_length == 0
+
+
+@pytest.mark.parametrize(("draft_s", "share"), [(0.1, 4 / 260), (3.0, 0.02), (30.0, 0.02)])
+def test_trials_lose_at_most_2_percent_of_the_time(draft_s, share):
+    curve, survival = curve_of(lambda s, w: 1.0, draft_s=draft_s, host_s=0.0), (0.05, 0.0)
+    pace, tokens, took, trials = Pace(0), 0.0, 0.0, 0
+    for _ in range(20_000):
+        pace = next_pace(pace, curve, survival, 8)
+        trials += pace.draft_length > 0
+        tokens += 8 * accept_length(survival, 1 + pace.draft_length)
+        took += seconds_of_round(curve, 8, pace.draft_length)
+    assert trials >= 4
+    assert took <= (1 + share) * tokens / curve.tokens_per_s(survival, 8, 0)
+
+
+def test_a_trial_that_was_put_off_comes_as_soon_as_it_is_cheap():
+    dear, cheap = (curve_of(lambda s, w: 1.0, draft_s=seconds) for seconds in (30.0, 0.2))
+    pace = Pace(0)
+    for _ in range(1000):
+        pace = next_pace(pace, dear, (0.01,), 8)
+    lengths = []
+    for _ in range(6):
+        pace = next_pace(pace, cheap, (0.01,), 8)
+        lengths.append(pace.draft_length)
+    assert lengths == [1, 1, 1, 1, 0, 0]
+
+
+# What rounds really take
+
+
+def test_before_any_round_the_curve_is_believed():
+    curve, survival = curve_of(lambda s, w: s + w), survival_of([0.9] * 7)
+    rates = [costs.tokens_per_s(survival, 3, 5) for costs in (curve, LiveCurve(curve))]
+    assert rates[0] == rates[1]
+
+
+def test_a_kind_of_round_takes_the_median_of_those_that_were_seen():
+    live = LiveCurve(curve_of(lambda s, w: 1.0))
+    for seconds in (2.0, 2.5, 40.0, 3.0, 2.0):
+        live.add(4, 7, seconds)
+    assert live.tokens_per_s([1.0] * 7, 4, 7) == pytest.approx(4 * 8 / 2.5)
+
+
+@pytest.mark.parametrize(("factor", "believed"), [(3, 1), (0.25, 0.25)])
+def test_of_what_was_not_seen_the_better_is_believed(factor, believed):
+    curve, survival = curve_of(lambda s, w: s + w), survival_of([0.9] * 7)
+    live = LiveCurve(curve)
+    for _ in range(5):
+        live.add(8, 7, factor * curve.round_s(8, 7))
+    for slots, draft_length in [(8, 0), (4, 7), (1, 2), (8, 6)]:
+        expected = curve.tokens_per_s(survival, slots, draft_length) / believed
+        assert live.tokens_per_s(survival, slots, draft_length) == pytest.approx(expected)
+
+
+def test_lengths_that_pad_to_one_pass_are_one_kind():
+    curve = StepCurve((TargetPass(8, 8, 1.0),), (DrafterPass(8, 0.5),))
+    live = LiveCurve(curve)
+    for _ in range(3):
+        live.add(8, 7, 3.0)
+    assert live.tokens_per_s([1.0] * 7, 5, 3) == pytest.approx(5 * 4 / 3)
+    assert live.tokens_per_s([1.0] * 7, 5, 0) == 5  # no drafter ran
+
+
+def test_two_rounds_or_old_ones_say_nothing():
+    curve, survival = curve_of(lambda s, w: 1.0), (0.9,)
+    live, expected = LiveCurve(curve), curve.tokens_per_s(survival, 8, 1)
+    for _ in range(2):
+        live.add(8, 1, 100.0)
+    assert live.tokens_per_s(survival, 8, 1) == expected
+    live.add(8, 1, 100.0)
+    assert live.tokens_per_s(survival, 8, 1) == pytest.approx(8 * 1.9 / 100)
+    for _ in range(512):
+        live.add(8, 0, curve.round_s(8, 0))
+    assert live.tokens_per_s(survival, 8, 1) == expected
+
+
+def test_a_round_that_was_never_measured_teaches_nothing():
+    live = LiveCurve(StepCurve((TargetPass(1, 8, 1.0),)))
+    for _ in range(9):
+        live.add(2, 0, 5.0)
+        live.add(1, 3, 5.0)  # no drafter
+    assert live.tokens_per_s((), 1, 0) == 1.0
+
+
 # A whole run on a machine that is only numbers
 
 
@@ -487,14 +575,17 @@ def seconds_of_round(curve, slots, draft_length):
     return draft_s + curve.verify_s(slots, 1 + draft_length) + curve.host_s
 
 
-def seconds_of_run(curve, phases, slots, rounds, random):
+def seconds_of_run(curve, phases, slots, rounds, random, probed=None):
     """Return what the policy took, and what the best fixed length of each phase takes for it."""
     acceptance, pace, took, best = Acceptance(slots), Pace(7), 0.0, 0.0
+    live = LiveCurve(probed or curve)
     for conditional in phases:
         num_tokens = 0
         for _ in range(rounds):
-            pace = next_pace(pace, curve, acceptance.survival(7), slots)
-            took += seconds_of_round(curve, slots, pace.draft_length)
+            pace = next_pace(pace, live, acceptance.survival(7), slots)
+            seconds = random.uniform(0.9, 1.1) * seconds_of_round(curve, slots, pace.draft_length)
+            live.add(slots, pace.draft_length, seconds)
+            took += seconds
             for _ in range(slots):
                 stay = accepted(random, conditional, pace.draft_length)
                 acceptance.add(stay, pace.draft_length)
@@ -527,6 +618,44 @@ def test_so_does_a_run_of_few_or_many_slots(slots, rounds):
     curve = curve_of(MACHINES["width costs"], slots=(slots,), draft_s=0.3)
     took, best = seconds_of_run(curve, (FAIR, BAD), slots, rounds, Random(7))
     assert took <= 1.05 * best
+
+
+WRONG_PROBES = {
+    "all passes look four times as slow": lambda seconds, s, w: 4 * seconds,
+    "all passes look four times as fast": lambda seconds, s, w: seconds / 4,
+    "drafting looks free": lambda seconds, s, w: 1.0,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PROBES)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_probe_that_was_wrong_is_corrected_by_the_rounds(machine, wrong):
+    seconds = MACHINES[machine]
+    curve = curve_of(seconds, slots=(8,), draft_s=0.3)
+    probed = curve_of(lambda s, w: WRONG_PROBES[wrong](seconds(s, w), s, w), (8,), draft_s=0.3)
+    took, best = seconds_of_run(curve, (FAIR, BAD), 8, 1200, Random(7), probed)
+    assert took <= 1.05 * best
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("machine", MACHINES)
+def test_where_others_take_the_machine_at_times_little_is_lost(machine, seed):
+    random, pace, acceptance = Random(seed), Pace(7), Acceptance(8)
+    curve = curve_of(MACHINES[machine], slots=(8,), draft_s=0.3)
+    live, took, num_tokens = LiveCurve(curve), 0.0, 0
+    for _ in range(60):
+        slowdown = random.choice([1, 1, 3])
+        for _ in range(random.randint(3, 60)):
+            pace = next_pace(pace, live, acceptance.survival(7), 8)
+            seconds = seconds_of_round(curve, 8, pace.draft_length)
+            live.add(8, pace.draft_length, slowdown * random.uniform(0.9, 1.1) * seconds)
+            took += seconds
+            for _ in range(8):
+                stay = accepted(random, FAIR, pace.draft_length)
+                acceptance.add(stay, pace.draft_length)
+                num_tokens += stay + 1
+    best = max(naive_rate(curve, survival_of(FAIR), 8, k) for k in range(8))
+    assert took <= 1.15 * num_tokens / best
 
 
 def test_the_same_rounds_give_the_same_paces():
