@@ -21,6 +21,7 @@ from dspark_batch.models.load import load_pair
 MODULES = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
 PLANTED = {"planted_defects", "planted_mistakes"}
 RUNS = {
+    "attention": "--toy --layers 2",
     "drafter_bits": "--items 1 --bits 4",
     "exact": "--items 1 --dtype float32 --alone 1",
     "host": "--items 8 --job-items 8 --slots 2",

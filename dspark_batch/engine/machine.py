@@ -14,6 +14,7 @@ from dspark_batch import blas
 from dspark_batch.engine.scheduler import DrafterPass, StepCurve, TargetPass
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.calibration import cache_folder
+from dspark_batch.numerics.attention import kernel_name
 from dspark_batch.types import Json
 
 
@@ -80,5 +81,5 @@ def _keep(path: Path, measured: Json) -> None:
 def _key(name: str) -> str:
     known = mx.device_info(mx.default_device())  # its free memory changes all the time
     device = [known.get("device_name"), known.get("architecture"), str(mx.default_device())]
-    described = [name, device, version("mlx"), version("mlx-lm"), blas.ACTIVE]
+    described = [name, device, version("mlx"), version("mlx-lm"), blas.ACTIVE, kernel_name()]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:32]

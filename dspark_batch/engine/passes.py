@@ -1,5 +1,6 @@
 """A pair's passes, each one compiled into a single function where that pays."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -12,6 +13,11 @@ from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rules import Greedy, Rule
+
+# MLX hands kernels to CUDA in graphs, and ends one when its arrays are larger than this: with a
+# large target after every matrix, unless the limit is out of reach. Read when the first array runs.
+if mx.cuda.is_available():
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]
 OverCache: TypeAlias = Callable[[RaggedCache, mx.array], Arrays]  # writes the cache

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from dspark_batch.numerics.attention import folded_attention
+from dspark_batch.numerics.attention import ragged_attention
 
 _NAME = scaled_dot_product_attention.__name__
 
@@ -35,7 +35,7 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
 ) -> mx.array:
     """Attend as mlx-lm does, or with folded heads where the cache says so."""
     if getattr(cache, "folds", False) and sinks is None and isinstance(mask, mx.array):
-        return folded_attention(queries, keys, values, scale, mask)
+        return ragged_attention(queries, keys, values, scale, mask, cache.offset)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

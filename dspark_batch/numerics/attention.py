@@ -1,27 +1,51 @@
 """Attention of a step over a ragged cache."""
 
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+
 import mlx.core as mx
 
+_KERNEL_DIMS = (64, 128)  # of heads
+_ROWS = 16  # of a warp
+_MOST_WARPS = 4  # that share a tile of keys
 
-def folded_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array
+
+def ragged_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array,
+    lengths: mx.array,
 ) -> mx.array:
-    """Attend with the query heads of a key head folded into rows of one product.
+    """Attend with the query heads of a key head as rows of one product.
 
-    On an H100 this was faster than MLX's masked kernel at 64 slots and with long buffers, and not
-    at 32 slots. The bits differ from that kernel's, so which of the two runs is part of the shape
-    class.
+    On CUDA one kernel reads each cached position once, and none behind a slot's end. Elsewhere the
+    products are MLX's, over whole buffers. The bits differ from those of MLX's own attention, so
+    which of the two runs is part of the shape class.
 
     Args:
         queries: [B, H, W, D].
-        keys: [B, KV, S, D]; H is a multiple of KV.
-        values: [B, KV, S, D'].
+        keys: [B, KV, C, D]; H is a multiple of KV.
+        values: [B, KV, C, D'].
         scale: of the scores.
-        mask: bool, broadcasts to [B, 1, W, S]; True means visible.
+        mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible.
+        lengths: [B] int32, positions before the step; none from lengths + W on is visible.
 
     Returns:
         [B, H, W, D'].
     """
+    if _has_kernel(queries, values):
+        return _by_kernel(queries, keys, values, scale, mask, lengths)
+    return products_attention(queries, keys, values, scale, mask)
+
+
+def products_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array
+) -> mx.array:
+    """Attend as `ragged_attention` does, by MLX's products over whole buffers."""
     batch, heads, width, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
     rows = (queries * scale).reshape(batch, kv_heads, -1, dim)
@@ -30,3 +54,57 @@ def folded_attention(
     weights = mx.softmax(scores, axis=-1, precise=True)
     attended = weights.reshape(batch, kv_heads, -1, positions) @ values
     return attended.reshape(batch, heads, width, -1)
+
+
+def kernel_name() -> str:
+    """Name the CUDA kernel by its source; what was measured or compiled with another is no use."""
+    return f"ragged_attention_{hashlib.sha256(_source().encode()).hexdigest()[:16]}"
+
+
+def _has_kernel(queries: mx.array, values: mx.array) -> bool:
+    dim = queries.shape[-1]
+    fits = queries.dtype == mx.bfloat16 and dim in _KERNEL_DIMS and values.shape[-1] == dim
+    return fits and mx.cuda.is_available() and mx.default_device() == mx.Device(mx.gpu)
+
+
+def _by_kernel(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array,
+    lengths: mx.array,
+) -> mx.array:
+    batch, heads, width, dim = queries.shape
+    kv_heads = keys.shape[1]
+    num_warps = -(-heads // kv_heads * width // _ROWS)
+    warps = min(_MOST_WARPS, num_warps)
+    threads = 32 * warps
+    (attended,) = _kernel()(
+        inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
+        template=[("D", dim)],
+        grid=(threads * batch, kv_heads, -(-num_warps // warps)),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(batch, width, heads, dim)],
+        output_dtypes=[queries.dtype],
+    )
+    return attended.transpose(0, 2, 1, 3)
+
+
+@cache
+def _source() -> str:
+    return (files(__package__) / "ragged_attention.cu").read_text()
+
+
+@cache
+def _kernel() -> Callable[..., list[mx.array]]:
+    return mx.fast.cuda_kernel(
+        name=kernel_name(),
+        input_names=["queries", "keys", "values", "mask", "lengths", "scale"],
+        output_names=["attended"],
+        header=_source(),
+        source=(
+            "ragged_attention<D>(queries, keys, values, mask, lengths, scale[0], attended, "
+            "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);"
+        ),
+    )

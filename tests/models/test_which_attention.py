@@ -24,10 +24,10 @@ class Weights(nn.Module):
 @pytest.mark.parametrize("folds", [False, True])
 def test_attention_folds_where_the_cache_says_so(folds, monkeypatch):
     folded = []
-    monkeypatch.setattr(attention, "folded_attention", lambda *given: folded.append(True))
+    monkeypatch.setattr(attention, "ragged_attention", lambda *given: folded.append(True))
     model = Attention()
     let_caches_choose(model)
-    model(mx.ones((1, 2, 3, 4)), SimpleNamespace(folds=folds))
+    model(mx.ones((1, 2, 3, 4)), SimpleNamespace(folds=folds, offset=None))
     assert folded == [True] * folds
 
 
