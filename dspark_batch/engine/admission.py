@@ -20,6 +20,7 @@ from dspark_batch.types import Item, Request, SamplingRule
 MayBegin: TypeAlias = Callable[[Item], bool]
 
 _PROMPT_TOKENS = 2048  # of prompts that may hold up a round
+_SEATING_SHARE = 16  # slots per free one that, for a round, costs what seating does (an H100)
 _LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
 
 
@@ -92,6 +93,7 @@ class Admission:
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
         self._through: list[_Wave] = []  # first tokens not read yet
         self._ready: list[_Wave] = []  # wait for slots
+        self._num_unused = 0  # slots that they could have had, summed over rounds
 
     @property
     def is_idle(self) -> bool:
@@ -130,12 +132,12 @@ class Admission:
                 self._ready.append(wave._replace(sequences=stay))
 
     def _seat(self) -> None:
-        """Give free slots to those who are ready, if there are enough of either."""
+        """Give free slots to those who are ready, once it has cost as much to leave them free."""
         num_free = self._most_slots - len(self._slots.active)
-        num_ready = _num(self._ready)
-        worth = min(max(1, self._most_slots // 8), num_ready)
-        if self._slots.active and num_free < worth:
+        self._num_unused += min(num_free, _num(self._ready))
+        if self._slots.active and self._num_unused < self._most_slots // _SEATING_SHARE:
             return
+        self._num_unused = 0
         while self._ready and num_free:
             wave = self._ready.pop(0)
             now, later = wave.sequences[:num_free], wave.sequences[num_free:]

@@ -15,7 +15,9 @@ IDS = [
 
 def requests(count, max_tokens):
     return [
-        Request(Item(n, str(n), f"digest-{n}", f"test:{n}"), tuple(IDS[n : n + 5]), max_tokens)
+        Request(
+            Item(n, str(n), f"digest-{n}", f"test:{n}"), tuple(IDS[n % 60 : n % 60 + 5]), max_tokens
+        )
         for n in range(count)
     ]
 
@@ -76,3 +78,20 @@ def test_waves_are_large(monkeypatch):
     assert len(answers) == 44
     assert min(waves[:-1]) >= 2
     assert waves[0] == 12  # all slots, and who waits
+
+
+def test_no_slot_stays_free_for_long_while_somebody_is_ready(monkeypatch):
+    engine, unused, wasted = Engine(load_case("qwen3_vanilla").pair, slots=32), 0, []
+    launch = engine._launch
+
+    def launched():
+        nonlocal unused
+        ready = sum(len(wave.sequences) for wave in engine._admission._ready)
+        free = min(ready, 32 - len(engine._slots.active))
+        unused = unused + free if free else 0
+        wasted.append(unused)
+        return launch()
+
+    monkeypatch.setattr(engine, "_launch", launched)
+    assert len(list(engine.generate(requests(128, 24)))) == 128
+    assert 0 < max(wasted) < 32 // 16

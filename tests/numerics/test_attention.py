@@ -6,7 +6,8 @@ import pytest
 from dspark_batch.numerics.attention import ragged_attention
 from dspark_batch.numerics.masks import ragged_block, ragged_causal, windowed_block
 
-ERROR = {mx.float32: 1e-5, mx.bfloat16: 0.06}
+ON_CUDA = mx.cuda.is_available()
+ERROR = {mx.float32: 5e-3 if ON_CUDA else 1e-5, mx.bfloat16: 0.06}  # CUDA rounds to TF32
 
 
 def causal(lengths, width, capacity):
@@ -71,7 +72,7 @@ def test_what_is_no_number_stays_in_its_slot_and_is_seen_there(bad):
     assert mx.array_equal(found[:3], known[:3])
 
 
-@pytest.mark.skipif(not mx.cuda.is_available(), reason="products need not keep their bits")
+@pytest.mark.skipif(not ON_CUDA, reason="products need not keep their bits")
 def test_a_slots_bits_depend_on_that_slot_only():
     arrays, lengths = drawn(mx.bfloat16, heads=8, kv_heads=2, width=6, dim=128, capacity=128)
     known = ragged_attention(*arrays, 0.1, ragged_causal(lengths, 6, 128), lengths)
