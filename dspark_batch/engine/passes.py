@@ -14,9 +14,10 @@ from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rules import Greedy, Rule
 
-# MLX hands kernels to CUDA in graphs, and ends one when its arrays are larger than this: with a
-# large target after every matrix, unless the limit is out of reach. Read when the first array runs.
+# How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
+# it makes anew for every pass, and without an end after every matrix of a large target.
 if mx.cuda.is_available():
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]

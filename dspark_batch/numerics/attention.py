@@ -64,7 +64,13 @@ def kernel_name() -> str:
 def _has_kernel(queries: mx.array, values: mx.array) -> bool:
     dim = queries.shape[-1]
     fits = queries.dtype == mx.bfloat16 and dim in _KERNEL_DIMS and values.shape[-1] == dim
-    return fits and mx.cuda.is_available() and mx.default_device() == mx.Device(mx.gpu)
+    return fits and mx.default_device() == mx.Device(mx.gpu) and _has_tensor_cores()
+
+
+@cache
+def _has_tensor_cores() -> bool:
+    """Whether the GPU is one of CUDA's that multiply bfloat16."""
+    return mx.cuda.is_available() and mx.device_info()["compute_capability_major"] >= 8
 
 
 def _by_kernel(
