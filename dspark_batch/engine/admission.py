@@ -125,7 +125,8 @@ class Admission:
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
             read = zip(wave.sequences, wave.first.tolist(), wave.finite.tolist(), strict=True)
-            stay = [each for each, *first in read if self._handlers.begin(each[1], *first)]
+            begin = self._handlers.begin
+            stay = [each for each, first, finite in read if begin(each[1], first, finite)]
             if stay:
                 self._ready.append(wave._replace(sequences=stay))
 
