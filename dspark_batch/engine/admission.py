@@ -15,6 +15,7 @@ from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.window import Window
+from dspark_batch.numerics.sampling import are_finite
 from dspark_batch.types import Item, Request, SamplingRule
 
 MayBegin: TypeAlias = Callable[[Item], bool]
@@ -164,7 +165,7 @@ class Admission:
 
     def _end_wave(self, filled: Prefilled) -> None:
         first = rule_of(self._sampling, self._begun).first(filled.logits)
-        finite = (mx.abs(filled.logits) < mx.inf).all(axis=-1)
+        finite = are_finite(filled.logits)
         mx.async_eval(first, finite)
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
             sequence.num_cached = num_cached

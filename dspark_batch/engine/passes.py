@@ -12,6 +12,7 @@ from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rules import Greedy, Rule
+from dspark_batch.numerics.sampling import are_finite
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]
 OverCache: TypeAlias = Callable[[RaggedCache, mx.array], Arrays]  # writes the cache
@@ -78,7 +79,7 @@ class Passes:
             logits, features = self._run(cache, tokens)
             logits = logits[:, : 1 + num_drafts]
             decided = rule.verify(drafts, verify_len, logits)
-            return Verified(*decided, mx.isfinite(logits).all(axis=-1), features)
+            return Verified(*decided, are_finite(logits), features)
         choice, finite, features = self._choices(cache, tokens)
         choice = choice[:, : 1 + num_drafts]
         decided = accept_with_bonus(drafts, choice, verify_len)
@@ -97,7 +98,7 @@ class Passes:
 def _choose(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
     """Take the likeliest token of each position, as `Greedy` does."""
     logits, features = target(tokens, cache.layers)
-    return Greedy().first(logits), mx.isfinite(logits).all(axis=-1), features
+    return Greedy().first(logits), are_finite(logits), features
 
 
 def _propose(
