@@ -15,8 +15,6 @@ from dspark_batch.models.load import Pair
 
 Prompt: TypeAlias = Sequence[int]  # token ids, at least one
 
-_NOTHING = Prefix(0, [])
-
 
 class Prefilled(NamedTuple):
     """Prompts that are ready to decode; slot i of the caches holds prompt i."""
@@ -112,10 +110,13 @@ class _Filling:
         self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
         slots, _ = shapes.prefill_pass(len(prompts), self.left)
         room = max(self._room(), shapes.least_capacity)
-        spare = [_NOTHING] * (slots - len(prompts))
+        spare = slots - len(prompts)
         target, drafter = passes.num_layers
-        self.cache = _begun(RaggedCache(target, slots), room, [*found, *spare], 0)
-        self.context = _begun(RaggedCache(drafter, slots), room, [*found, *spare], 2 * target)
+        self.cache, self.context = RaggedCache(target, slots), RaggedCache(drafter, slots)
+        parts = [prefix.parts for prefix in found] + [[]] * spare
+        for cache, first in (self.cache, 0), (self.context, 2 * target):
+            cache.reserve(room)
+            cache.begin_with(parts, self._done + [0] * spare, first)
 
     @property
     def left(self) -> int:
@@ -162,10 +163,3 @@ class _Filling:
                 guarded(lambda: self._passes.extend(self.context, features))
             except DrafterFault as fault:
                 self.fallback = str(fault)
-
-
-def _begun(cache: RaggedCache, room: int, found: Sequence[Prefix], first: int) -> RaggedCache:
-    """Begin a cache with its arrays of what is stored, from the first of them on."""
-    cache.reserve(room)
-    cache.begin_with([prefix.parts for prefix in found], [prefix.length for prefix in found], first)
-    return cache
