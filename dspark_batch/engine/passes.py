@@ -49,7 +49,7 @@ class Passes:
         self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
         made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
         self._made = made
-        self._run = made(lambda cache, tokens: target(tokens, cache.layers))
+        self._logits = made(lambda cache, tokens: target(tokens, cache.layers))
         self._choices = made(partial(_choose, target))
         self._extend = made(partial(_extend, drafter))
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
@@ -76,7 +76,7 @@ class Passes:
         """Run anchors, drafts and padding [S, W] through the target, and accept by the rule."""
         drafts = tokens[:, 1 : 1 + num_drafts]
         if not isinstance(rule, Greedy):
-            logits, features = self._run(cache, tokens)
+            logits, features = self._logits(cache, tokens)
             logits = logits[:, : 1 + num_drafts]
             decided = rule.verify(drafts, verify_len, logits)
             return Verified(*decided, are_finite(logits), features)
@@ -87,7 +87,7 @@ class Passes:
 
     def run(self, cache: RaggedCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""
-        return self._run(cache, tokens)
+        return self._logits(cache, tokens)
 
     def extend(self, context: RaggedCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `DSparkDrafter.extend`."""
