@@ -24,14 +24,6 @@ _PROMPT_TOKENS = 2048  # of prompts that may hold up a round
 _LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
 
 
-class Handlers(NamedTuple):
-    """What only the engine can do."""
-
-    sequence: Callable[[Request], Sequence]  # makes an answer that has not begun
-    # Takes a first token, and whether it was chosen from numbers; tells whether more are to come.
-    begin: Callable[[Sequence, int, bool], bool]
-
-
 class _Wave(NamedTuple):
     """Sequences whose prompts are through."""
 
@@ -58,7 +50,9 @@ class Admission:
             needs more runs alone.
         prefixes: the shared beginnings.
         sampling: how requests with a temperature are drawn.
-        handlers: of the engine.
+        sequence: makes an answer that has not begun.
+        begin: takes a first token, and whether it was chosen from numbers; tells whether more are
+            to come.
         clock: told of prompts.
 
     Attributes:
@@ -75,7 +69,8 @@ class Admission:
         most_positions: int | None,
         prefixes: PrefixCache,
         sampling: SamplingRule,
-        handlers: Handlers,
+        sequence: Callable[[Request], Sequence],
+        begin: Callable[[Sequence, int, bool], bool],
         clock: Clock,
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -87,7 +82,8 @@ class Admission:
         self._most_positions = most_positions
         self._prefixes = prefixes
         self._sampling = sampling
-        self._handlers = handlers
+        self._sequence = sequence
+        self._begin = begin
         self._clock = clock
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
@@ -126,8 +122,7 @@ class Admission:
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
             read = zip(wave.sequences, wave.first.tolist(), wave.finite.tolist(), strict=True)
-            begin = self._handlers.begin
-            stay = [each for each, first, finite in read if begin(each[1], first, finite)]
+            stay = [each for each, first, finite in read if self._begin(each[1], first, finite)]
             if stay:
                 self._ready.append(wave._replace(sequences=stay))
 
@@ -156,7 +151,7 @@ class Admission:
         requests = self.window.take(most, self._fits()) if most else []
         begun = list(takewhile(lambda request: may_begin(request.item), requests))
         if begun:
-            self._begun = [self._handlers.sequence(request) for request in begun]
+            self._begun = [self._sequence(request) for request in begun]
             prompts = [request.prompt_ids for request in begun]
             self._filling = prefill(self._passes, self._shapes, prompts, self._prefixes)
         if len(begun) < len(requests):
