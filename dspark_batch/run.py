@@ -519,7 +519,7 @@ def _answered(
                 answers[item.index] = (*earlier, answer)
                 waiting.append(_mapped(job, opened, item, answers[item.index]))
             else:
-                yield replace(answer, earlier=earlier)
+                yield answer._replace(earlier=earlier)
         if not waiting:  # else the stream had ended before these were there
             return
 
@@ -529,7 +529,7 @@ def _split(job: _Job, opened: Opened, completion: Completion) -> Completion:
     if is_continued(completion.item.record, job.spec):
         return completion
     said = opened.split(completion.text)
-    return replace(completion, text=said.answer, reasoning=said.reasoning)
+    return completion._replace(text=said.answer, reasoning=said.reasoning)
 
 
 def _waiting_first(

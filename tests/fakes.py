@@ -1,7 +1,7 @@
 """Stand-ins that can notice a bug: every answer depends on the whole of what was asked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, takewhile
 from time import sleep
@@ -92,7 +92,7 @@ class OtherEngine(FakeEngine):
         if isinstance(outcome, Failure) or outcome.item.custom_id not in self.others:
             return outcome
         ids = (*outcome.token_ids[:2], *((i + 1) % 16 for i in outcome.token_ids[2:]))
-        return replace(outcome, token_ids=ids, text="".join(f"{i:x}" for i in ids))
+        return outcome._replace(token_ids=ids, text="".join(f"{i:x}" for i in ids))
 
 
 def fake_baseline(engine=None, spread=1.0, split=unsplit):

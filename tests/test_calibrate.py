@@ -1,7 +1,5 @@
 """From the log of a run to the threshold of the next one."""
 
-from dataclasses import replace
-
 import pytest
 from fakes import FakeEngine
 from golden_cases import GOLDEN, load_case
@@ -50,12 +48,15 @@ class Sure(FakeEngine):
     logit = 0.0
 
     def _outcome(self, request):
-        return replace(
-            super()._outcome(request),
-            accept_lengths=(2, 1) * 10 + (1,),
-            num_accepted=(1, 0) * 10 + (0,),
-            num_drafted=(1,) * 21,
-            confidence=((self.logit,),) * 21,
+        return (
+            super()
+            ._outcome(request)
+            ._replace(
+                accept_lengths=(2, 1) * 10 + (1,),
+                num_accepted=(1, 0) * 10 + (0,),
+                num_drafted=(1,) * 21,
+                confidence=((self.logit,),) * 21,
+            )
         )
 
 

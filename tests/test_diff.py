@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from dataclasses import replace
 
 import pytest
 from fakes import FakeEngine, OtherEngine, fake_baseline, fake_opener, refuse_to_open
@@ -75,7 +74,7 @@ def test_an_answer_that_goes_on_where_the_other_ends_is_different(other):
     class EndsEarly(FakeEngine):
         def _outcome(self, request):
             answer = super()._outcome(request)
-            return replace(answer, token_ids=answer.token_ids[:3], text=answer.text[:3])
+            return answer._replace(token_ids=answer.token_ids[:3], text=answer.text[:3])
 
     found = diff(*other(EndsEarly()), open_engine=spread_of(0.0))
     assert counts(found) == {"different": 4}

@@ -23,9 +23,7 @@ class Confident(FakeEngine):
         if not isinstance(outcome, Completion):
             return outcome
         logits = tuple((3.0, 1.0, 0.0, -1.0) for _ in outcome.num_drafted)
-        return Completion(
-            **{name: getattr(outcome, name) for name in outcome.__slots__} | {"confidence": logits}
-        )
+        return outcome._replace(confidence=logits)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.window import Window
+from dspark_batch.numerics.sampling import are_finite
 from dspark_batch.types import Item, Request, SamplingRule
 
 MayBegin: TypeAlias = Callable[[Item], bool]
@@ -22,14 +23,6 @@ MayBegin: TypeAlias = Callable[[Item], bool]
 _PROMPT_TOKENS = 2048  # of prompts that may hold up a round
 _SEATING_SHARE = 16  # slots per free one that, for a round, costs what seating does (an H100)
 _LEAST_WINDOW = 16  # requests that wait, so that prompts with the same beginning meet
-
-
-class Handlers(NamedTuple):
-    """What only the engine can do."""
-
-    sequence: Callable[[Request], Sequence]  # makes an answer that has not begun
-    # Takes a first token, and whether it was chosen from numbers; tells whether more are to come.
-    begin: Callable[[Sequence, int, bool], bool]
 
 
 class _Wave(NamedTuple):
@@ -58,7 +51,9 @@ class Admission:
             needs more runs alone.
         prefixes: the shared beginnings.
         sampling: how requests with a temperature are drawn.
-        handlers: of the engine.
+        sequence: makes an answer that has not begun.
+        begin: takes a first token, and whether it was chosen from numbers; tells whether more are
+            to come.
         clock: told of prompts.
 
     Attributes:
@@ -75,7 +70,8 @@ class Admission:
         most_positions: int | None,
         prefixes: PrefixCache,
         sampling: SamplingRule,
-        handlers: Handlers,
+        sequence: Callable[[Request], Sequence],
+        begin: Callable[[Sequence, int, bool], bool],
         clock: Clock,
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -87,7 +83,8 @@ class Admission:
         self._most_positions = most_positions
         self._prefixes = prefixes
         self._sampling = sampling
-        self._handlers = handlers
+        self._sequence = sequence
+        self._begin = begin
         self._clock = clock
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
@@ -127,7 +124,7 @@ class Admission:
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
             read = zip(wave.sequences, wave.first.tolist(), wave.finite.tolist(), strict=True)
-            stay = [each for each, *first in read if self._handlers.begin(each[1], *first)]
+            stay = [each for each, first, finite in read if self._begin(each[1], first, finite)]
             if stay:
                 self._ready.append(wave._replace(sequences=stay))
 
@@ -156,7 +153,7 @@ class Admission:
         requests = self.window.take(most, self._fits()) if most else []
         begun = list(takewhile(lambda request: may_begin(request.item), requests))
         if begun:
-            self._begun = [self._handlers.sequence(request) for request in begun]
+            self._begun = [self._sequence(request) for request in begun]
             prompts = [request.prompt_ids for request in begun]
             self._filling = prefill(self._passes, self._shapes, prompts, self._prefixes)
         if len(begun) < len(requests):
@@ -165,7 +162,7 @@ class Admission:
 
     def _end_wave(self, filled: Prefilled) -> None:
         first = rule_of(self._sampling, self._begun).first(filled.logits)
-        finite = (mx.abs(filled.logits) < mx.inf).all(axis=-1)
+        finite = are_finite(filled.logits)
         mx.async_eval(first, finite)
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
             sequence.num_cached = num_cached

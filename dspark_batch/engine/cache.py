@@ -133,7 +133,7 @@ class RaggedCache:
             return
         runs: list[Sequence[mx.array]] = []  # of all beginnings, each once, behind a blank position
         starts: dict[tuple[int, ...], int] = {}  # the parts of a beginning -> its first position
-        keys = [tuple(id(part[0]) for part in parts) for parts in beginnings]
+        keys = [tuple(map(id, parts)) for parts in beginnings]
         end = 1
         for key, parts, length in zip(keys, beginnings, lengths, strict=True):
             if key not in starts:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from dspark_batch.engine.admission import Admission, Handlers, MayBegin
+from dspark_batch.engine.admission import Admission, MayBegin
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.fallback import (
     FAULTS,
@@ -143,7 +143,8 @@ class Engine:
             most_positions=most_positions,
             prefixes=PrefixCache(prefix_positions),
             sampling=self._sampling,
-            handlers=Handlers(self._sequence, self._begin),
+            sequence=self._sequence,
+            begin=self._begin,
             clock=self._clock,
         )
 

@@ -13,6 +13,7 @@ from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rules import Greedy, Rule
+from dspark_batch.numerics.sampling import are_finite
 
 # How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
 # it makes anew for every pass, and without an end after every matrix of a large target.
@@ -55,7 +56,7 @@ class Passes:
         self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
         made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
         self._made = made
-        self._run = made(lambda cache, tokens: target(tokens, cache.layers))
+        self._logits = made(lambda cache, tokens: target(tokens, cache.layers))
         self._choices = made(partial(_choose, target))
         self._extend = made(partial(_extend, drafter))
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
@@ -82,10 +83,10 @@ class Passes:
         """Run anchors, drafts and padding [S, W] through the target, and accept by the rule."""
         drafts = tokens[:, 1 : 1 + num_drafts]
         if not isinstance(rule, Greedy):
-            logits, features = self._run(cache, tokens)
+            logits, features = self._logits(cache, tokens)
             logits = logits[:, : 1 + num_drafts]
             decided = rule.verify(drafts, verify_len, logits)
-            return Verified(*decided, mx.isfinite(logits).all(axis=-1), features)
+            return Verified(*decided, are_finite(logits), features)
         choice, finite, features = self._choices(cache, tokens)
         choice = choice[:, : 1 + num_drafts]
         decided = accept_with_bonus(drafts, choice, verify_len)
@@ -93,7 +94,7 @@ class Passes:
 
     def run(self, cache: RaggedCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""
-        return self._run(cache, tokens)
+        return self._logits(cache, tokens)
 
     def extend(self, context: RaggedCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `DSparkDrafter.extend`."""
@@ -104,7 +105,7 @@ class Passes:
 def _choose(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
     """Take the likeliest token of each position, as `Greedy` does."""
     logits, features = target(tokens, cache.layers)
-    return Greedy().first(logits), mx.isfinite(logits).all(axis=-1), features
+    return Greedy().first(logits), are_finite(logits), features
 
 
 def _propose(

@@ -1,6 +1,7 @@
 """Prompts through the target: several in one pass, and what they share only once."""
 
 from collections.abc import Generator, Sequence
+from operator import sub
 from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
@@ -13,8 +14,6 @@ from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.load import Pair
 
 Prompt: TypeAlias = Sequence[int]  # token ids, at least one
-
-_NOTHING = Prefix(0, [])
 
 
 class Prefilled(NamedTuple):
@@ -105,49 +104,55 @@ class _Filling:
         self._passes = passes
         self._shapes = shapes
         self._prompts = prompts
+        self._ends = list(map(len, prompts))
         self._done = [prefix.length for prefix in found]
         self.fallback: str | None = None
         self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
         slots, _ = shapes.prefill_pass(len(prompts), self.left)
         room = max(self._room(), shapes.least_capacity)
-        spare = [_NOTHING] * (slots - len(prompts))
+        spare = slots - len(prompts)
         target, drafter = passes.num_layers
-        self.cache = _begun(RaggedCache(target, slots), room, [*found, *spare], 0)
-        self.context = _begun(RaggedCache(drafter, slots), room, [*found, *spare], 2 * target)
+        self.cache, self.context = RaggedCache(target, slots), RaggedCache(drafter, slots)
+        parts = [prefix.parts for prefix in found] + [[]] * spare
+        for cache, first in (self.cache, 0), (self.context, 2 * target):
+            cache.reserve(room)
+            cache.begin_with(parts, self._done + [0] * spare, first)
 
     @property
     def left(self) -> int:
         """Tokens of the prompt that has the most left."""
-        return max(len(ids) - n for ids, n in zip(self._prompts, self._done, strict=True))
+        return max(map(sub, self._ends, self._done))
 
     def _room(self) -> int:
         """Count the positions that the passes write; a prompt that is through is padded, too."""
         done, room = self._done, 0
-        while (left := max(map(int.__sub__, map(len, self._prompts), done))) > 0:
+        while (left := max(map(sub, self._ends, done))) > 0:
             _, width = self._shapes.prefill_pass(len(self._prompts), left)
             room = max(room, max(done) + width)
-            done = [min(n + width, len(ids)) for n, ids in zip(done, self._prompts, strict=True)]
+            done = [min(n + width, end) for n, end in zip(done, self._ends, strict=True)]
         return room
 
     def run(self) -> None:
         """Run one pass over all prompts."""
         slots, width = self._shapes.prefill_pass(len(self._prompts), self.left)
-        pairs = zip(self._prompts, self._done, strict=True)
-        pieces = [list(ids[done : done + width]) for ids, done in pairs]
-        pieces += [[]] * (slots - len(pieces))
-        counts = list(map(len, pieces))
-        tokens = mx.array([piece + [0] * (width - len(piece)) for piece in pieces])
-        logits, features = self._passes.run(self.cache, tokens)
+        tokens: list[int] = []
+        counts = [0] * slots
+        for slot, (ids, done) in enumerate(zip(self._prompts, self._done, strict=True)):
+            tokens += ids[done : done + width]
+            counts[slot] = len(tokens) - slot * width
+            tokens += [0] * (width - counts[slot])
+        tokens += [0] * (slots * width - len(tokens))
+        logits, features = self._passes.run(self.cache, mx.array(tokens).reshape(slots, width))
         self._extend(features)
-        for cache in (self.cache, self.context):
-            cache.keep(mx.array(counts))
-        self._note(counts, logits)
+        ran = mx.array(counts)
+        self.cache.keep(ran)
+        self.context.keep(ran)
+        self._note(ran[:, None, None], logits)
         self._done = [n + count for n, count in zip(self._done, counts, strict=False)]
         mx.async_eval(self.logits, self.cache.arrays(), self.context.arrays())
 
-    def _note(self, counts: Sequence[int], logits: mx.array) -> None:
-        """Keep the logits behind the last token of each prompt of which this pass ran a piece."""
-        ran = mx.array(counts)[:, None, None]
+    def _note(self, ran: mx.array, logits: mx.array) -> None:
+        """Keep logits behind the last of the tokens that ran, [S, 1, 1], where there were any."""
         last = mx.take_along_axis(logits, mx.maximum(ran - 1, 0), axis=1)[:, 0]
         self.logits = last if self.logits is None else mx.where(ran[:, 0] > 0, last, self.logits)
 
@@ -158,10 +163,3 @@ class _Filling:
                 guarded(lambda: self._passes.extend(self.context, features))
             except DrafterFault as fault:
                 self.fallback = str(fault)
-
-
-def _begun(cache: RaggedCache, room: int, found: Sequence[Prefix], first: int) -> RaggedCache:
-    """Begin a cache with its arrays of what is stored, from the first of them on."""
-    cache.reserve(room)
-    cache.begin_with([prefix.parts for prefix in found], [prefix.length for prefix in found], first)
-    return cache

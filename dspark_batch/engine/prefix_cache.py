@@ -48,17 +48,17 @@ class PrefixCache:
     def num_shared(self, chunks: Chunks) -> int:
         """Count the chunks with which another prompt begins too, as many as can be stored."""
         num_shared = 0
-        for chunk in chunks[: self._most // CHUNK]:
+        for chunk in chunks:
             if self._prompts.get(chunk, 0) < 2:
                 break
             num_shared += 1
-        return num_shared
+        return min(num_shared, self._most // CHUNK)
 
     def find(self, ids: Ids) -> Prefix:
         """Find the longest stored beginning of some tokens."""
         length, parts = 0, []
         for segment, stop in self._path(ids):
-            self._touch(segment)
+            self._by_age.move_to_end(segment)
             parts.append(segment.part(stop))
             length += stop
         return Prefix(length, parts)
@@ -77,25 +77,21 @@ class PrefixCache:
         parent.children[stop, tuple(ids[start : start + CHUNK])] = segment
         self._room -= len(segment.ids)
         for above, _ in path:
-            self._touch(above)
-        self._touch(segment)
+            self._by_age.move_to_end(above)
+        self._by_age[segment] = None
         self._make_room()
 
     def _path(self, ids: Ids) -> list[tuple["_Segment", int]]:
         """Walk down along some tokens: segments, and in how many positions each one agrees."""
         path: list[tuple[_Segment, int]] = []
         segment, stop = self._root, 0
-        while True:
-            at = segment.start + stop
+        while (at := segment.start + stop) + CHUNK <= len(ids):
             child = segment.children.get((stop, tuple(ids[at : at + CHUNK])))
             if child is None:
-                return path
+                break
             segment, stop = child, child.common_len(ids)
             path.append((segment, stop))
-
-    def _touch(self, segment: "_Segment") -> None:
-        self._by_age[segment] = None
-        self._by_age.move_to_end(segment)
+        return path
 
     def _make_room(self) -> None:
         for segment in list(self._by_age):
@@ -124,11 +120,13 @@ class _Segment:
 
     def common_len(self, ids: Ids) -> int:
         """Count the positions, whole chunks, in which a prompt agrees with this segment."""
-        for at in range(0, len(self.ids), CHUNK):
-            there = self.start + at
-            if self.ids[at : at + CHUNK] != tuple(ids[there : there + CHUNK]):
-                return at
-        return len(self.ids)
+        there = tuple(ids[self.start : self.start + len(self.ids)])
+        if there == self.ids:
+            return len(there)
+        at = 0
+        while there[at : at + CHUNK] == self.ids[at : at + CHUNK]:
+            at += CHUNK
+        return at
 
     def remove(self) -> None:
         """Leave the tree."""

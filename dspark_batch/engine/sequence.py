@@ -28,12 +28,11 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.fallback: str | None = None
         self.num_cached = 0
-        self._stop_ids = stop_ids | request.sampling.stop_ids
+        own = request.sampling.stop_ids
+        self._stop_ids = stop_ids | own if own else stop_ids
         self._stop_strings = stop_strings
-        self._accept_lengths: list[int] = []
-        self._num_accepted: list[int] = []
-        self._num_drafted: list[int] = []
-        self._confidence: list[tuple[float, ...]] = []
+        # By round: accept length, drafts among it, drafts verified, and their confidence.
+        self._rounds: list[tuple[int, int, int, tuple[float, ...] | None]] = []
         self._admitted_s = time.perf_counter()
         self._seated_s = self._last_token_s = self._admitted_s
 
@@ -71,27 +70,26 @@ class Sequence:
         """
         stayed = self._commit([*accepted, bonus])
         self._last_token_s = time.perf_counter()
-        self._accept_lengths.append(stayed)
-        self._num_accepted.append(min(stayed, len(accepted)))
-        self._num_drafted.append(num_drafted)
-        if confidence is not None:
-            self._confidence.append(tuple(confidence[:num_drafted]))
+        known = None if confidence is None else tuple(confidence[:num_drafted])
+        self._rounds.append((stayed, min(stayed, len(accepted)), num_drafted, known))
         return stayed
 
     def completion(self, text: str) -> Completion:
         """Describe the finished answer, whose spoken tokens decode to `text`."""
         if self.finish_reason is None:
             raise ValueError(f"{self.request.item.where}: the answer is not finished")
+        rounds = zip(*self._rounds, strict=True) if self._rounds else [()] * 4
+        accept_lengths, num_accepted, num_drafted, confidence = rounds
         return Completion(
             item=self.request.item,
             text=self._stop_strings.cut(text) if self._stop_strings else text,
             token_ids=tuple(self.token_ids),
             finish_reason=self.finish_reason,
             prompt_tokens=len(self.request.prompt_ids),
-            accept_lengths=tuple(self._accept_lengths),
-            num_accepted=tuple(self._num_accepted),
-            num_drafted=tuple(self._num_drafted),
-            confidence=tuple(self._confidence) or None,
+            accept_lengths=accept_lengths,
+            num_accepted=num_accepted,
+            num_drafted=num_drafted,
+            confidence=None if None in confidence else confidence or None,
             fallback=self.fallback,
             cached_tokens=self.num_cached,
             prefill_s=self._seated_s - self._admitted_s,

@@ -1,6 +1,7 @@
 """The look-ahead window: a few requests that are ready, and which of them go next."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from dspark_batch.types import Failure, Request
 class _Waiting(NamedTuple):
     request: Request
     arrival: int  # its number among all that came
+    length: int  # tokens, if the answer is as long as it may be
     chunks: Chunks  # of its prompt
 
 
@@ -73,7 +75,8 @@ class Window:
     def _add(self, request: Request) -> None:
         chunks = chunks_of(request.prompt_ids)
         self._prefixes.expect(chunks)
-        self._waiting.append(_Waiting(request, self._arrivals, chunks))
+        length = len(request.prompt_ids) + request.max_tokens
+        self._waiting.append(_Waiting(request, self._arrivals, length, chunks))
         self._arrivals += 1
         self._is_ordered = False
 
@@ -84,15 +87,14 @@ class Window:
 
     def _order(self) -> None:
         """Sort: the impatient, then group by group, each from long to short."""
-        late = self._late
-        first: dict[int | None, int] = {}  # the last chunk that a group shares -> its first arrival
-        keyed: list[tuple[bool, int, int, int, _Waiting]] = []
+        groups: dict[int | None, list[_Waiting]] = {}  # the last chunk that all of it share -> it
         for waiting in sorted(self._waiting, key=attrgetter("arrival")):
-            request, arrival, chunks = waiting
-            num_shared = self._prefixes.num_shared(chunks)
-            group = first.setdefault(chunks[num_shared - 1] if num_shared else None, arrival)
-            length = len(request.prompt_ids) + request.max_tokens
-            keyed.append((arrival >= late, group, -length, arrival, waiting))
-        keyed.sort()
-        self._waiting = [waiting for *_, waiting in keyed]
+            num_shared = self._prefixes.num_shared(waiting.chunks)
+            last = waiting.chunks[num_shared - 1] if num_shared else None
+            groups.setdefault(last, []).append(waiting)
+        for group in groups.values():
+            group.sort(key=attrgetter("length"), reverse=True)
+        self._waiting = list(chain.from_iterable(groups.values()))
+        late = self._late
+        self._waiting.sort(key=lambda waiting: waiting.arrival >= late)
         self._is_ordered = True

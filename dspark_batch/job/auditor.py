@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from dspark_batch.errors import EqualityError
 from dspark_batch.job.replay import Baseline, Claim, Difference, replay
@@ -91,7 +90,7 @@ class Auditor:
         self.seconds += spent
         self._on_spent(spent)
         for completion, difference in found:
-            yield replace(completion, verified=difference is None)
+            yield completion._replace(verified=difference is None)
             if difference is not None:
                 self._count(difference)
 

@@ -16,7 +16,7 @@ import shutil
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import compress
 from pathlib import Path
@@ -173,8 +173,8 @@ def _repeated(chunk: Chunk, samples: int) -> Chunk:
 
 
 def _sample(record: Item | Failure, index: int, sample_index: int) -> Item | Failure:
-    item = replace(item_of(record), index=index, sample_index=sample_index)
-    return replace(record, item=item) if isinstance(record, Failure) else item
+    item = item_of(record)._replace(index=index, sample_index=sample_index)
+    return record._replace(item=item) if isinstance(record, Failure) else item
 
 
 def _expand(name: str) -> list[str]:
@@ -333,7 +333,7 @@ def _speakable(value: object) -> Json:
 def _record(index: int, where: str, line: bytes) -> Item | Failure:
     """Parse one line, strictly: no NaN, no invalid UTF-8, no lone surrogates, only objects."""
     digest = digest_of(line)
-    nameless = Item(index, str(index), digest, where)
+    nameless = Item(index, str(index), digest, where, {})
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:

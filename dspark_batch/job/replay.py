@@ -155,7 +155,7 @@ def replay(
             for claim in of_item:
                 claims[number] = item, claim
                 # An index names a slot's answer; the noise does not come from it.
-                renamed = replace(claim.request.item, index=number)
+                renamed = claim.request.item._replace(index=number)
                 yield replace(claim.request, item=renamed)
                 number += 1
 

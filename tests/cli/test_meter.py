@@ -1,7 +1,5 @@
 """The meter's numbers are those that a person with a stopwatch would get."""
 
-from dataclasses import replace
-
 import pytest
 
 from dspark_batch.cli.meter import Meter
@@ -50,8 +48,8 @@ def test_a_failure_is_an_item_done_but_no_token(meter, clock, make_tick, failure
 def test_prefix_hits_are_those_of_all_turns(meter, make_tick, answer):
     meter.add(tick := make_tick())
     assert meter.prefix_hits is None
-    first = replace(answer, prompt_tokens=10, cached_tokens=0)
-    meter.add(tick.after(replace(answer, prompt_tokens=30, cached_tokens=8, earlier=(first,))))
+    first = answer._replace(prompt_tokens=10, cached_tokens=0)
+    meter.add(tick.after(answer._replace(prompt_tokens=30, cached_tokens=8, earlier=(first,))))
     assert meter.prefix_hits == 8 / 40
 
 

@@ -207,7 +207,7 @@ def test_the_bar_says_how_full_the_engine_is(screen, clock, make_tick, answer):
 def test_the_bar_says_how_much_of_the_prompts_was_there_already(screen, clock, make_tick, answer):
     with Bar(screen, clock) as observe:
         observe(tick := make_tick(total=9))
-        observe(tick.after(replace(answer, prompt_tokens=80, cached_tokens=56), GAUGE))
+        observe(tick.after(answer._replace(prompt_tokens=80, cached_tokens=56), GAUGE))
         lines = screen.render_lines(observe._frame(), pad=False)
     assert "4.0 of 4 slots busy · 70% prefix hits" in "".join(part.text for part in lines[-1])
 

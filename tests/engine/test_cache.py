@@ -38,11 +38,11 @@ def test_buffers_grow_and_keep_what_they_hold():
 
 
 def test_an_inserted_row_is_the_slot_and_its_neighbours_stay():
-    cache, row = filled(3, [4, 9, 6]), filled(1, [7])
+    cache, one = filled(3, [4, 9, 6]), filled(1, [7])
     before = cache.layers[0].keys
-    cache.insert([1], row, [0], [7])
+    cache.insert([1], one, [0], [7])
     assert cache.lengths.tolist() == [4, 7, 6]
-    assert mx.array_equal(cache.layers[0].keys[1, :, :7], row.layers[0].keys[0, :, :7])
+    assert mx.array_equal(cache.layers[0].keys[1, :, :7], one.layers[0].keys[0, :, :7])
     assert mx.array_equal(cache.layers[0].keys[0], before[0])
     assert mx.array_equal(cache.layers[0].keys[2], before[2])
 

@@ -60,5 +60,5 @@ def test_only_passes_of_the_class_run(slots, draft_length):
     engine = Engine(pair._replace(target=spy), slots=slots, draft_length=draft_length, shapes=CLASS)
     answers = {c.item.index: c.token_ids for c in engine.generate(requests())}
     assert answers == {r.item.index: plain(r) for r in requests()}
-    assert {(rows, width) for rows, width, _ in spy.seen} <= {*CLASS.steps, *CLASS.prefill}
+    assert {(slots, width) for slots, width, _ in spy.seen} <= {*CLASS.steps, *CLASS.prefill}
     assert min(capacity for *_, capacity in spy.seen) >= CLASS.least_capacity

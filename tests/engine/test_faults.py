@@ -88,10 +88,10 @@ def test_logits_that_are_no_numbers_fail_their_item_and_no_other(slots, sick_fro
 def test_a_slot_holds_nothing_of_its_former_owner():
     cache = RaggedCache(1, slots=2)
     for length, value in ((9, mx.nan), (3, 1.0)):
-        row = RaggedCache(1, slots=1)
-        row.reserve(length)
-        row.layers[0].update_and_fetch(*[mx.full((1, 1, length, 2), value)] * 2)
-        cache.insert([1], row, [0], [length])
+        other = RaggedCache(1, slots=1)
+        other.reserve(length)
+        other.layers[0].update_and_fetch(*[mx.full((1, 1, length, 2), value)] * 2)
+        cache.insert([1], other, [0], [length])
     for buffer in (cache.layers[0].keys, cache.layers[0].values):
         assert buffer[1, 0, :, 0].tolist() == [1.0] * 3 + [0.0] * (cache.capacity - 3)
 

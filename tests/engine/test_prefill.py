@@ -40,12 +40,12 @@ def together(pair, asked, cache):
 
 
 def assert_same(filled, pair, asked):
-    for row, ids in enumerate(asked):
+    for slot, ids in enumerate(asked):
         alone = prefill_alone(pair, SHAPES, ids)
-        assert mx.allclose(filled.logits[row], alone.logits[0], atol=1e-4)
+        assert mx.allclose(filled.logits[slot], alone.logits[0], atol=1e-4)
         for mine, other in ((filled.cache, alone.cache), (filled.context, alone.context)):
-            assert mine.lengths[row].item() == len(ids)
-            for a, b in zip(mine.part(row, 0, len(ids)), other.part(0, 0, len(ids)), strict=True):
+            assert mine.lengths[slot].item() == len(ids)
+            for a, b in zip(mine.part(slot, 0, len(ids)), other.part(0, 0, len(ids)), strict=True):
                 assert mx.allclose(a, b, atol=1e-4)
 
 

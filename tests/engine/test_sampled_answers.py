@@ -70,7 +70,7 @@ def requests(case, temperature, seed=0, **filters):
     prompts = [case.prompt(f"greedy{i % 3}") for i in range(5)]
     return [
         Request(
-            dataclasses.replace(ITEM, index=i, custom_id=str(i)),
+            ITEM._replace(index=i, custom_id=str(i)),
             ids[: 5 + i],
             8 + 2 * (i % 3),
             Sampling(temperature=temperature * (i != 3), seed=seed, **filters),  # one is greedy
@@ -164,7 +164,7 @@ def test_a_batch_without_temperatures_pays_for_no_noise():
 
 def test_the_noise_of_an_item_is_named_by_seed_and_identity_not_by_its_place():
     def key(seed=0, **changes):
-        item = dataclasses.replace(ITEM, **changes)
+        item = ITEM._replace(**changes)
         return noise_key(Request(item, (1,), 1, Sampling(seed=seed)))
 
     assert key() == key(index=7) == key(where="other.jsonl:3") == (50136859, 1130586101)

@@ -1,7 +1,6 @@
 """An item that kills the process, again and again, costs itself and no other item."""
 
 import json
-from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -211,7 +210,7 @@ class Unwritable(FakeEngine):
     def generate(self, stream, may_begin):
         for outcome in super().generate(stream, may_begin):
             sick = outcome.item.custom_id == "id-b" and isinstance(outcome, Completion)
-            yield replace(outcome, text="\ud800") if sick else outcome
+            yield outcome._replace(text="\ud800") if sick else outcome
 
 
 def test_an_answer_that_the_writer_chokes_on_costs_itself(folder):

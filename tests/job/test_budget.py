@@ -1,7 +1,6 @@
 """A start ends in time by beginning no item that would end too late."""
 
 import time
-from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -61,7 +60,7 @@ def test_the_longest_recent_item_counts_and_a_failure_does_not(budget, clock):
 
 
 def test_an_item_takes_as_long_as_all_its_turns(budget, clock):
-    budget.add(replace(took(2), earlier=(took(1), took(1))))
+    budget.add(took(2)._replace(earlier=(took(1), took(1))))
     clock.now += 5.9
     assert budget.allows_one_more()
     clock.now += 0.1
