@@ -29,6 +29,8 @@ class Handlers(NamedTuple):
     sequence: Callable[[Request], Sequence]  # makes an answer that has not begun
     # Takes a first token, and whether it was chosen from numbers; tells whether more are to come.
     begin: Callable[[Sequence, int, bool], bool]
+    # Takes how many sequences could decode, and tells how many of them should.
+    best_count: Callable[[int], int]
 
 
 class _Wave(NamedTuple):
@@ -130,12 +132,13 @@ class Admission:
                 self._ready.append(wave._replace(sequences=stay))
 
     def _seat(self) -> None:
-        """Give free slots to those who are ready, if there are enough of either."""
-        num_free = self._most_slots - len(self._slots.active)
-        num_ready = _num(self._ready)
+        """Give free slots to those who are ready, if it is worth it."""
+        num_active, num_ready = len(self._slots.active), _num(self._ready)
+        num_free = min(self._most_slots - num_active, num_ready)
         worth = min(max(1, self._most_slots // 8), num_ready)
-        if self._slots.active and num_free < worth:
+        if num_free == 0 or (num_active and num_free < worth):
             return
+        num_free = self._handlers.best_count(num_active + num_free) - num_active
         while self._ready and num_free:
             wave = self._ready.pop(0)
             now, later = wave.sequences[:num_free], wave.sequences[num_free:]

@@ -4,6 +4,7 @@ import pytest
 from golden_cases import load_case
 
 from dspark_batch.engine.engine import Engine
+from dspark_batch.engine.scheduler import StepCurve, TargetPass
 from dspark_batch.types import Item, Request
 
 IDS = [
@@ -76,3 +77,13 @@ def test_waves_are_large(monkeypatch):
     assert len(answers) == 44
     assert min(waves[:-1]) >= 2
     assert waves[0] == 12  # all slots, and who waits
+
+
+@pytest.mark.parametrize(("fixed", "most"), [({}, 2), ({"draft_length": 0}, 3)])
+def test_where_it_pays_to_wait_fewer_decode_together_than_could(fixed, most, monkeypatch):
+    curve = StepCurve((TargetPass(2, 1, 1.0), TargetPass(4, 1, 1.9)))
+    engine, counts = Engine(load_case("qwen3_vanilla").pair, slots=4, curve=curve, **fixed), []
+    launch = engine._clock.launch
+    monkeypatch.setattr(engine._clock, "launch", lambda n: counts.append(n) or launch(n))
+    assert len(list(engine.generate(requests(3, 6)))) == 3
+    assert max(counts) == most
