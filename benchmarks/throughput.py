@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput [--items 64] [--repeats 3] [--system-tokens 200]
                                     [--batch-sizes 1 4 8 16 32 64] [--slots 1 4 8 16 32]
-                                    [--draft-lengths 0 3 7]
+                                    [--draft-lengths 0 3 7] [--no-generate]
 
 Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns,
 each time in another order, so that a slow minute of the machine hits all of them. Who was far from
@@ -11,7 +11,8 @@ of the time. `speculation_auto` is the program's own plan, and `speculation_agai
 more: `auto_over_itself` says what a ratio means on this machine. The others are a grid of static
 plans in the same shape class, slots by draft length, as far as the class has passes for them. With
 --system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
-at most one sentence more; `shared_tokens` says how many.
+at most one sentence more; `shared_tokens` says how many. --no-generate leaves mlx-lm's answers one
+by one out, which take most of the time and are never the fastest.
 """
 
 import argparse
@@ -101,8 +102,9 @@ def contestants(pair, setup, work, options):
 
     plans = product(options.slots, options.draft_lengths)
     grid = [plan for plan in plans if setup.curve.covers(*plan)]
+    one_by_one = {"mlx_lm_generate": lambda: mlx_lm_generate(pair, work)}
     return {
-        "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
+        **({} if options.no_generate else one_by_one),
         **{f"mlx_lm_batch_{size}": batched(size) for size in options.batch_sizes},
         "speculation_auto": engine(slots=setup.plan.slots, curve=setup.curve),
         "speculation_again": engine(slots=setup.plan.slots, curve=setup.curve),
@@ -147,7 +149,7 @@ def near_the_best(seconds):
 
 def summary(pair, setup, work, answers, seconds):
     """Turn answers and times into the benchmark's result."""
-    reference = answers["mlx_lm_generate"]
+    reference = next(iter(answers.values()))  # mlx-lm's
     tokens = {name: sum(map(len, ids)) for name, ids in answers.items()}
     speed = {
         name: {"runs": len(took), **spread([tokens[name] / s for s in took])}
@@ -167,7 +169,7 @@ def summary(pair, setup, work, answers, seconds):
         "dtype": pair.config.dtype,
         "items": len(work),
         "prompt_tokens": sum(len(r.prompt_ids) for r in work),
-        "tokens": tokens["mlx_lm_generate"],
+        "tokens": sum(map(len, reference)),
         "plan": setup.plan.why,
         "tokens_per_s": speed,
         "best_mlx_lm": best("mlx_lm"),
@@ -192,6 +194,7 @@ def main():
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--slots", type=int, nargs="+", default=SLOTS)
     parser.add_argument("--draft-lengths", type=int, nargs="+", default=DRAFT_LENGTHS)
+    parser.add_argument("--no-generate", action="store_true")
     parser.add_argument("--dtype")
     print_line({"benchmark": "throughput", **measure(parser.parse_args())})
 
