@@ -8,7 +8,8 @@ Prints one JSON line. Tokens per second are medians over the repeats; the contes
 each time in another order, so that a slow minute of the machine hits all of them. Who was far from
 the best of its side in the warm-up takes no turns; the warm-up is its one run. Prefill is part
 of the time. `speculation_auto` is the program's own plan, and `speculation_again` the same once
-more: `auto_over_itself` says what a ratio means on this machine. The others are a grid of static
+more: `auto_over_itself` says what a ratio means on this machine, and `stolen` which share of its
+processors' time a virtual machine did not get during the turns. The others are a grid of static
 plans in the same shape class, slots by draft length, as far as the class has passes for them. With
 --system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
 at most one sentence more; `shared_tokens` says how many. --no-generate leaves mlx-lm's answers one
@@ -16,9 +17,9 @@ by one out, which take most of the time and are never the fastest.
 """
 
 import argparse
-import os
 import time
 from itertools import count, product, takewhile
+from pathlib import Path
 from random import Random
 
 import mlx.core as mx
@@ -124,13 +125,27 @@ def measure(options):
     for name, run in runs.items():  # the warm-up
         answers[name], took = timed(run)
         seconds[name] = [took]
-    close = near_the_best(seconds)
+    close, before = near_the_best(seconds), processor()
     seconds |= {name: [] for name in close}
     for turn in range(options.repeats):
         for name in Random(turn).sample(close, len(close)):
             seconds[name].append(timed(runs[name])[1])
     shared = {"shared_tokens": shared_tokens(pair, system) if system else 0}
-    return shared | summary(pair, setup, work, answers, seconds)
+    stolen = {"stolen": round(stolen_share(before, processor()), 2)}
+    return shared | stolen | summary(pair, setup, work, answers, seconds)
+
+
+def processor():
+    """Read what the processors did since they began, in the fields of Linux; elsewhere nothing."""
+    stat = Path("/proc/stat")
+    return list(map(int, stat.read_text().split()[1:9])) if stat.exists() else [0] * 8
+
+
+def stolen_share(before, after):
+    """Say what share of the time in which we could have run the host of this machine took."""
+    spent = [b - a for a, b in zip(before, after, strict=True)]
+    user, nice, system, _, _, irq, softirq, steal = spent
+    return steal / max(1, user + nice + system + irq + softirq + steal)
 
 
 def timed(run):
@@ -165,7 +180,6 @@ def summary(pair, setup, work, answers, seconds):
     exact = [name for name in answers if "mlx_lm" not in name]
     return {
         **surroundings(),
-        "load": round(os.getloadavg()[0], 1),
         "dtype": pair.config.dtype,
         "items": len(work),
         "prompt_tokens": sum(len(r.prompt_ids) for r in work),

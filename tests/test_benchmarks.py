@@ -103,3 +103,8 @@ def test_throughput_gives_turns_to_the_best_of_either_side_and_to_the_automatic_
     assert throughput.near_the_best(warm_up | {"speculation_auto": [5.0]}) == [
         *("mlx_lm_a", "slots_c", "speculation_auto")
     ]
+
+
+def test_throughput_says_what_the_host_took():
+    assert throughput.stolen_share([0] * 8, [1, 1, 1, 9, 9, 0, 0, 1]) == 0.25
+    assert throughput.stolen_share([0] * 8, [0] * 8) == 0
