@@ -2,19 +2,24 @@
 
     python -m benchmarks.throughput [--items 64] [--repeats 3] [--system-tokens 200]
                                     [--batch-sizes 1 4 8 16 32 64] [--slots 1 4 8 16 32]
-                                    [--draft-lengths 0 3 7]
+                                    [--draft-lengths 0 3 7] [--no-generate]
 
 Prints one JSON line. Tokens per second are medians over the repeats; the contestants take turns,
-each time in another order, so that a slow minute of the machine hits all of them. Prefill is part
-of the time. `speculation_auto` is the program's own plan; the others are a grid of static plans in
-the same shape class, slots by draft length, as far as the class has passes for them. With
+each time in another order, so that a slow minute of the machine hits all of them. Who was far from
+the best of its side in the warm-up takes no turns; the warm-up is its one run. Prefill is part
+of the time. `speculation_auto` is the program's own plan, and `speculation_again` the same once
+more: `auto_over_itself` says what a ratio means on this machine, and `stolen` which share of its
+processors' time a virtual machine did not get during the turns. The others are a grid of static
+plans in the same shape class, slots by draft length, as far as the class has passes for them. With
 --system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
-at most one sentence more; `shared_tokens` says how many.
+at most one sentence more; `shared_tokens` says how many. --no-generate leaves mlx-lm's answers one
+by one out, which take most of the time and are never the fastest.
 """
 
 import argparse
 import time
 from itertools import count, product, takewhile
+from pathlib import Path
 from random import Random
 
 import mlx.core as mx
@@ -29,6 +34,7 @@ BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 SLOTS = (1, 4, 8, 16, 32)
 DRAFT_LENGTHS = (0, 3, 7)
 MAX_TOKENS = 128
+FAR = 1.6  # times as long as the best of its side
 SENTENCE = "You answer short questions about words, numbers and lists, exactly as they are asked. "
 
 
@@ -97,10 +103,12 @@ def contestants(pair, setup, work, options):
 
     plans = product(options.slots, options.draft_lengths)
     grid = [plan for plan in plans if setup.curve.covers(*plan)]
+    one_by_one = {"mlx_lm_generate": lambda: mlx_lm_generate(pair, work)}
     return {
-        "mlx_lm_generate": lambda: mlx_lm_generate(pair, work),
+        **({} if options.no_generate else one_by_one),
         **{f"mlx_lm_batch_{size}": batched(size) for size in options.batch_sizes},
         "speculation_auto": engine(slots=setup.plan.slots, curve=setup.curve),
+        "speculation_again": engine(slots=setup.plan.slots, curve=setup.curve),
         **{f"slots_{n}_drafts_{k}": engine(slots=n, draft_length=k) for n, k in grid},
     }
 
@@ -113,22 +121,55 @@ def measure(options):
     prompts = [r["prompt"] for r in held_out_records(options.items)]
     work = requests(pair, prompts, MAX_TOKENS, system)
     runs = contestants(pair, setup, work, options)
-    answers = {name: run() for name, run in runs.items()}  # also the warm-up
-    seconds = {name: [] for name in runs}
+    answers, seconds = {}, {}
+    for name, run in runs.items():  # the warm-up
+        answers[name], took = timed(run)
+        seconds[name] = [took]
+    close, before = near_the_best(seconds), processor()
+    seconds |= {name: [] for name in close}
     for turn in range(options.repeats):
-        for name, run in Random(turn).sample(list(runs.items()), len(runs)):
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+        for name in Random(turn).sample(close, len(close)):
+            seconds[name].append(timed(runs[name])[1])
     shared = {"shared_tokens": shared_tokens(pair, system) if system else 0}
-    return shared | summary(pair, setup, work, answers, seconds)
+    stolen = {"stolen": round(stolen_share(before, processor()), 2)}
+    return shared | stolen | summary(pair, setup, work, answers, seconds)
+
+
+def processor():
+    """Read what the processors did since they began, in the fields of Linux; elsewhere nothing."""
+    stat = Path("/proc/stat")
+    return list(map(int, stat.read_text().split()[1:9])) if stat.exists() else [0] * 8
+
+
+def stolen_share(before, after):
+    """Say what share of the time in which we could have run the host of this machine took."""
+    spent = [b - a for a, b in zip(before, after, strict=True)]
+    user, nice, system, _, _, irq, softirq, steal = spent
+    return steal / max(1, user + nice + system + irq + softirq + steal)
+
+
+def timed(run):
+    """Return what it returns, and its seconds."""
+    start = time.perf_counter()
+    return run(), time.perf_counter() - start
+
+
+def near_the_best(seconds):
+    """Name who may be the best of mlx-lm's or of our side, and the automatic plan."""
+    theirs = [name for name in seconds if "mlx_lm" in name]
+    ours = [name for name in seconds if name not in theirs]
+    best = {name: min(seconds[n][0] for n in side) for side in (theirs, ours) for name in side}
+    return [n for n, (took,) in seconds.items() if "speculation" in n or took <= FAR * best[n]]
 
 
 def summary(pair, setup, work, answers, seconds):
     """Turn answers and times into the benchmark's result."""
-    reference = answers["mlx_lm_generate"]
+    reference = next(iter(answers.values()))  # mlx-lm's
     tokens = {name: sum(map(len, ids)) for name, ids in answers.items()}
-    speed = {name: spread([tokens[name] / s for s in seconds[name]]) for name in answers}
+    speed = {
+        name: {"runs": len(took), **spread([tokens[name] / s for s in took])}
+        for name, took in seconds.items()
+    }
 
     def best(part):
         return max((n for n in speed if part in n), key=lambda n: speed[n]["median"])
@@ -142,12 +183,13 @@ def summary(pair, setup, work, answers, seconds):
         "dtype": pair.config.dtype,
         "items": len(work),
         "prompt_tokens": sum(len(r.prompt_ids) for r in work),
-        "tokens": tokens["mlx_lm_generate"],
+        "tokens": sum(map(len, reference)),
         "plan": setup.plan.why,
         "tokens_per_s": speed,
         "best_mlx_lm": best("mlx_lm"),
         "best_static": best("slots_"),
         "auto_over_best_mlx_lm": ratio("speculation_auto", best("mlx_lm")),
+        "auto_over_itself": ratio("speculation_auto", "speculation_again"),
         "auto_over_best_static": ratio("speculation_auto", best("slots_")),
         "identical": len({tuple(answers[name]) for name in exact}) == 1,
         "items_different_from_mlx_lm": {
@@ -166,6 +208,7 @@ def main():
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--slots", type=int, nargs="+", default=SLOTS)
     parser.add_argument("--draft-lengths", type=int, nargs="+", default=DRAFT_LENGTHS)
+    parser.add_argument("--no-generate", action="store_true")
     parser.add_argument("--dtype")
     print_line({"benchmark": "throughput", **measure(parser.parse_args())})
 

@@ -97,3 +97,15 @@ def test_throughput_shares_what_was_asked_and_at_most_one_sentence_more(asked):
     one, two = (throughput.shared_tokens(pair, n * throughput.SENTENCE) for n in (1, 2))
     shared = throughput.shared_tokens(pair, throughput.system_of(pair, asked))
     assert asked <= shared <= max(one, asked + two - one)
+
+
+def test_throughput_gives_turns_to_the_best_of_either_side_and_to_the_automatic_plan():
+    warm_up = {"mlx_lm_a": [9.0], "mlx_lm_b": [16.0], "slots_c": [2.0], "slots_d": [4.0]}
+    assert throughput.near_the_best(warm_up | {"speculation_auto": [5.0]}) == [
+        *("mlx_lm_a", "slots_c", "speculation_auto")
+    ]
+
+
+def test_throughput_says_what_the_host_took():
+    assert throughput.stolen_share([0] * 8, [1, 1, 1, 9, 9, 0, 0, 1]) == 0.25
+    assert throughput.stolen_share([0] * 8, [0] * 8) == 0

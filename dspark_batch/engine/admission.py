@@ -54,6 +54,7 @@ class Admission:
         sequence: makes an answer that has not begun.
         begin: takes a first token, and whether it was chosen from numbers; tells whether more are
             to come.
+        best_count: takes how many sequences could decode, and tells how many of them should.
         clock: told of prompts.
 
     Attributes:
@@ -72,6 +73,7 @@ class Admission:
         sampling: SamplingRule,
         sequence: Callable[[Request], Sequence],
         begin: Callable[[Sequence, int, bool], bool],
+        best_count: Callable[[int], int],
         clock: Clock,
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -85,6 +87,7 @@ class Admission:
         self._sampling = sampling
         self._sequence = sequence
         self._begin = begin
+        self._best_count = best_count
         self._clock = clock
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
@@ -130,9 +133,13 @@ class Admission:
 
     def _seat(self) -> None:
         """Give free slots to those who are ready, once it has cost as much to leave them free."""
-        num_free = self._most_slots - len(self._slots.active)
-        self._num_unused += min(num_free, _num(self._ready))
-        if self._slots.active and self._num_unused < self._most_slots // _SEATING_SHARE:
+        num_active = len(self._slots.active)
+        num_free = min(self._most_slots - num_active, _num(self._ready))
+        if num_free == 0:
+            return
+        num_free = self._best_count(num_active + num_free) - num_active
+        self._num_unused += num_free
+        if num_active and self._num_unused < self._most_slots // _SEATING_SHARE:
             return
         self._num_unused = 0
         while self._ready and num_free:

@@ -30,6 +30,7 @@ from dspark_batch.engine.scheduler import (
     LiveCurve,
     Pace,
     StepCurve,
+    best_count,
     next_draft_length,
     next_pace,
 )
@@ -88,7 +89,8 @@ class Engine:
         sampling: how requests with a temperature are drawn; both ways are exact.
         log_confidence: completions tell the confidence of every verified draft.
         shapes: the passes that may run.
-        curve: what rounds cost; with it, and without a draft length, each round drafts what pays.
+        curve: what rounds cost; with it, and without a draft length, each round drafts what pays,
+            and as many sequences decode.
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
@@ -126,9 +128,10 @@ class Engine:
         self._num_slots = slots
         self._passes = Passes(pair.target, pair.drafter)
         self._acceptance = Acceptance(slots)
+        self._curve = curve
         self._costs: LiveCurve | None = None  # None: the draft length is fixed
         self._pace = Pace(self._draft_length)
-        if curve is not None and draft_length is None and self._draft_length > 0:
+        if curve is not None and draft_length is None:
             self._costs = LiveCurve(curve)
             survival = self._acceptance.survival(self._draft_length)
             self._pace = Pace(next_draft_length(curve, survival, slots, 0))
@@ -145,6 +148,7 @@ class Engine:
             sampling=self._sampling,
             sequence=self._sequence,
             begin=self._begin,
+            best_count=self._best_count,
             clock=self._clock,
         )
 
@@ -211,6 +215,13 @@ class Engine:
         except _Undecodable as error:
             failure = _undecodable(sequence, error)
         return self._goes_on(sequence, failure)
+
+    def _best_count(self, most: int) -> int:
+        """Say how many of the sequences that could decode should."""
+        if self._costs is None:
+            return most
+        survival = self._acceptance.survival(self._draft_length)
+        return best_count(self._curve, survival, len(self._slots.active), most)
 
     def _goes_on(self, sequence: Sequence, failure: Failure | None) -> bool:
         """Say whether an answer goes on; one that ended is handed over next."""

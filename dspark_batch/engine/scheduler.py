@@ -248,6 +248,22 @@ def best_plan(
     return Plan(*chosen, rates[chosen], _why(chosen, rates, plain))
 
 
+def best_count(curve: StepCurve, survival: ListLike[float], active: int, most: int) -> int:
+    """Choose how many sequences decode next, of `active` ones up to `most`: the most tokens/s.
+
+    A few more than a pass holds would pad the next larger one. They wait for others to come, or to
+    end. What no measured pass covers is not for the curve to refuse.
+    """
+    if not curve.covers(most, 0):
+        return most
+    counts = [count for count in _slot_counts(curve, most) if count > active] + [max(1, active)]
+
+    def rate(count: int) -> float:
+        return curve.tokens_per_s(survival, count, _best_length(curve, survival, count, shortest=0))
+
+    return max(counts, key=lambda count: (rate(count), count))
+
+
 def _slot_counts(curve: StepCurve, most_slots: int | None) -> set[int]:
     """Return the counts that pad nothing, and the most there may be."""
     counts = {p.slots for p in curve.target + curve.drafter}
@@ -344,7 +360,9 @@ class Acceptance:
     """Learns from rounds how far drafts survive, and forgets old ones; the engine owns it.
 
     A position that was hardly reached is taken to be like the one before it, and the first one to
-    be like the prior. So what is not drafted for long is believed in again, and tried.
+    be like the prior. So what is not drafted for long is believed in again, and tried. The prior is
+    that of a very good pair: a hope that fails is given up after a few rounds, and what is never
+    tried is never known.
 
     Args:
         slots: that report rounds; a round counts half after 256 more, or 8 of each slot.
@@ -352,7 +370,7 @@ class Acceptance:
         prior_weight: rounds that the prior, or the position before, counts for.
     """
 
-    def __init__(self, slots: int = 1, *, prior: float = 0.8, prior_weight: float = 16) -> None:
+    def __init__(self, slots: int = 1, *, prior: float = 0.9, prior_weight: float = 16) -> None:
         self._prior, self._prior_weight = prior, prior_weight
         self._fade = 0.5 ** (1 / max(_HALF_LIFE, _HALF_LIFE_OF_EACH * slots))
         self._seen: list[tuple[float, float]] = []  # by position: accepted, reached; faded

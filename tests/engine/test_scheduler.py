@@ -14,6 +14,7 @@ from dspark_batch.engine.scheduler import (
     StepCurve,
     TargetPass,
     accept_length,
+    best_count,
     best_plan,
     next_draft_length,
     next_pace,
@@ -420,6 +421,38 @@ def test_impossible_counts_are_refused(counts):
         Acceptance().add(*counts)
 
 
+# How many decode together
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_other_count_gives_more_tokens_per_second(seed):
+    random = Random(seed)
+    curve, survival = random_curve(random), random_survival(random, 5)
+    most = random.randint(1, max(p.slots for p in curve.target))
+    active = random.randint(0, most)
+    rates = {
+        count: max(naive_rate(curve, survival, count, k) or 0 for k in range(6))
+        for count in range(max(1, active), most + 1)
+    }
+    chosen = best_count(curve, survival, active, most)
+    assert rates[chosen] == pytest.approx(max(rates.values()))
+
+
+def test_a_few_more_than_a_pass_holds_wait_until_the_next_pass_pays():
+    curve = curve_of(lambda s, w: float(s), slots=(16, 32))
+    assert [best_count(curve, (), 0, most) for most in (5, 16, 20, 31, 32)] == [5, 16, 16, 16, 32]
+    assert [best_count(curve, (), 16, most) for most in (20, 32)] == [16, 32]
+
+
+def test_free_rows_of_the_pass_that_runs_are_taken():
+    curve = curve_of(lambda s, w: float(s), slots=(16, 32))
+    assert [best_count(curve, (), 18, most) for most in (18, 21)] == [18, 21]
+
+
+def test_what_nobody_measured_does_not_limit_the_count():
+    assert best_count(curve_of(lambda s, w: float(s), slots=(2,)), (0.8,), 0, 5) == 5
+
+
 # The pace of a run
 
 
@@ -635,6 +668,14 @@ def test_a_probe_that_was_wrong_is_corrected_by_the_rounds(machine, wrong):
     probed = curve_of(lambda s, w: WRONG_PROBES[wrong](seconds(s, w), s, w), (8,), draft_s=0.3)
     took, best = seconds_of_run(curve, (FAIR, BAD), 8, 1200, Random(7), probed)
     assert took <= 1.05 * best
+
+
+@pytest.mark.parametrize(("conditional", "share"), [(GOOD, 1.02), (BAD, 1.1)])
+def test_a_short_job_drafts_from_the_start_where_a_very_good_pair_would_gain(conditional, share):
+    curve = curve_of(lambda s, w: 1 + w / 4, slots=(4,), draft_s=2.5)
+    assert naive_rate(curve, survival_of([0.8] * 7), 4, 7) < naive_rate(curve, (), 4, 0)
+    runs = [seconds_of_run(curve, [conditional], 4, 60, Random(seed)) for seed in range(9)]
+    assert sum(took for took, _ in runs) <= share * sum(best for _, best in runs)
 
 
 @pytest.mark.parametrize("seed", range(3))
