@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 OPTIONS = [each.opts for each in run_command.params if each.opts[0].startswith("-")]
 # Of click, of systemctl, and of our benchmarks.
 OF_OTHERS = {"--help", "--version", "--user", "--now", "--items", "--alone", "--repeats"}
-OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens"}
+OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens", "--no-generate"}
 EXIT_CODES = {0, 1, main.INTERRUPTED, main.TERMINATED} | {
     error.exit_code
     for error in vars(dspark_batch.errors).values()
