@@ -31,15 +31,28 @@ def ragged_attention(
         keys: [B, KV, C, D]; H is a multiple of KV.
         values: [B, KV, C, D'].
         scale: of the scores.
-        mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible.
+        mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
 
     Returns:
         [B, H, W, D'].
     """
-    if _has_kernel(queries, values):
-        return _by_kernel(queries, keys, values, scale, mask, lengths)
-    return products_attention(queries, keys, values, scale, mask)
+    if not _has_kernel(queries, values):
+        return products_attention(queries, keys, values, scale, mask)
+    batch, heads, width, dim = queries.shape
+    kv_heads = keys.shape[1]
+    num_warps = -(-heads // kv_heads * width // _ROWS)
+    warps = min(_MOST_WARPS, num_warps)
+    threads = 32 * warps
+    (attended,) = _kernel()(
+        inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
+        template=[("D", dim)],
+        grid=(threads * batch, kv_heads, -(-num_warps // warps)),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(batch, width, heads, dim)],
+        output_dtypes=[queries.dtype],
+    )
+    return attended.transpose(0, 2, 1, 3)
 
 
 def products_attention(
@@ -71,30 +84,6 @@ def _has_kernel(queries: mx.array, values: mx.array) -> bool:
 def _has_tensor_cores() -> bool:
     """Whether the GPU is one of CUDA's that multiply bfloat16."""
     return mx.cuda.is_available() and mx.device_info()["compute_capability_major"] >= 8
-
-
-def _by_kernel(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    scale: float,
-    mask: mx.array,
-    lengths: mx.array,
-) -> mx.array:
-    batch, heads, width, dim = queries.shape
-    kv_heads = keys.shape[1]
-    num_warps = -(-heads // kv_heads * width // _ROWS)
-    warps = min(_MOST_WARPS, num_warps)
-    threads = 32 * warps
-    (attended,) = _kernel()(
-        inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
-        template=[("D", dim)],
-        grid=(threads * batch, kv_heads, -(-num_warps // warps)),
-        threadgroup=(threads, 1, 1),
-        output_shapes=[(batch, width, heads, dim)],
-        output_dtypes=[queries.dtype],
-    )
-    return attended.transpose(0, 2, 1, 3)
 
 
 @cache
