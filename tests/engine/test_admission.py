@@ -82,20 +82,20 @@ def test_waves_are_large(monkeypatch):
 
 
 def test_no_slot_stays_free_for_long_while_somebody_is_ready(monkeypatch):
-    engine, unused, wasted = Engine(load_case("qwen3_vanilla").pair, slots=32), 0, []
+    engine, unused, wasted = Engine(load_case("qwen3_vanilla").pair, slots=64), 0, []
     launch = engine._launch
 
     def launched():
         nonlocal unused
         ready = sum(len(wave.sequences) for wave in engine._admission._ready)
-        free = min(ready, 32 - len(engine._slots.active))
+        free = min(ready, 64 - len(engine._slots.active))
         unused = unused + free if free else 0
         wasted.append(unused)
         return launch()
 
     monkeypatch.setattr(engine, "_launch", launched)
-    assert len(list(engine.generate(requests(128, 24)))) == 128
-    assert 0 < max(wasted) < 32 // 16
+    assert len(list(engine.generate(requests(192, 24)))) == 192
+    assert 0 < max(wasted) < 64 // 16
 
 
 @pytest.mark.parametrize(("fixed", "most"), [({}, 2), ({"draft_length": 0}, 3)])

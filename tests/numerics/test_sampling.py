@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from chi_square import chi_square_excess
 
-from dspark_batch.numerics.sampling import Filters, Settings, draw, probabilities, scaled_logits
+from dspark_batch.numerics.sampling import (
+    Filters,
+    Settings,
+    are_finite,
+    draw,
+    probabilities,
+    scaled_logits,
+)
 
 
 def settings(temperature, top_k=0, top_p=1.0, min_p=0.0, slots=1):
@@ -132,3 +139,10 @@ def test_nothing_impossible_is_drawn_from_a_large_vocabulary(seed):
     shares = mx.random.uniform(shape=(64,), key=mx.random.key(seed + 9))
     drawn = draw(weights, mx.maximum(shares, mx.array([0.0, 1.0] * 32)))
     assert mx.all(mx.take_along_axis(weights, drawn[:, None], axis=1) > 0).item()
+
+
+@pytest.mark.parametrize("bad", [mx.nan, mx.inf, -mx.inf])
+def test_one_logit_that_is_no_number_spoils_its_position_only(bad):
+    logits = mx.zeros((2, 3, 5), dtype=mx.bfloat16)
+    logits[1, 2, 4] = bad
+    assert are_finite(logits).tolist() == [[True, True, True], [True, True, False]]
