@@ -168,7 +168,8 @@ class Admission:
         return len(begun) == len(requests)
 
     def _end_wave(self, filled: Prefilled) -> None:
-        first = rule_of(self._sampling, self._begun).first(filled.logits)
+        positions = mx.zeros(len(self._begun), dtype=mx.int32)
+        first = rule_of(self._sampling, self._begun, positions).first(filled.logits)
         finite = are_finite(filled.logits)
         mx.async_eval(first, finite)
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):

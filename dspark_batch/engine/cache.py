@@ -15,6 +15,11 @@ Parts: TypeAlias = Sequence[Sequence[mx.array]]
 _STEP = 64 if mx.default_device() == mx.Device(mx.cpu) else 256
 
 
+def whole_steps(positions: int) -> int:
+    """Round up to the capacity that buffers for so many positions have."""
+    return -(-positions // _STEP) * _STEP
+
+
 class _Extent:
     """What all layers share: how far the slots are, and how far they may go."""
 
@@ -162,7 +167,7 @@ class RaggedCache:
                 layer.keys, layer.values = keys, values
 
     def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
-        self._extent.capacity = -(-positions // _STEP) * _STEP
+        self._extent.capacity = whole_steps(positions)
         for layer in self.layers:
             layer.resize(kept, slots, self.capacity)
 

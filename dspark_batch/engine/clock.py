@@ -59,6 +59,11 @@ class Clock:
         self._began += seconds
         self._launched += seconds
 
+    @property
+    def splits(self) -> bool:
+        """Whether this round is a sample, or the next one may be."""
+        return self._is_sample or self.rounds >= self._next_sample
+
     def begin_parts(self, *left: mx.array) -> None:
         """The parts of the round begin; `left` is what may still run of the one before."""
         if self.rounds >= self._next_sample and not self._has_prompts:
@@ -77,10 +82,13 @@ class Clock:
         if self._is_sample:
             self.verify_s += self._part(results)
 
-    def launch(self, num_active: int) -> None:
-        """The device gets the round."""
+    def launch(self, num_active: int, *, was_ahead: bool = False) -> None:
+        """The device gets the round; `was_ahead`: it had its drafts to make until now."""
         self._launched = self._now()
-        self.idle_s += self._launched - self._began - self._waited_s
+        idle_s = self._launched - self._began - self._waited_s
+        if was_ahead and self.sampled_rounds:
+            idle_s -= self.draft_s / self.sampled_rounds
+        self.idle_s += max(0.0, idle_s)
         self.rounds += 1
         self.slot_rounds += num_active
 

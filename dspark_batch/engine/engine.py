@@ -5,11 +5,13 @@
     commit   what stayed, into the sequences; a slot whose answer ended is free again
 
 While the device runs a round, the host decodes and hands over the answers that ended in the round
-before, and reads, renders and tokenises the next prompts.
+before, and reads, renders and tokenises the next prompts. On a GPU the next round's drafts follow
+at once, and are made while the host commits; they are made anew if others sit in the slots then.
 """
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListLike
+from contextlib import suppress
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -66,6 +68,15 @@ class _Round(NamedTuple):
     is_sane: mx.array  # [S], were the drafts chosen from numbers?
 
 
+class _Drafted(NamedTuple):
+    """Drafts for all slots as they sat at some time."""
+
+    proposed: Proposed
+    rule: Rule
+    draft_length: int
+    changes: int  # of the slots, until then
+
+
 class _Step(NamedTuple):
     """A round on the host; the fields of `_Round`."""
 
@@ -94,6 +105,8 @@ class Engine:
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
+        drafts_ahead: whether the device gets the next drafts to make before the host has read a
+            round; None: if it is a GPU.
 
     Raises:
         UsageError: draft_length is more than the drafter's block, there is no confidence head, or
@@ -113,6 +126,7 @@ class Engine:
         curve: StepCurve | None = None,
         most_positions: int | None = None,
         prefix_positions: int = _PREFIX_POSITIONS,
+        drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
         if self._draft_length > 0 and not pair.drafter.has_confidence:
@@ -137,6 +151,9 @@ class Engine:
             self._pace = Pace(next_draft_length(curve, survival, slots, 0))
         self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
+        is_cpu = mx.default_device() == mx.Device(mx.cpu)  # which is the host itself
+        self._drafts_ahead = not is_cpu if drafts_ahead is None else drafts_ahead
+        self._next: _Drafted | None = None  # drafts made ahead
         self._clock = Clock()
         self._admission = Admission(
             self._passes,
@@ -234,14 +251,12 @@ class Engine:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
         slots.fit(self._pace.draft_length)
-        rule = rule_of(self._sampling, slots.sequences)
-        anchors = slots.anchors
-        self._clock.begin_parts(anchors, *slots.context.arrays())
-        proposed = self._propose(rule)
-        mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
-        self._clock.drafted(proposed.tokens, proposed.is_sane)
+        ahead, self._next = self._next, None
+        now = self._pace.draft_length, slots.changes
+        is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
+        proposed, rule, *_ = ahead if is_current else self._draft_now()
         drafts, verify_len = self._choose_verified(proposed)
-        num_drafts = drafts.shape[1]
+        anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
         verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
@@ -251,9 +266,36 @@ class Engine:
         slots.keep(verified.accepted, verified.bonus)
         confidence = proposed.confidence if self._log_confidence else drafts[:, :0]
         launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
-        self._clock.launch(len(slots.active))
-        mx.async_eval(*launched, slots.cache.arrays(), slots.context.arrays())
+        self._clock.launch(len(slots.active), was_ahead=is_current)
+        mx.async_eval(*launched, slots.cache.arrays())
+        self._draft_ahead()
         return launched
+
+    def _draft(self) -> _Drafted:
+        """Send the drafter's pass over all slots to the device."""
+        slots = self._slots
+        rule = rule_of(self._sampling, slots.sequences, slots.positions())
+        self._clock.begin_parts(slots.anchors, *slots.context.arrays())
+        proposed = self._propose(rule)
+        mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
+        self._clock.drafted(proposed.tokens, proposed.is_sane)
+        return _Drafted(proposed, rule, self._pace.draft_length, slots.changes)
+
+    def _draft_now(self) -> _Drafted:
+        """Send it; a fault makes what is in flight go on plainly."""
+        try:
+            return self._draft()
+        except DrafterFault as fault:
+            self._fall_back(fault)
+            return self._draft()
+
+    def _draft_ahead(self) -> None:
+        """Extend the drafter's context, and send the next drafts behind a round nobody has read."""
+        if self._drafts_ahead and not self._clock.splits:
+            self._slots.fit_next()
+            with suppress(DrafterFault):  # met again where it counts, if it stays
+                self._next = self._draft()
+        mx.async_eval(self._slots.context.arrays())
 
     def _wait(self, launched: _Round) -> _Step:
         """Wait for a round."""
@@ -312,14 +354,15 @@ class Engine:
                 yield _undecodable(sequence, error)
 
     def _propose(self, rule: Rule) -> Proposed:
-        """Draft for all slots; nothing, where nobody is left whom the drafter serves."""
+        """Draft for all slots; nothing, where nobody is left whom the drafter serves.
+
+        Raises:
+            DrafterFault: it failed.
+        """
         anchors, context = self._slots.anchors, self._slots.context
         num_drafts = self._pace.draft_length
         if num_drafts > 0 and not all(sequence.fallback for sequence in self._slots.active):
-            try:
-                return guarded(lambda: self._passes.propose(context, anchors, num_drafts, rule))
-            except DrafterFault as fault:
-                self._fall_back(fault)
+            return guarded(lambda: self._passes.propose(context, anchors, num_drafts, rule))
         nothing = mx.zeros((anchors.shape[0], 0), dtype=mx.int32)
         return Proposed(nothing, mx.ones(anchors.shape[0], dtype=mx.bool_), None)
 

@@ -17,18 +17,18 @@ RULES = {"coupled": Coupled, "rejection": Rejection}
 _GREEDY = Sampling()
 
 
-def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None]) -> Rule:
+def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions: mx.array) -> Rule:
     """Make the rule for one round, or for first tokens.
 
     Args:
         name: what draws if a slot has a temperature; without one, nothing pays for noise.
         sequences: by slot; None: free.
+        positions: [S] int32, of the answer tokens that are decided first.
     """
     samplings = [s.request.sampling if s else _GREEDY for s in sequences]
     if all(sampling.is_greedy for sampling in samplings):
         return Greedy()
     keys = mx.array([noise_key(s.request) if s else (0, 0) for s in sequences], dtype=mx.uint32)
-    positions = mx.array([s.position if s else 0 for s in sequences])
     return RULES[name](_settings(samplings), Chance(keys, positions))
 
 

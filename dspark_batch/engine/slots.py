@@ -4,7 +4,7 @@ from collections.abc import Sequence as ListLike
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.engine.cache import RaggedCache, whole_steps
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
@@ -28,6 +28,7 @@ class Slots:
         cache: the target's.
         context: the drafter's.
         anchors: [S] int32.
+        changes: how often others than before sat in some slot.
     """
 
     def __init__(self, pair: Pair, shapes: Shapes, widest: int) -> None:
@@ -38,6 +39,7 @@ class Slots:
         self.cache = RaggedCache(pair.target.num_caches, 0, folds=shapes.folds)
         self.context = RaggedCache(pair.drafter.num_layers, 0, folds=shapes.folds)
         self.anchors = mx.zeros(0, dtype=mx.int32)
+        self.changes = 0
 
     @property
     def active(self) -> list[Sequence]:
@@ -54,6 +56,15 @@ class Slots:
         self.cache.reserve(room)
         self.context.reserve(room)
 
+    def fit_next(self) -> None:
+        """Get ready for drafts behind a round like those of `fit` that the host has not read."""
+        self.context.reserve(self._room(self._longest() + self._widest))
+
+    def positions(self) -> mx.array:
+        """Give the answer positions that the next round decides first, [S] int32."""
+        prompts = [len(s.request.prompt_ids) if s else 1 for s in self.sequences]
+        return self.cache.lengths - mx.array(prompts, dtype=mx.int32) + 1
+
     def width(self, num_drafts: int) -> int:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(len(self.sequences), 1 + num_drafts)
@@ -61,7 +72,8 @@ class Slots:
     def num_positions(self, requests: ListLike[Request], most_slots: int) -> int:
         """Count the cached positions that some requests need at most, in so many slots."""
         slots = self._shapes.slots_for(min(len(requests), most_slots), self._widest)
-        return slots * self._room(max(len(r.prompt_ids) + r.max_tokens for r in requests))
+        longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
+        return slots * self._room(longest + self._widest)
 
     def enter(
         self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
@@ -77,6 +89,7 @@ class Slots:
         for slot, sequence in zip(slots, newcomers, strict=True):
             sequence.seat()
             self.sequences[slot] = sequence
+        self.changes += 1
 
     def release(self, slots: ListLike[int]) -> None:
         """Free some slots."""
@@ -93,7 +106,8 @@ class Slots:
             return
         slots = self._shapes.slots_for(len(active), self._widest)
         room = self._room(self._longest())
-        if 4 * slots <= 3 * len(self.sequences) or 4 * room <= self.cache.capacity:
+        fewer = 4 * slots <= 3 * len(self.sequences)
+        if fewer or 4 * whole_steps(room) <= self.cache.capacity:
             self._resize(slots, room)
 
     def keep(self, accepted: mx.array, bonus: mx.array) -> None:
@@ -124,3 +138,4 @@ class Slots:
         where = mx.array(kept, dtype=mx.int32)
         self.anchors = mx.pad(self.anchors[where], (0, slots - len(kept)))
         self.sequences = [self.sequences[slot] for slot in kept] + [None] * (slots - len(kept))
+        self.changes += 1

@@ -103,6 +103,8 @@ def test_where_it_pays_to_wait_fewer_decode_together_than_could(fixed, most, mon
     curve = StepCurve((TargetPass(2, 1, 1.0), TargetPass(4, 1, 1.9)))
     engine, counts = Engine(load_case("qwen3_vanilla").pair, slots=4, curve=curve, **fixed), []
     launch = engine._clock.launch
-    monkeypatch.setattr(engine._clock, "launch", lambda n: counts.append(n) or launch(n))
+    monkeypatch.setattr(
+        engine._clock, "launch", lambda n, **how: counts.append(n) or launch(n, **how)
+    )
     assert len(list(engine.generate(requests(3, 6)))) == 3
     assert max(counts) == most

@@ -213,6 +213,18 @@ def test_behind_a_round_that_was_over_early_the_device_may_have_been_idle(time, 
     assert clock.idle_s == idle_s + 1.0
 
 
+def test_while_the_device_makes_drafts_ahead_it_is_not_idle(every_round, clock, time):
+    one_round(clock, time)
+    one_round(clock, time)  # a sample: the drafter's parts take 3 and 2 seconds
+    assert (clock.sampled_rounds, clock.draft_s) == (1, 5.0)
+    for takes, idle_s in ((7.0, 2.0), (4.0, 0.0)):
+        before = clock.idle_s
+        clock.begin()
+        time.seconds += takes
+        clock.launch(1, was_ahead=True)
+        assert clock.idle_s - before == idle_s
+
+
 def test_a_round_takes_from_the_end_of_the_one_before_to_its_own(clock, time):
     def ends_after(pause, **options):
         time.seconds += pause
@@ -243,13 +255,20 @@ def test_a_sample_does_not_tell_what_a_round_takes(clock, time):
     assert [number for number, seconds in enumerate(taken, 1) if seconds is None] == [1, 17, 33]
 
 
-def test_drafts_that_take_longer_than_was_measured_are_given_up(time):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_drafts_that_take_longer_than_was_measured_are_given_up(time, ahead):
     case = load_case("qwen3_vanilla")
     passes = tuple(TargetPass(slots, width, 1.0) for slots in (1, 2) for width in (1, 8))
     curve = StepCurve(passes, (DrafterPass(2, 0.01),))
-    engine = Engine(case.pair, slots=2, curve=curve)
+    engine = Engine(case.pair, slots=2, curve=curve, drafts_ahead=ahead)
     engine._clock = Clock(time)
-    engine._passes.verify = time.after(1.0, engine._passes.verify)
+    verify = engine._passes.verify
+
+    def as_paced(cache, tokens, verify_len, num_drafts, rule):
+        assert num_drafts == engine._pace.draft_length
+        return verify(cache, tokens, verify_len, num_drafts, rule)
+
+    engine._passes.verify = time.after(1.0, as_paced)
     engine._passes.propose = time.after(50.0, engine._passes.propose)
     long = [replace(request, max_tokens=150) for request in requests(case)[:2]]
     drafted = [count for answer in engine.generate(long) for count in answer.num_drafted]

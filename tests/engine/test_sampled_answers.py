@@ -12,6 +12,7 @@ from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.sampling import noise_key, rule_of
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.errors import UsageError
+from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.rules import Greedy
 from dspark_batch.types import Item, Request, Sampling
 
@@ -50,7 +51,8 @@ def test_the_references_sampled_runs_come_out_of_its_uniforms(name, run, monkeyp
     monkeypatch.setattr(dspark_batch.engine.sampling, "Chance", lambda *_: tape)
     warm = Sampling(temperature=recorded["temperature"])
     request = Request(ITEM, case.prompt(run), recorded["max_new_tokens"], warm)
-    (completion,) = Engine(case.pair, sampling="rejection").generate([request])
+    engine = Engine(case.pair, sampling="rejection", drafts_ahead=False)  # the tape has an order
+    (completion,) = engine.generate([request])
     rounds = len(completion.accept_lengths)
     assert list(completion.token_ids) == case.answer(run)
     accepted = case[f"{run}.accepted_draft_lengths"].tolist()
@@ -157,9 +159,26 @@ def test_half_an_answer_is_the_beginning_of_the_whole():
 
 def test_a_batch_without_temperatures_pays_for_no_noise():
     request = Request(ITEM, (1, 2), 5)
-    assert isinstance(rule_of("coupled", [Sequence(request, frozenset()), None]), Greedy)
+    positions = mx.zeros(2, dtype=mx.int32)
+    assert isinstance(rule_of("coupled", [Sequence(request, frozenset()), None], positions), Greedy)
     warm = dataclasses.replace(request, sampling=WARM)
-    assert not isinstance(rule_of("coupled", [Sequence(warm, frozenset()), None]), Greedy)
+    rule = rule_of("coupled", [Sequence(warm, frozenset()), None], positions)
+    assert not isinstance(rule, Greedy)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_every_answer_position_has_noise_of_its_own(ahead, monkeypatch):
+    seen = []
+
+    def told(keys, positions):
+        seen.extend(positions.tolist())
+        return Chance(keys, positions)
+
+    monkeypatch.setattr(dspark_batch.engine.sampling, "Chance", told)
+    request = Request(ITEM, (1, 2), 6, WARM)
+    engine = Engine(load_case("qwen3_vanilla").pair, draft_length=0, drafts_ahead=ahead)
+    (answer,) = engine.generate([request])
+    assert seen[: len(answer.token_ids)] == list(range(len(answer.token_ids)))
 
 
 def test_the_noise_of_an_item_is_named_by_seed_and_identity_not_by_its_place():
