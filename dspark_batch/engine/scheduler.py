@@ -142,7 +142,7 @@ class _Seen(NamedTuple):
     """The last rounds of a kind."""
 
     factors: deque[float]  # seconds over what the curve says
-    factor: float  # their median; 1 while they are few
+    factor: float  # their median
     number: int  # of the last one
 
 
@@ -150,8 +150,10 @@ class LiveCurve:
     """A step curve that the rounds of a job correct; the engine owns it.
 
     Passes were measured alone, behind short prompts, and perhaps while the machine was busy. A kind
-    of round that was seen of late takes the median of those times. Of any other one the better is
-    believed, the curve or that it is as far off as what was seen: so it is tried where it may pay.
+    of round that was seen of late takes the median of those times. Any other one is taken to be as
+    far off as the best of them. Where so many slots drafted, the better is believed, that or the
+    curve, so that drafts that cost more than was measured are given up. Where they did not, nobody
+    hopes: `next_pace` tries drafts now and then anyway.
 
     Args:
         curve: as measured before the job.
@@ -162,6 +164,7 @@ class LiveCurve:
         self._seen: dict[_Kind, _Seen] = {}
         self._num_rounds = 0
         self._best = 1.0  # factor that was seen
+        self._drafted: set[int] = set()  # slots for which some draft length was seen
 
     def add(self, slots: int, draft_length: int, seconds: float) -> None:
         """Learn from a round whose passes ran over so many slots."""
@@ -172,10 +175,10 @@ class LiveCurve:
         known = self._known(kind)
         factors = known.factors if known else deque(maxlen=_MOST_SEEN)
         factors.append(seconds / self._curve.round_s(slots, draft_length))
-        factor = median(factors) if len(factors) >= _LEAST_SEEN else 1.0
-        self._seen[kind] = _Seen(factors, factor, self._num_rounds)
-        known = (self._known(each) for each in self._seen)
-        self._best = min(1.0, *(each.factor for each in known if each))
+        self._seen[kind] = _Seen(factors, median(factors), self._num_rounds)
+        usual = {kind: seen.factor for kind, seen in self._seen.items() if self._is_usual(kind)}
+        self._best = min(usual.values(), default=1.0)
+        self._drafted = {kind.slots for kind in usual if kind.has_drafts}
 
     def covers(self, slots: int, draft_length: int) -> bool:
         """Tell whether passes for such a round were measured."""
@@ -183,12 +186,20 @@ class LiveCurve:
 
     def tokens_per_s(self, survival: ListLike[float], slots: int, draft_length: int) -> float:
         """Expect the tokens per second of all slots."""
-        known = self._known(self._kind(slots, draft_length))
-        factor = known.factor if known and len(known.factors) >= _LEAST_SEEN else self._best
+        kind = self._kind(slots, draft_length)
+        if self._is_usual(kind):
+            factor = self._seen[kind].factor
+        else:
+            factor = min(1.0, self._best) if kind.slots in self._drafted else self._best
         return self._curve.tokens_per_s(survival, slots, draft_length) / factor
 
     def _kind(self, slots: int, draft_length: int) -> _Kind:
         return _Kind(*self._curve.shape(slots, 1 + draft_length), draft_length > 0)
+
+    def _is_usual(self, kind: _Kind) -> bool:
+        """Whether what such a round takes is known."""
+        known = self._known(kind)
+        return known is not None and len(known.factors) >= _LEAST_SEEN
 
     def _known(self, kind: _Kind) -> _Seen | None:
         seen = self._seen.get(kind)

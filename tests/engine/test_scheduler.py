@@ -555,14 +555,27 @@ def test_a_kind_of_round_takes_the_median_of_those_that_were_seen():
     assert live.tokens_per_s([1.0] * 7, 4, 7) == pytest.approx(4 * 8 / 2.5)
 
 
-@pytest.mark.parametrize(("factor", "believed"), [(3, 1), (0.25, 0.25)])
-def test_of_what_was_not_seen_the_better_is_believed(factor, believed):
+@pytest.mark.parametrize("factor", [3, 0.25])
+def test_of_slots_that_drafted_the_better_is_believed(factor):
     curve, survival = curve_of(lambda s, w: s + w), survival_of([0.9] * 7)
     live = LiveCurve(curve)
     for _ in range(5):
         live.add(8, 7, factor * curve.round_s(8, 7))
-    for slots, draft_length in [(8, 0), (4, 7), (1, 2), (8, 6)]:
-        expected = curve.tokens_per_s(survival, slots, draft_length) / believed
+    for slots, draft_length in [(8, 0), (8, 6)]:
+        expected = curve.tokens_per_s(survival, slots, draft_length) / min(1, factor)
+        assert live.tokens_per_s(survival, slots, draft_length) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seen", [(8, 0), (8, 7)])
+def test_what_other_slots_take_is_as_far_off_as_what_was_seen(seen):
+    curve, survival = curve_of(lambda s, w: s + w), survival_of([0.9] * 7)
+    live = LiveCurve(curve)
+    for _ in range(3):
+        live.add(*seen, 3 * curve.round_s(*seen))
+    live.add(4, 0, curve.round_s(4, 0))  # once is not known
+    plainly = [(8, 7)] * (seen[1] == 0)
+    for slots, draft_length in [(4, 7), (4, 0), (1, 2), *plainly]:
+        expected = curve.tokens_per_s(survival, slots, draft_length) / 3
         assert live.tokens_per_s(survival, slots, draft_length) == pytest.approx(expected)
 
 
