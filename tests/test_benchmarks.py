@@ -100,9 +100,21 @@ def test_throughput_shares_what_was_asked_and_at_most_one_sentence_more(asked):
 
 
 def test_throughput_gives_turns_to_the_best_of_either_side_and_to_the_automatic_plan():
-    warm_up = {"mlx_lm_a": [9.0], "mlx_lm_b": [16.0], "slots_c": [2.0], "slots_d": [4.0]}
-    assert throughput.near_the_best(warm_up | {"speculation_auto": [5.0]}) == [
-        *("mlx_lm_a", "slots_c", "speculation_auto")
+    warm_up = {
+        "mlx_lm_batch_1": (4.0, 4.0),
+        "mlx_lm_batch_8": (2.0, 2.0),
+        "slots_1_drafts_0": (1.8, 1.8),
+        "slots_8_drafts_7": (1.0, 1.0),
+        "slots_8_drafts_3": (1.6, 1.6),
+        "slots_4_drafts_7": (5.0, 1.5),  # somebody else had the machine
+        "speculation_auto": (5.0, 5.0),
+    }
+    assert throughput.near_the_best(warm_up) == [
+        "mlx_lm_batch_8",
+        "slots_8_drafts_7",
+        "slots_8_drafts_3",
+        "slots_4_drafts_7",
+        "speculation_auto",
     ]
 
 
