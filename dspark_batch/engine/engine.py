@@ -33,6 +33,7 @@ from dspark_batch.engine.scheduler import (
     Pace,
     StepCurve,
     best_count,
+    can_pay,
     next_draft_length,
     next_pace,
 )
@@ -101,7 +102,8 @@ class Engine:
         log_confidence: completions tell the confidence of every verified draft.
         shapes: the passes that may run.
         curve: what rounds cost; with it, and without a draft length, each round drafts what pays,
-            and as many sequences decode.
+            and as many sequences decode. Where drafts could not pay even if all were right, the
+            drafter is left out, unless its confidence is to be logged.
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
@@ -129,10 +131,11 @@ class Engine:
         drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
+        is_open = curve is not None and draft_length is None and not log_confidence
+        if self._draft_length == 0 or (is_open and not can_pay(curve, slots, self._draft_length)):
+            self._draft_length, pair = 0, pair._replace(drafter=NoDrafter())
         if self._draft_length > 0 and not pair.drafter.has_confidence:
             _refuse_confidence(confidence_threshold, log_confidence)
-        if self._draft_length == 0:
-            pair = pair._replace(drafter=NoDrafter())
         self._pair = pair
         self._threshold = confidence_threshold
         self._sampling = _known_rule(sampling)
@@ -264,7 +267,9 @@ class Engine:
         self._extend(verified.features)
         self._clock.drafted(*slots.context.arrays())
         slots.keep(verified.accepted, verified.bonus)
-        confidence = proposed.confidence if self._log_confidence else drafts[:, :0]
+        confidence = proposed.confidence if self._log_confidence else None
+        if confidence is None:  # or nothing was drafted
+            confidence = drafts[:, :0]
         launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
         self._clock.launch(len(slots.active), was_ahead=is_current)
         mx.async_eval(*launched, slots.cache.arrays())

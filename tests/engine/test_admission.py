@@ -62,7 +62,7 @@ def test_an_answer_of_one_token_takes_no_slot():
 
 def test_prompts_that_wait_count_as_positions():
     pair, most = load_case("qwen3_vanilla").pair, []
-    room = 4 * (5 + 9 + 1)  # four slots with prompt, answer and what a round needs
+    room = 4 * (5 + 9 + 2)  # four slots with prompt, answer, a round, and one not read yet
     for limit in (room, room + 5, room + 10):
         engine = Engine(pair, slots=4, draft_length=0, most_positions=limit)
         flights = Flights(engine)

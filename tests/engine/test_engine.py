@@ -7,6 +7,7 @@ import pytest
 from golden_cases import GREEDY_RUNS, load_case
 
 from dspark_batch.engine.engine import Engine
+from dspark_batch.engine.scheduler import DrafterPass, StepCurve, TargetPass
 from dspark_batch.errors import UsageError
 from dspark_batch.types import Failure, Item, Request
 
@@ -137,3 +138,28 @@ def test_the_gauge_says_how_full_the_engine_is_and_what_it_spent():
     assert 0 <= during.round_s < after.round_s
     assert after.prefill_s == during.prefill_s > 0
     assert after.peak_memory_bytes >= after.memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("draft_s", "settings", "extends"),
+    [
+        (9.0, {}, False),
+        (1.0, {}, True),
+        (9.0, {"log_confidence": True}, True),
+        (9.0, {"draft_length": 7}, True),
+    ],
+)
+def test_a_drafter_that_cannot_pay_is_not_kept_ready(case, monkeypatch, draft_s, settings, extends):
+    passes = (TargetPass(1, 1, 1.0), TargetPass(1, 8, 1.0))
+    curve, calls = StepCurve(passes, (DrafterPass(1, draft_s),)), []
+    extend = case.pair.drafter.extend
+
+    def told(*arguments):
+        calls.append(None)
+        return extend(*arguments)
+
+    monkeypatch.setattr(case.pair.drafter, "extend", told)
+    request = Request(item(), case.prompt("greedy0"), 9)
+    (answer,) = Engine(case.pair, curve=curve, **settings).generate([request])
+    assert bool(calls) == extends
+    assert list(answer.token_ids) == case.answer("greedy0")[:9]

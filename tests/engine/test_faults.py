@@ -208,12 +208,17 @@ def test_a_drafter_that_recovers_serves_the_next_item():
     assert sum(seen[0].num_drafted) == 0 < sum(seen[1].num_drafted)
 
 
-def test_the_confidence_threshold_asks_nothing_of_a_drafter_that_was_given_up():
+@pytest.mark.parametrize("use", [{"confidence_threshold": 0.3}, {"log_confidence": True}])
+def test_nobody_asks_for_the_confidence_of_a_drafter_that_was_given_up(use):
     drafter = CrashingDrafter(pair().drafter, "extend", calm=3)
     requests = [request(n) for n in range(3)]
     used = pair()._replace(drafter=drafter)
-    seen = answers(used, requests, slots=2, confidence_threshold=0.3)
+    seen = answers(used, requests, slots=2, **use)
     assert {n: ids(o) for n, o in seen.items()} == plain(3)
+    if "log_confidence" in use:
+        assert any(() in o.confidence for o in seen.values())
+        for o in seen.values():
+            assert list(map(len, o.confidence)) == list(o.num_drafted)
 
 
 class Speechless:

@@ -16,6 +16,7 @@ from dspark_batch.engine.scheduler import (
     accept_length,
     best_count,
     best_plan,
+    can_pay,
     next_draft_length,
     next_pace,
     verify_lengths,
@@ -204,6 +205,17 @@ def test_a_reason_without_rivals_says_so():
         "slots 8, draft length 1: 28.8 tokens/s expected; no other plan within 3 %; "
         "without speculation 17.8"
     )
+
+
+@pytest.mark.parametrize(("draft_s", "pays"), [(1.0, True), (6.9, True), (7.0, False)])
+def test_whether_drafts_could_pay_is_whether_right_ones_would(draft_s, pays):
+    curve = curve_of(lambda s, w: 1.0, slots=(4,), draft_s=draft_s, host_s=0)
+    assert can_pay(curve, 4, 7) == pays  # 8 tokens in 1 + draft_s seconds, or 1 in 1
+    assert not can_pay(curve, 4, 0)
+    assert can_pay(curve, 5, 7)  # nobody measured it
+    plan = best_plan(curve, (0.1,) * 7)
+    assert ("would not pay here even if all were right" in plan.why) == (not pays)
+    assert "even if" not in best_plan(curve, (0.1,) * 7, draft_length=0).why
 
 
 # Verify lengths of a round
