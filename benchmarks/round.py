@@ -4,8 +4,8 @@
 
 `propose`, `verify` and `extend` are passes of one kind, each waited for; `build_ms` is what the
 host takes to prepare one. `read` are whole rounds, of which the host reads each before it prepares
-the next, as the engine does; `ahead` the same, but with the next drafts on the device before it
-reads; `unread` rounds of which it reads none, so that buffers that are still in use are copied
+the next; `ahead` the same, but with the next drafts on the device before it reads, as the engine
+does; `unread` rounds of which it reads none, so that buffers that are still in use are copied
 instead of written in place; `writes` shows what that costs. `products` are all matrices of the
 target's layers; `joined` the same with those of one input in one product.
 

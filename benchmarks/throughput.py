@@ -103,14 +103,16 @@ def contestants(pair, setup, work, options):
         settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
+    plan = {"slots": setup.plan.slots, "draft_length": setup.draft_length}
+    automatic = plan | {"curve": setup.curve}
     plans = product(options.slots, options.draft_lengths)
     grid = [plan for plan in plans if setup.curve.covers(*plan)]
     one_by_one = {"mlx_lm_generate": lambda: mlx_lm_generate(pair, work)}
     return {
         **({} if options.no_generate else one_by_one),
         **{f"mlx_lm_batch_{size}": batched(size) for size in options.batch_sizes},
-        "speculation_auto": engine(slots=setup.plan.slots, curve=setup.curve),
-        "speculation_again": engine(slots=setup.plan.slots, curve=setup.curve),
+        "speculation_auto": engine(**automatic),
+        "speculation_again": engine(**automatic),
         **{f"slots_{n}_drafts_{k}": engine(slots=n, draft_length=k) for n, k in grid},
     }
 
@@ -118,7 +120,7 @@ def contestants(pair, setup, work, options):
 def measure(options):
     """Run all contestants in turns and compare what they said."""
     pair = load_pair(dtype=options.dtype)
-    setup = set_up(pair, max_tokens=MAX_TOKENS)
+    setup = set_up(pair, max_tokens=MAX_TOKENS, num_items=options.items)
     system = system_of(pair, options.system_tokens)
     prompts = [r["prompt"] for r in held_out_records(options.items)]
     work = requests(pair, prompts, MAX_TOKENS, system)

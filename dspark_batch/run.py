@@ -111,6 +111,7 @@ def open_pair(
     manifest: Manifest,
     on_download: Callable[["Download"], None] | None = None,
     on_measure: Callable[[], None] = _silently,
+    num_items: int | None = None,
 ) -> Opened:
     """Load target and drafter; a number type that an earlier start measured is kept."""
     from dspark_batch.models.load import load_pair, load_reading
@@ -135,11 +136,15 @@ def open_pair(
     )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    return open_with(pair, spec, manifest, on_measure)
+    return open_with(pair, spec, manifest, on_measure, num_items)
 
 
 def open_with(
-    pair: "Pair", spec: Spec, manifest: Manifest, on_measure: Callable[[], None] = _silently
+    pair: "Pair",
+    spec: Spec,
+    manifest: Manifest,
+    on_measure: Callable[[], None] = _silently,
+    num_items: int | None = None,
 ) -> Opened:
     """Open the engine half over a loaded pair, the way that suits this machine."""
     from dspark_batch.engine.engine import Engine
@@ -147,19 +152,21 @@ def open_with(
     from dspark_batch.models.thinking import settle_thinking
 
     thinking = settle_thinking(pair.tokenizer, spec.thinking, spec.family, spec.target)
+    asked = number_or_none(spec.draft_length)
     setup = set_up(
         pair,
         slots=number_or_none(spec.slots),
-        draft_length=number_or_none(spec.draft_length),
+        draft_length=asked,
         is_exact=spec.mode == "exact",
         max_tokens=spec.max_tokens,
+        num_items=num_items,
         begun=manifest and manifest["setup"],
         on_measure=on_measure,
     )
     engine = Engine(
         pair,
         slots=setup.plan.slots,
-        draft_length=number_or_none(spec.draft_length),
+        draft_length=asked if spec.log_confidence else setup.draft_length,
         confidence_threshold=spec.confidence_threshold,
         sampling=spec.sampling,
         log_confidence=spec.log_confidence,
@@ -318,7 +325,8 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     began = time.monotonic()
     job.observe(tick)
     told = {"on_download": _told(job, tick), "on_measure": _told_of_probe(job, tick)}
-    open_engine = open_engine or partial(open_pair, **told)
+    num_items = found.total - found.resumed
+    open_engine = open_engine or partial(open_pair, **told, num_items=num_items)
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()

@@ -33,7 +33,6 @@ from dspark_batch.engine.scheduler import (
     Pace,
     StepCurve,
     best_count,
-    can_pay,
     next_draft_length,
     next_pace,
 )
@@ -102,8 +101,7 @@ class Engine:
         log_confidence: completions tell the confidence of every verified draft.
         shapes: the passes that may run.
         curve: what rounds cost; with it, and without a draft length, each round drafts what pays,
-            and as many sequences decode. Where drafts could not pay even if all were right, the
-            drafter is left out, unless its confidence is to be logged.
+            and as many sequences decode.
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
@@ -131,9 +129,8 @@ class Engine:
         drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
-        is_open = curve is not None and draft_length is None and not log_confidence
-        if self._draft_length == 0 or (is_open and not can_pay(curve, slots, self._draft_length)):
-            self._draft_length, pair = 0, pair._replace(drafter=NoDrafter())
+        if self._draft_length == 0:
+            pair = pair._replace(drafter=NoDrafter())
         if self._draft_length > 0 and not pair.drafter.has_confidence:
             _refuse_confidence(confidence_threshold, log_confidence)
         self._pair = pair
@@ -277,7 +274,7 @@ class Engine:
         return launched
 
     def _draft(self) -> _Drafted:
-        """Send the drafter's pass over all slots to the device."""
+        """Send the drafter's pass over all slots to the device; see `_propose`."""
         slots = self._slots
         rule = rule_of(self._sampling, slots.sequences, slots.positions())
         self._clock.begin_parts(slots.anchors, *slots.context.arrays())
@@ -287,7 +284,7 @@ class Engine:
         return _Drafted(proposed, rule, self._pace.draft_length, slots.changes)
 
     def _draft_now(self) -> _Drafted:
-        """Send it; a fault makes what is in flight go on plainly."""
+        """Draft; a fault makes what is in flight go on plainly."""
         try:
             return self._draft()
         except DrafterFault as fault:

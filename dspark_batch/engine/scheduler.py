@@ -256,17 +256,11 @@ def best_plan(
     best = max(rates.values())
     chosen = min(plan for plan, rate in rates.items() if rate >= (1 - _TIE) * best)
     plain = max(curve.tokens_per_s(survival, s, 0) for s, _ in rates)
-    why = _why(chosen, rates, plain)
-    if draft_length is None and survival and not can_pay(curve, chosen[0], len(survival)):
-        why += "; drafts would not pay here even if all were right"
-    return Plan(*chosen, rates[chosen], why)
+    return Plan(*chosen, rates[chosen], _why(chosen, rates, plain))
 
 
 def can_pay(curve: StepCurve, slots: int, most_drafts: int) -> bool:
-    """Tell whether drafts would pay if all were right; else even keeping a drafter ready does not.
-
-    Where no pass for so many slots was measured, they might.
-    """
+    """Tell whether drafts would pay if all were right; if nothing was measured, they might."""
     certain = [1.0] * most_drafts
     return not curve.covers(slots, 0) or _best_length(curve, certain, slots, shortest=0) > 0
 

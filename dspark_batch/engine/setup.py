@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.machine import Machine, kept
 from dspark_batch.engine.probe import default_limits, numerics, probe, time_drafter
-from dspark_batch.engine.scheduler import DrafterPass, Plan, StepCurve, best_plan
+from dspark_batch.engine.scheduler import DrafterPass, Plan, StepCurve, best_plan, can_pay
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import UsageError
 from dspark_batch.models.load import Pair
@@ -31,6 +31,7 @@ class Setup:
     is_exact: bool
     curve: StepCurve  # what rounds cost
     plan: Plan
+    draft_length: int | None  # for the engine; None: each round drafts what pays
     most_positions: int  # that all slots may cache
     prefix_positions: int
 
@@ -66,6 +67,7 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
     draft_length: int | None = None,
     is_exact: bool = True,
     max_tokens: int = 512,
+    num_items: int | None = None,
     begun: Mapping[str, Json] | None = None,
     on_measure: Callable[[], None] = _silently,
 ) -> Setup:
@@ -77,6 +79,7 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
         draft_length: None: what pays; rounds will choose again.
         is_exact: keep to the shape class.
         max_tokens: of an answer; with it the memory is planned.
+        num_items: that are to be answered; None: unknown, or many.
         begun: what `Setup.to_json` said when the job began: its class is kept if this machine
             still gives its bits; None: the job begins.
         on_measure: called before something is measured that nobody remembers.
@@ -90,15 +93,23 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
     longest = min(pair.config.context_length, _USUAL_PROMPT + max_tokens)
     survival = [_PRIOR**k for k in range(1, pair.drafter.block_size + 1)]
     asked = {"slots": slots, "draft_length": draft_length}
+    most_slots = max(1, most_positions // longest)
+    if num_items:
+        most_slots = min(most_slots, num_items)
     try:
-        plan = best_plan(curve, survival, **asked, most_slots=max(1, most_positions // longest))
+        plan = best_plan(curve, survival, **asked, most_slots=most_slots)
     except ValueError as error:
         if is_exact or slots is None:
             raise UsageError(_impossible(machine, slots, draft_length)) from error
         length = pair.drafter.block_size if draft_length is None else draft_length
         plan = Plan(slots, length, 0.0, "as asked; a pass of this size was not measured")
+    is_long = num_items is None or num_items > plan.slots  # so few decode at its end only
+    is_open = draft_length is None and len(survival) > 0
+    if is_open and is_long and not can_pay(curve, plan.slots, len(survival)):
+        draft_length = 0  # to keep a drafter ready takes time, too
+        plan = replace(plan, why=f"{plan.why}; drafts could not pay even if all were right")
     prefix_positions = int(_PREFIX_SHARE * most_positions)
-    return Setup(machine, is_exact, curve, plan, most_positions, prefix_positions)
+    return Setup(machine, is_exact, curve, plan, draft_length, most_positions, prefix_positions)
 
 
 class _NotKept(Exception):

@@ -140,26 +140,11 @@ def test_the_gauge_says_how_full_the_engine_is_and_what_it_spent():
     assert after.peak_memory_bytes >= after.memory_bytes > 0
 
 
-@pytest.mark.parametrize(
-    ("draft_s", "settings", "extends"),
-    [
-        (9.0, {}, False),
-        (1.0, {}, True),
-        (9.0, {"log_confidence": True}, True),
-        (9.0, {"draft_length": 7}, True),
-    ],
-)
-def test_a_drafter_that_cannot_pay_is_not_kept_ready(case, monkeypatch, draft_s, settings, extends):
+def test_confidence_is_logged_where_rounds_draft_and_where_they_do_not(case):
     passes = (TargetPass(1, 1, 1.0), TargetPass(1, 8, 1.0))
-    curve, calls = StepCurve(passes, (DrafterPass(1, draft_s),)), []
-    extend = case.pair.drafter.extend
-
-    def told(*arguments):
-        calls.append(None)
-        return extend(*arguments)
-
-    monkeypatch.setattr(case.pair.drafter, "extend", told)
+    curve = StepCurve(passes, (DrafterPass(1, 9.0),))  # so dear that rounds are plain
     request = Request(item(), case.prompt("greedy0"), 9)
-    (answer,) = Engine(case.pair, curve=curve, **settings).generate([request])
-    assert bool(calls) == extends
+    (answer,) = Engine(case.pair, curve=curve, log_confidence=True).generate([request])
     assert list(answer.token_ids) == case.answer("greedy0")[:9]
+    assert list(map(len, answer.confidence)) == list(answer.num_drafted)
+    assert () in answer.confidence

@@ -213,9 +213,6 @@ def test_whether_drafts_could_pay_is_whether_right_ones_would(draft_s, pays):
     assert can_pay(curve, 4, 7) == pays  # 8 tokens in 1 + draft_s seconds, or 1 in 1
     assert not can_pay(curve, 4, 0)
     assert can_pay(curve, 5, 7)  # nobody measured it
-    plan = best_plan(curve, (0.1,) * 7)
-    assert ("would not pay here even if all were right" in plan.why) == (not pays)
-    assert "even if" not in best_plan(curve, (0.1,) * 7, draft_length=0).why
 
 
 # Verify lengths of a round
