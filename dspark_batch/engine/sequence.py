@@ -37,14 +37,9 @@ class Sequence:
         self._seated_s = self._last_token_s = self._admitted_s
 
     @property
-    def position(self) -> int:
-        """The answer position that comes next."""
-        return len(self.token_ids)
-
-    @property
     def cached_len(self) -> int:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
-        return len(self.request.prompt_ids) + self.position - 1
+        return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
     def begin(self, token: int) -> None:
         """Commit the first token, which prefill gives."""
