@@ -79,7 +79,7 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
         draft_length: None: what pays; rounds will choose again.
         is_exact: keep to the shape class.
         max_tokens: of an answer; with it the memory is planned.
-        num_items: that are to be answered; None: unknown, or many.
+        num_items: that are to be answered; None: unknown.
         begun: what `Setup.to_json` said when the job began: its class is kept if this machine
             still gives its bits; None: the job begins.
         on_measure: called before something is measured that nobody remembers.
@@ -103,7 +103,7 @@ def set_up(  # noqa: PLR0913  what the user fixed, each with a default
             raise UsageError(_impossible(machine, slots, draft_length)) from error
         length = pair.drafter.block_size if draft_length is None else draft_length
         plan = Plan(slots, length, 0.0, "as asked; a pass of this size was not measured")
-    is_long = num_items is None or num_items > plan.slots  # so few decode at its end only
+    is_long = num_items is not None and num_items > plan.slots  # so few decode at its end only
     is_open = draft_length is None and len(survival) > 0
     if is_open and is_long and not can_pay(curve, plan.slots, len(survival)):
         draft_length = 0  # to keep a drafter ready takes time, too

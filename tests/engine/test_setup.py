@@ -30,11 +30,11 @@ def set_up_with(monkeypatch):
 @pytest.mark.parametrize(
     ("draft_s", "asked", "draft_length"),
     [
-        (9.0, {}, 0),
         (9.0, {"num_items": 5}, 0),
+        (9.0, {}, None),
         (9.0, {"num_items": 4}, None),  # they end one after the other, and few may draft
-        (9.0, {"draft_length": 7}, 7),
-        (6.5, {}, None),  # eight tokens in 7.5 seconds, if all drafts are right
+        (9.0, {"draft_length": 7, "num_items": 5}, 7),
+        (6.5, {"num_items": 5}, None),  # eight tokens in 7.5 seconds, if all drafts are right
     ],
 )
 def test_a_drafter_that_could_not_pay_is_not_kept_ready(set_up_with, draft_s, asked, draft_length):
@@ -46,7 +46,7 @@ def test_a_drafter_that_could_not_pay_is_not_kept_ready(set_up_with, draft_s, as
 
 def test_without_a_drafter_nobody_says_that_it_would_not_pay(set_up_with):
     plain = load_case("qwen3_vanilla").pair._replace(drafter=NoDrafter())
-    found = set_up_with(9.0, pair=plain)
+    found = set_up_with(9.0, pair=plain, num_items=5)
     assert "even if" not in found.plan.why
     assert found.plan.draft_length == 0
 
