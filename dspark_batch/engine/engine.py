@@ -129,10 +129,10 @@ class Engine:
         drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
-        if self._draft_length == 0:
-            pair = pair._replace(drafter=NoDrafter())
         if self._draft_length > 0 and not pair.drafter.has_confidence:
             _refuse_confidence(confidence_threshold, log_confidence)
+        if self._draft_length == 0:
+            pair = pair._replace(drafter=NoDrafter())
         self._pair = pair
         self._threshold = confidence_threshold
         self._sampling = _known_rule(sampling)
