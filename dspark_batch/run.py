@@ -102,18 +102,13 @@ Observe: TypeAlias = Callable[[Tick], None]
 Stop: TypeAlias = Callable[[], bool]
 
 
-def _silently() -> None:
-    """Tell nobody."""
-
-
 def open_pair(
     spec: Spec,
     manifest: Manifest,
     on_download: Callable[["Download"], None] | None = None,
-    on_measure: Callable[[], None] = _silently,
     num_items: int | None = None,
 ) -> Opened:
-    """Load target and drafter; a number type that an earlier start measured is kept."""
+    """Load target and drafter; the number type of an earlier start is kept."""
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
@@ -136,16 +131,10 @@ def open_pair(
     )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    return open_with(pair, spec, manifest, on_measure, num_items)
+    return open_with(pair, spec, num_items)
 
 
-def open_with(
-    pair: "Pair",
-    spec: Spec,
-    manifest: Manifest,
-    on_measure: Callable[[], None] = _silently,
-    num_items: int | None = None,
-) -> Opened:
+def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
     """Open the engine half over a loaded pair, the way that suits this machine."""
     from dspark_batch.engine.engine import Engine
     from dspark_batch.engine.setup import set_up
@@ -157,25 +146,23 @@ def open_with(
         pair,
         slots=number_or_none(spec.slots),
         draft_length=asked,
-        is_exact=spec.mode == "exact",
         max_tokens=spec.max_tokens,
         num_items=num_items,
-        begun=manifest and manifest["setup"],
-        on_measure=on_measure,
     )
     engine = Engine(
         pair,
         slots=setup.plan.slots,
-        draft_length=asked if spec.log_confidence else setup.draft_length,
+        draft_length=asked,
         confidence_threshold=spec.confidence_threshold,
         sampling=spec.sampling,
         log_confidence=spec.log_confidence,
         shapes=setup.shapes,
-        curve=setup.curve,
+        lengths=() if spec.log_confidence else setup.lengths,
+        costs=setup.costs,
         most_positions=setup.most_positions,
         prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
     )
-    numerics = setup.machine.numerics if setup.is_exact else None
+    numerics = setup.conformance.numerics
     identity = pair.config.identity | {"thinking": thinking.choice, "numerics": numerics}
     return Opened(
         engine,
@@ -205,8 +192,8 @@ def open_baseline(
 ) -> Baseline:
     """Set up plain decoding with a loaded pair: what an audit compares with.
 
-    This is the one place that says what the baseline is: the same target in the same shape class,
-    no drafts, nothing cached from other prompts.
+    This is the one place that says what the baseline is: the same target, no drafts, nothing cached
+    from other prompts.
 
     Args:
         pair: whose target answers.
@@ -324,9 +311,9 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     _warn_of_equal_samples(job.spec)
     began = time.monotonic()
     job.observe(tick)
-    told = {"on_download": _told(job, tick), "on_measure": _told_of_probe(job, tick)}
     num_items = found.total - found.resumed
-    open_engine = open_engine or partial(open_pair, **told, num_items=num_items)
+    told = {"on_download": _told(job, tick), "num_items": num_items}
+    open_engine = open_engine or partial(open_pair, **told)
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()
@@ -368,11 +355,6 @@ def _told(job: _Job, tick: Tick) -> Callable[["Download"], None]:
         job.observe(replace(tick, doing=doing))
 
     return tell
-
-
-def _told_of_probe(job: _Job, tick: Tick) -> Callable[[], None]:
-    """Turn the news that this machine is measured into a tick of the load stage."""
-    return lambda: job.observe(replace(tick, doing="measuring this machine (once)"))
 
 
 def _has_all_rows(job: _Job) -> bool:

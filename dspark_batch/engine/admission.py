@@ -54,7 +54,6 @@ class Admission:
         sequence: makes an answer that has not begun.
         begin: takes a first token, and whether it was chosen from numbers; tells whether more are
             to come.
-        best_count: takes how many sequences could decode, and tells how many of them should.
         clock: told of prompts.
 
     Attributes:
@@ -73,7 +72,6 @@ class Admission:
         sampling: SamplingRule,
         sequence: Callable[[Request], Sequence],
         begin: Callable[[Sequence, int, bool], bool],
-        best_count: Callable[[int], int],
         clock: Clock,
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -87,7 +85,6 @@ class Admission:
         self._sampling = sampling
         self._sequence = sequence
         self._begin = begin
-        self._best_count = best_count
         self._clock = clock
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
@@ -137,7 +134,6 @@ class Admission:
         num_free = min(self._most_slots - num_active, _num(self._ready))
         if num_free == 0:
             return
-        num_free = self._best_count(num_active + num_free) - num_active
         self._num_unused += num_free
         if num_active and self._num_unused < self._most_slots // _SEATING_SHARE:
             return

@@ -5,28 +5,24 @@ from typing import Self, TypeAlias
 
 import mlx.core as mx
 
+from dspark_batch.numerics.attention import BLOCK
 from dspark_batch.numerics.masks import ragged_causal
 
 # Runs of positions, one behind the other: keys, values of each layer in turn, [KV, T, D].
 Parts: TypeAlias = Sequence[Sequence[mx.array]]
 
-# Positions; buffers grow by whole steps. A GPU compiles for each capacity; on a CPU every visible
-# position costs an exponential, the slowest thing there is.
-_STEP = 64 if mx.default_device() == mx.Device(mx.cpu) else 256
-
 
 def whole_steps(positions: int) -> int:
     """Round up to the capacity that buffers for so many positions have."""
-    return -(-positions // _STEP) * _STEP
+    return -(-positions // BLOCK) * BLOCK
 
 
 class _Extent:
     """What all layers share: how far the slots are, and how far they may go."""
 
-    def __init__(self, slots: int, folds: bool) -> None:
+    def __init__(self, slots: int) -> None:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = 0
-        self.folds = folds
 
 
 class RaggedCache:
@@ -40,9 +36,9 @@ class RaggedCache:
         layers: one `LayerCache` per layer; they go where mlx-lm models expect their caches.
     """
 
-    def __init__(self, num_layers: int, slots: int, *, folds: bool = False) -> None:
+    def __init__(self, num_layers: int, slots: int) -> None:
         # Layers do not know this object: a cycle would keep dead buffers until Python looks for it.
-        self._extent = _Extent(slots, folds)
+        self._extent = _Extent(slots)
         self.layers = [LayerCache(self._extent) for _ in range(num_layers)]
 
     @classmethod
@@ -52,11 +48,9 @@ class RaggedCache:
         buffers: Sequence[mx.array],
         num_layers: int,
         capacity: int,
-        *,
-        folds: bool,
     ) -> Self:
         """Make a cache of arrays: `lengths` [S], and what `buffers` lists, which may be nothing."""
-        cache = cls(num_layers, lengths.shape[0], folds=folds)
+        cache = cls(num_layers, lengths.shape[0])
         cache.lengths = lengths
         cache._extent.capacity = capacity
         cache.replace(buffers)
@@ -75,11 +69,6 @@ class RaggedCache:
     def capacity(self) -> int:
         """Positions per slot that the buffers have room for."""
         return self._extent.capacity
-
-    @property
-    def folds(self) -> bool:
-        """Whether attention over it folds heads into rows; see `numerics.attention`."""
-        return self._extent.folds
 
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""
@@ -178,6 +167,8 @@ class LayerCache:
     Offers what mlx-lm's models use of a cache: `offset`, `update_and_fetch`, `make_mask`.
     """
 
+    is_ragged = True  # attention over it is `numerics.attention.ragged_attention`
+
     def __init__(self, extent: _Extent) -> None:
         self._extent = extent
         self.keys: mx.array | None = None  # None: nothing written yet
@@ -187,11 +178,6 @@ class LayerCache:
     def offset(self) -> mx.array:
         """The position of each slot's next token, [S] int32."""
         return self._extent.lengths
-
-    @property
-    def folds(self) -> bool:
-        """Whether attention over it folds heads into rows."""
-        return self._extent.folds
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return both whole buffers.

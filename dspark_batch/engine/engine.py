@@ -27,15 +27,6 @@ from dspark_batch.engine.fallback import (
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
-from dspark_batch.engine.scheduler import (
-    Acceptance,
-    LiveCurve,
-    Pace,
-    StepCurve,
-    best_count,
-    next_draft_length,
-    next_pace,
-)
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
@@ -45,6 +36,7 @@ from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule
+from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, Weights
 from dspark_batch.types import Completion, Failure, Gauge, Item, Outcome, Request, SamplingRule
 
 _ANY_SHAPE = Shapes()
@@ -100,8 +92,10 @@ class Engine:
         sampling: how requests with a temperature are drawn; both ways are exact.
         log_confidence: completions tell the confidence of every verified draft.
         shapes: the passes that may run.
-        curve: what rounds cost; with it, and without a draft length, each round drafts what pays,
-            and as many sequences decode.
+        lengths: draft lengths to choose from, ascending from 0; with them, and without a draft
+            length, each round drafts what pays. The rejection rule always drafts whole blocks,
+            since there the drafts decide which tokens come out.
+        costs: what the parts of a round cost, as known before.
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
@@ -123,7 +117,8 @@ class Engine:
         sampling: SamplingRule = "coupled",
         log_confidence: bool = False,
         shapes: Shapes = _ANY_SHAPE,
-        curve: StepCurve | None = None,
+        lengths: ListLike[int] = (),
+        costs: Weights = (1.0, 0.0, 0.0, 0.0),
         most_positions: int | None = None,
         prefix_positions: int = _PREFIX_POSITIONS,
         drafts_ahead: bool | None = None,
@@ -142,14 +137,13 @@ class Engine:
         self._num_slots = slots
         self._passes = Passes(pair.target, pair.drafter)
         self._acceptance = Acceptance(slots)
-        self._curve = curve
-        self._costs: LiveCurve | None = None  # None: the draft length is fixed
-        self._pace = Pace(self._draft_length)
-        if curve is not None and draft_length is None:
-            self._costs = LiveCurve(curve)
-            survival = self._acceptance.survival(self._draft_length)
-            self._pace = Pace(next_draft_length(curve, survival, slots, 0))
-        self._slots = Slots(pair, shapes, 1 + self._pace.draft_length)
+        self.costs = Costs(costs)
+        self._step = Step(self._draft_length)
+        self._pace: Pace | None = None  # None: the draft length is fixed
+        if lengths and draft_length is None and sampling != "rejection":
+            self._pace = Pace(self.costs, self._acceptance, lengths)
+            self._step = self._pace.step
+        self._slots = Slots(pair, shapes, 1 + self._step.draft_length)
         self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
         is_cpu = mx.default_device() == mx.Device(mx.cpu)  # which is the host itself
         self._drafts_ahead = not is_cpu if drafts_ahead is None else drafts_ahead
@@ -165,7 +159,6 @@ class Engine:
             sampling=self._sampling,
             sequence=self._sequence,
             begin=self._begin,
-            best_count=self._best_count,
             clock=self._clock,
         )
 
@@ -233,13 +226,6 @@ class Engine:
             failure = _undecodable(sequence, error)
         return self._goes_on(sequence, failure)
 
-    def _best_count(self, most: int) -> int:
-        """Say how many of the sequences that could decode should."""
-        if self._costs is None:
-            return most
-        survival = self._acceptance.survival(self._draft_length)
-        return best_count(self._curve, survival, len(self._slots.active), most)
-
     def _goes_on(self, sequence: Sequence, failure: Failure | None) -> bool:
         """Say whether an answer goes on; one that ended is handed over next."""
         if failure is None and sequence.finish_reason is None:
@@ -250,9 +236,9 @@ class Engine:
     def _launch(self) -> _Round:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
-        slots.fit(self._pace.draft_length)
+        slots.fit(self._step.draft_length)
         ahead, self._next = self._next, None
-        now = self._pace.draft_length, slots.changes
+        now = self._step.draft_length, slots.changes
         is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
         proposed, rule, *_ = ahead if is_current else self._draft_now()
         drafts, verify_len = self._choose_verified(proposed)
@@ -281,7 +267,7 @@ class Engine:
         proposed = self._propose(rule)
         mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
         self._clock.drafted(proposed.tokens, proposed.is_sane)
-        return _Drafted(proposed, rule, self._pace.draft_length, slots.changes)
+        return _Drafted(proposed, rule, self._step.draft_length, slots.changes)
 
     def _draft_now(self) -> _Drafted:
         """Draft; a fault makes what is in flight go on plainly."""
@@ -319,23 +305,22 @@ class Engine:
                 failure = _undecodable(sequence, error)
             if not self._goes_on(sequence, failure):
                 ended.append(slot)
-            elif self._costs is not None:
+            elif self._pace is not None and sequence.is_served:
                 self._acceptance.add(step.accepted[slot], step.verify_len[slot])
         self._slots.release(ended)
-        self._choose_pace()
+        self._choose_step()
 
     def _learn_cost(self, num_drafts: int, seconds: float | None) -> None:
         """Learn what such a round takes; None: it says nothing about others."""
-        is_usual = num_drafts == self._pace.draft_length
-        if self._costs is not None and seconds is not None and is_usual:
-            self._costs.add(len(self._slots.sequences), num_drafts, seconds)
+        if seconds is not None and num_drafts == self._step.draft_length:
+            self.costs.add(Kind(len(self._slots.sequences), num_drafts), seconds)
 
-    def _choose_pace(self) -> None:
+    def _choose_step(self) -> None:
         """Choose the next round's draft length by what drafts were worth so far."""
-        num_active = len(self._slots.active)
-        if self._costs is not None and num_active > 0:
-            survival = self._acceptance.survival(self._draft_length)
-            self._pace = next_pace(self._pace, self._costs, survival, num_active)
+        active = self._slots.active
+        if self._pace is not None and active:
+            served = sum(sequence.is_served for sequence in active)
+            self._step = self._pace.next(len(self._slots.sequences), served)
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""
@@ -362,14 +347,18 @@ class Engine:
             DrafterFault: it failed.
         """
         anchors, context = self._slots.anchors, self._slots.context
-        num_drafts = self._pace.draft_length
-        if num_drafts > 0 and not all(sequence.fallback for sequence in self._slots.active):
+        num_drafts = self._step.draft_length
+        if num_drafts > 0 and any(sequence.is_served for sequence in self._slots.active):
             return guarded(lambda: self._passes.propose(context, anchors, num_drafts, rule))
         nothing = mx.zeros((anchors.shape[0], 0), dtype=mx.int32)
         return Proposed(nothing, mx.ones(anchors.shape[0], dtype=mx.bool_), None)
 
     def _extend(self, features: mx.array | None) -> None:
-        """Take the round's features into the drafter's context."""
+        """Take the round's features into the drafter's context, unless it rests."""
+        if not self._step.keeps_context:
+            for sequence in self._slots.active:
+                sequence.has_context = False
+            return
         try:
             guarded(lambda: self._passes.extend(self._slots.context, features))
         except DrafterFault as fault:
@@ -382,7 +371,7 @@ class Engine:
 
     def _choose_verified(self, proposed: Proposed) -> tuple[mx.array, mx.array]:
         """Return the drafts to send to the target, [S, l], and how many count per slot, [S]."""
-        served = mx.array([s is not None and s.fallback is None for s in self._slots.sequences])
+        served = mx.array([s is not None and s.is_served for s in self._slots.sequences])
         drafts, confidence = proposed.tokens, proposed.confidence
         most = mx.where(served & proposed.is_sane, drafts.shape[1], 0)
         if self._threshold <= 0 or confidence is None:

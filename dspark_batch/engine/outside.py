@@ -7,6 +7,7 @@ from mlx_lm.generate import BatchGenerator
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.models.load import Pair
+from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.types import Failure, Outcome, Request
 
 
@@ -35,7 +36,9 @@ def generate_outside(
             yield from _admit(pair, slots, pending, generator, sequences)
             if not sequences:
                 return
-            for response in generator.next_generated():
+            with as_they_come():
+                responses = generator.next_generated()
+            for response in responses:
                 outcome = _taken(pair, sequences, response.uid, int(response.token))
                 if outcome is None:
                     continue

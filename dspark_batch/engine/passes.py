@@ -137,9 +137,8 @@ def _compiled(over: OverCache) -> OverCache:
         buffers: list[mx.array],
         num_layers: int,
         capacity: int,
-        folds: bool,
     ) -> tuple[list[mx.array], list[mx.array]]:
-        cache = RaggedCache.of(lengths, buffers, num_layers, capacity, folds=folds)
+        cache = RaggedCache.of(lengths, buffers, num_layers, capacity)
         results = over(cache, tokens)
         present[:] = [result is not None for result in results]
         return [result for result in results if result is not None], cache.buffers()
@@ -147,7 +146,7 @@ def _compiled(over: OverCache) -> OverCache:
     run = mx.compile(pure)
 
     def compiled(cache: RaggedCache, tokens: mx.array) -> Arrays:
-        extent = (len(cache.layers), cache.capacity, cache.folds)
+        extent = (len(cache.layers), cache.capacity)
         results, buffers = run(tokens, cache.lengths, cache.buffers(), *extent)
         cache.replace(buffers)  # nobody else holds the old ones, so none is copied
         left = iter(results)

@@ -109,7 +109,7 @@ class _Filling:
         self.fallback: str | None = None
         self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
         slots, _ = shapes.prefill_pass(len(prompts), self.left)
-        room = max(self._room(), shapes.least_capacity)
+        room = self._room()
         spare = slots - len(prompts)
         target, drafter = passes.num_layers
         self.cache, self.context = RaggedCache(target, slots), RaggedCache(drafter, slots)

@@ -15,6 +15,7 @@ class Sequence:
         finish_reason: None while more may come.
         fallback: why it is decoded plainly; None while the drafter serves it.
         num_cached: prompt tokens that came from the prefix cache.
+        has_context: whether the drafter's context holds all of it; a drafter that rests loses it.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.fallback: str | None = None
         self.num_cached = 0
+        self.has_context = True
         own = request.sampling.stop_ids
         self._stop_ids = stop_ids | own if own else stop_ids
         self._stop_strings = stop_strings
@@ -35,6 +37,11 @@ class Sequence:
         self._rounds: list[tuple[int, int, int, tuple[float, ...] | None]] = []
         self._admitted_s = time.perf_counter()
         self._seated_s = self._last_token_s = self._admitted_s
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the drafter can draft for it."""
+        return self.fallback is None and self.has_context
 
     @property
     def cached_len(self) -> int:

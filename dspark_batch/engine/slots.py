@@ -15,8 +15,8 @@ from dspark_batch.types import Request
 class Slots:
     """The sequences that decode together; a pass runs over all slots, the free ones too.
 
-    There are as many slots as the shape class asks for to hold who is there, so their number and
-    their room follow the load.
+    There are as many slots as it takes to hold who is there, so their number and their room follow
+    the load.
 
     Args:
         pair: target and drafter.
@@ -36,8 +36,8 @@ class Slots:
         self._widest = widest
         self._block_size = pair.drafter.block_size
         self.sequences: list[Sequence | None] = []
-        self.cache = RaggedCache(pair.target.num_caches, 0, folds=shapes.folds)
-        self.context = RaggedCache(pair.drafter.num_layers, 0, folds=shapes.folds)
+        self.cache = RaggedCache(pair.target.num_caches, 0)
+        self.context = RaggedCache(pair.drafter.num_layers, 0)
         self.anchors = mx.zeros(0, dtype=mx.int32)
         self.changes = 0
 
@@ -49,9 +49,6 @@ class Slots:
     def fit(self, draft_length: int) -> None:
         """Get ready for rounds with so many drafts: slots that a pass runs over, and their room."""
         self._widest = 1 + draft_length
-        if self._shapes.width(len(self.sequences), self._widest) is None:
-            slots = self._shapes.slots_for(len(self.active), self._widest)
-            self._resize(slots, self.cache.capacity)
         room = self._room(self._longest())
         self.cache.reserve(room)
         self.context.reserve(room)
@@ -67,11 +64,11 @@ class Slots:
 
     def width(self, num_drafts: int) -> int:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
-        return self._shapes.width(len(self.sequences), 1 + num_drafts)
+        return self._shapes.width(1 + num_drafts)
 
     def num_positions(self, requests: ListLike[Request], most_slots: int) -> int:
         """Count the cached positions that some requests need at most, in so many slots."""
-        slots = self._shapes.slots_for(min(len(requests), most_slots), self._widest)
+        slots = self._shapes.slots_for(min(len(requests), most_slots))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
         return slots * self._room(longest + self._widest)
 
@@ -104,7 +101,7 @@ class Slots:
         active = self.active
         if not active:
             return
-        slots = self._shapes.slots_for(len(active), self._widest)
+        slots = self._shapes.slots_for(len(active))
         room = self._room(self._longest())
         fewer = 4 * slots <= 3 * len(self.sequences)
         if fewer or 4 * whole_steps(room) <= self.cache.capacity:
@@ -123,11 +120,10 @@ class Slots:
 
     def _room(self, cached_len: int) -> int:
         """Say how many positions a slot needs for a round: the pass, or the drafter's block."""
-        behind = max(self._widest, self._shapes.most_width, self._block_size)
-        return max(cached_len + behind, self._shapes.least_capacity)
+        return cached_len + max(self._shapes.width(self._widest), self._block_size)
 
     def _make_room_for(self, needed: int) -> None:
-        slots = self._shapes.slots_for(needed, self._widest)
+        slots = self._shapes.slots_for(needed)
         if slots > len(self.sequences):
             self._resize(slots, self.cache.capacity)
 

@@ -12,7 +12,7 @@ _NAME = scaled_dot_product_attention.__name__
 
 
 def let_caches_choose(model: nn.Module) -> None:
-    """Make a model's attention fold its heads where the cache of a step `folds`.
+    """Make a model's attention ours where the cache of a step is ragged.
 
     Each attention module keeps its parameters and its place; its class becomes a one-off subclass
     whose forward pass is the model's own code, with one global name bound to our function. Other
@@ -33,8 +33,8 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     mask: mx.array | str | None,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """Attend as mlx-lm does, or with folded heads where the cache says so."""
-    if getattr(cache, "folds", False) and sinks is None and isinstance(mask, mx.array):
+    """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`."""
+    if getattr(cache, "is_ragged", False) and sinks is None and isinstance(mask, mx.array):
         return ragged_attention(queries, keys, values, scale, mask, cache.offset)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks

@@ -16,7 +16,7 @@ from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
-from dspark_batch.models.number_type import DTYPES, fastest_dtype, stored_dtype
+from dspark_batch.models.number_type import DTYPES, stored_dtype, usual_dtype
 from dspark_batch.models.packaging import load_drafter
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.plain import NoDrafter
@@ -24,10 +24,10 @@ from dspark_batch.models.quantisation import (
     check_bits,
     default_drafter_bits,
     described,
-    flatten_products,
     quantise_drafter,
     quantise_target,
 )
+from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.sharing import share_ends
 from dspark_batch.models.target import (
     PairConfig,
@@ -71,7 +71,8 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         family: a name in the registry; the default is the bundled pair, unless `target` is given.
         target: a directory, ORG/NAME or ORG/NAME@REVISION on the Hub, instead of the family's.
         drafter: the same for the drafter; a target of your own without one decodes plainly.
-        dtype: "float32", "bfloat16" or "float16"; None takes what computes fastest here.
+        dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU for models
+            that are not large, else as stored.
         drafter_bits: quantise the drafter to 2, 3, 4, 5, 6 or 8 bits; None keeps it as it is
             stored; "auto" means 4 for a drafter of real size on an Apple GPU, and None elsewhere.
         target_bits: quantise the target while it loads; None keeps it as it is stored.
@@ -90,8 +91,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
 
     model, config = _load_target(found.directory, trust_remote_code)
     facts = TargetFacts.of(model)
-    # Quantising begins with the stored type, so no timing decides about the weights.
-    dtype = dtype or (fastest_dtype(model) if target_bits is None else stored_dtype(model))
+    dtype = dtype or (usual_dtype(model) if target_bits is None else stored_dtype(model))
     model.set_dtype(DTYPES[dtype])
     finite = finiteness(model)
     quantise_target(model, target_bits, config, found.directory)
@@ -102,10 +102,9 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     if isinstance(loaded, DSparkDrafter):
         bits = default_drafter_bits(loaded) if drafter_bits == "auto" else drafter_bits
         _settle_drafter(loaded, model, dtype, bits, drafts.directory)
-    if mx.cuda.is_available():
-        flatten_products(model)
-        if isinstance(loaded, DSparkDrafter):
-            flatten_products(loaded)
+    make_rows_safe(model)
+    if isinstance(loaded, DSparkDrafter):
+        make_rows_safe(loaded)  # the rejection rule reads its logits
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {

@@ -115,18 +115,3 @@ def _is_quantised(module: nn.Module, bits: int, option: str, directory: Path) ->
             f"Leave out {option}, or name a checkpoint that is not quantised."
         )
     return stored is not None
-
-
-def flatten_products(model: nn.Module) -> None:
-    """Make quantised layers see [S, W, E] as [S * W, E].
-
-    On CUDA their products cost in proportion to the first axis, and some fail with two of them.
-    """
-    for module in model.modules():
-        if type(module) is nn.QuantizedLinear:
-            module.__class__ = _Flat
-
-
-class _Flat(nn.QuantizedLinear):
-    def __call__(self, hidden: mx.array) -> mx.array:
-        return super().__call__(hidden.flatten(0, -2)).reshape(*hidden.shape[:-1], -1)

@@ -86,7 +86,10 @@ def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
     text = text_model(model)
     embedding = text.model.embed_tokens
-    return TargetEnds(embedding, text.lm_head if "lm_head" in text else embedding.as_linear)
+    def head(hidden: mx.array) -> mx.array:
+        return text.lm_head(hidden) if "lm_head" in text else embedding.as_linear(hidden)
+
+    return TargetEnds(embedding, head)
 
 
 def text_model(model: nn.Module) -> nn.Module:
@@ -110,6 +113,15 @@ class Target:
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)
+
+    @property
+    def facts(self) -> TargetFacts:
+        """What a drafter must fit."""
+        return TargetFacts.of(self.model)
+
+    def forget(self) -> None:
+        """Drop what the taps recorded, after the model itself was called."""
+        self._taps.take()
 
     @property
     def num_caches(self) -> int:

@@ -7,6 +7,12 @@ from importlib.resources import files
 
 import mlx.core as mx
 
+from dspark_batch.numerics.rows import Product, over_safe_heads
+
+# Positions that are attended to together; every buffer holds whole blocks. On a CPU every visible
+# position costs an exponential, the slowest thing there is; a GPU compiles for each capacity.
+BLOCK = 64 if mx.default_device() == mx.Device(mx.cpu) else 256
+
 _KERNEL_DIMS = (64, 128)  # of heads
 _ROWS = 16  # of a warp
 _MOST_WARPS = 4  # that share a tile of keys
@@ -23,12 +29,11 @@ def ragged_attention(
     """Attend with the query heads of a key head as rows of one product.
 
     On CUDA one kernel reads each cached position once, and none behind a slot's end. Elsewhere the
-    products are MLX's, over whole buffers. The bits differ from those of MLX's own attention, so
-    which of the two runs is part of the shape class.
+    products are MLX's, over whole buffers. Either way the bits of a slot depend on that slot only.
 
     Args:
         queries: [B, H, W, D].
-        keys: [B, KV, C, D]; H is a multiple of KV.
+        keys: [B, KV, C, D]; H is a multiple of KV, and C of `BLOCK`.
         values: [B, KV, C, D'].
         scale: of the scores.
         mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
@@ -58,15 +63,35 @@ def ragged_attention(
 def products_attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array
 ) -> mx.array:
-    """Attend as `ragged_attention` does, by MLX's products over whole buffers."""
+    """Attend as `ragged_attention` does, by products over blocks of positions of a fixed size.
+
+    The room behind a slot's end changes no bit: a library sums long products in parts whose size
+    depends on their length, so every product here is one block long, and the blocks are added in
+    order. Neither does the number of query rows; see `numerics.rows`.
+    """
     batch, heads, width, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
-    rows = (queries * scale).reshape(batch, kv_heads, -1, dim)
-    scores = (rows @ keys.swapaxes(-1, -2)).reshape(batch, kv_heads, -1, width, positions)
-    scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    attended = weights.reshape(batch, kv_heads, -1, positions) @ values
-    return attended.reshape(batch, heads, width, -1)
+    key_blocks, value_blocks = (
+        each.reshape(batch, kv_heads, -1, 1, BLOCK, each.shape[-1]) for each in (keys, values)
+    )
+    to_scores = Product(_name(queries), dim, BLOCK, is_attention=True)
+    rows = (queries * scale).reshape(batch, kv_heads, 1, -1, dim)
+    scores = over_safe_heads(to_scores, rows, lambda rows: rows @ key_blocks.swapaxes(-1, -2))
+    scores = scores.reshape(batch, kv_heads, -1, heads // kv_heads, width, BLOCK)
+    visible = mask.reshape(batch, 1, -1, positions // BLOCK, BLOCK).swapaxes(2, 3)
+    scores = scores.astype(mx.float32)
+    scores = mx.where(visible[:, :, :, None], scores, mx.finfo(mx.float32).min)
+    weights = mx.exp(scores - scores.max(axis=(2, 5), keepdims=True))
+    total = weights.sum(axis=5).sum(axis=2).reshape(batch, heads, width, 1)
+    weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
+    to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
+    attended = over_safe_heads(to_values, weights, lambda rows: rows @ value_blocks)
+    attended = attended.astype(mx.float32).sum(axis=2).reshape(batch, heads, width, -1)
+    return (attended / total).astype(queries.dtype)
+
+
+def _name(array: mx.array) -> str:
+    return str(array.dtype).removeprefix("mlx.core.")
 
 
 def kernel_name() -> str:

@@ -1,0 +1,230 @@
+"""Products whose rows have the same bits, however many rows run together.
+
+Example: `x @ W` with 3 rows and with 48 rows of which 3 are the same. OpenBLAS takes another kernel
+for few rows, so those 3 rows may differ in their last bits. If 3 rows are padded to 16, they do not.
+
+A count of rows is *safe* for a product of a size if every row, wherever it stands, has the bits
+that it has in a product of the reference count. Whether a count is safe is a fact about the machine
+and its libraries. It is found by running random matrices of that size, once, when it is asked for.
+Nothing is timed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+
+Multiply: TypeAlias = Callable[[mx.array], mx.array]  # [M, K] to [M, N], or with leading axes
+
+_DISTINCT = 256  # rows of a random weight; more are repeated
+_LEAST_VALUES = 128  # of one row that are compared, over several trials if the row is short
+_MOST_TRIALS = 8
+
+
+class Product(NamedTuple):
+    """A product of a size: `[M, size] @ weight`, for any M."""
+
+    dtype: str  # of the rows
+    size: int  # K, of a row
+    width: int  # N, of a result
+    is_transposed: bool = True  # the weight lies as [N, K]
+    has_bias: bool = False
+    quantised: tuple[int, int, str] | None = None  # bits, group size, mode; None: it is not
+    is_attention: bool = False  # one of many small products: of a slot's queries, say
+
+
+class Ladder(NamedTuple):
+    """Which counts of rows are tried on a kind of device."""
+
+    counts: tuple[int, ...]  # ascending
+    references: tuple[int, ...]  # the first one that gives all its rows the same bits
+
+
+# With AVX2 kernels the rows of large products differ by their place, so the reference is smaller.
+_CPU = Ladder((1, 2, 4, 8, 12, *range(16, 272, 16)), (64, 32, 16, 8, 4, 2, 1))
+_GPU = Ladder(
+    (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
+    (512, 256, 128, 64, 32, 16, 8, 4, 2, 1),
+)
+# Few rows are the rule here, and whatever is more becomes several matrices.
+_CPU_ATTENTION = Ladder((1, 2, 4, 8, 16), (16, 8, 4, 2, 1))
+_GPU_ATTENTION = Ladder((1, 2, 4, 8, 16, 32, 64), (64, 32, 16, 8, 4, 2, 1))
+
+Verdicts: TypeAlias = dict[tuple[Product, int], bool]  # product, count -> is it safe?
+VERDICTS: Verdicts = {}  # of this process; `tuning.verdicts` keeps them on the disk
+
+_is_free = False  # rows run as they come
+_references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
+
+
+def over_safe_rows(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
+    """Multiply rows [M, K] in pieces of safe counts, padded with zeros.
+
+    Args:
+        product: what `multiply` is.
+        rows: [M, K].
+        multiply: maps [M', K] to [M', N], each row by itself.
+
+    Returns:
+        [M, N], with the bits of the reference count.
+    """
+    total = rows.shape[0]
+    if _is_free:
+        return multiply(rows)
+    counts = pieces(product, total)
+    if missing := sum(counts) - total:
+        rows = mx.pad(rows, [(0, missing), (0, 0)])
+    if len(counts) == 1:
+        return multiply(rows)[:total]
+    parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
+    return mx.concatenate([multiply(part) for part in parts])[:total]
+
+
+def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
+    """Multiply many small matrices [..., M, K], as `over_safe_rows` does with one.
+
+    Many rows run as several matrices of the reference count, all in one batch.
+
+    Args:
+        product: what `multiply` is, with `is_attention`.
+        rows: [..., M, K].
+        multiply: maps [..., P, M', K] to [..., P, M', N].
+
+    Returns:
+        [..., M, N].
+    """
+    *batch, total, size = rows.shape
+    if _is_free:
+        return multiply(rows[..., None, :, :])[..., 0, :, :]
+    count = _least_safe(product, total) or _reference(product)[0]
+    matrices = -(-total // count)
+    if missing := matrices * count - total:
+        rows = mx.pad(rows, [(0, 0)] * len(batch) + [(0, missing), (0, 0)])
+    results = multiply(rows.reshape(*batch, matrices, count, size))
+    results = results.reshape(*results.shape[:-3], matrices * count, -1)
+    return results[..., :total, :]
+
+
+@contextmanager
+def as_they_come() -> Iterator[None]:
+    """Run products over as many rows as there are, as mlx-lm does: bits depend on the count."""
+    global _is_free
+    before, _is_free = _is_free, True
+    try:
+        yield
+    finally:
+        _is_free = before
+
+
+def pieces(product: Product, count: int) -> tuple[int, ...]:
+    """Cut a number of rows into safe counts; the last one may be padded.
+
+    The least safe count that holds all rows is taken, if there is one that is not much too large.
+    Else as many of the largest safe count as fit, and one for the rest.
+    """
+    found: list[int] = []
+    while count > 0:
+        least = _least_safe(product, count)
+        piece = least if least is not None else _largest_safe(product, count)
+        found.append(piece)
+        count -= piece
+    return tuple(found)
+
+
+def is_safe(product: Product, count: int) -> bool:
+    """Whether every row of a product of so many rows has the bits of the reference count."""
+    key = (product, count)
+    if key not in VERDICTS:
+        reference, bits = _reference(product)
+        VERDICTS[key] = count == reference or _bits(product, count) == bits
+    return VERDICTS[key]
+
+
+def reference_bits(product: Product) -> bytes:
+    """Give the bits of the reference's rows, so that another library or processor is noticed."""
+    count, bits = _reference(product)
+    return b"".join([str(count).encode(), *bits])
+
+
+def forget() -> None:
+    """Forget what this process knows."""
+    VERDICTS.clear()
+    _references.clear()
+
+
+def _ladder(product: Product) -> Ladder:
+    if mx.default_device() == mx.Device(mx.cpu):
+        return _CPU_ATTENTION if product.is_attention else _CPU
+    return _GPU_ATTENTION if product.is_attention else _GPU
+
+
+def _least_safe(product: Product, count: int) -> int | None:
+    ladder = _ladder(product)
+    most = max(2 * count, ladder.references[0])
+    tried = (each for each in ladder.counts if count <= each <= most)
+    return next((each for each in tried if is_safe(product, each)), None)
+
+
+def _largest_safe(product: Product, count: int) -> int:
+    counts = reversed([each for each in _ladder(product).counts if each <= count])
+    largest = next((each for each in counts if is_safe(product, each)), None)
+    # Every ladder ends with a reference of one row, so this is reached with small counts only.
+    return largest if largest is not None else _reference(product)[0]
+
+
+def _reference(product: Product) -> tuple[int, list[bytes]]:
+    if product not in _references:
+        for count in _ladder(product).references:
+            if (bits := _bits(product, count)) is not None:
+                _references[product] = count, bits
+                break
+    return _references[product]
+
+
+def _bits(product: Product, count: int) -> list[bytes] | None:
+    """Give the bits that a row has in every place of a product; None: they depend on the place."""
+    multiply = _sample(product)
+    found = []
+    for trial in range(min(_MOST_TRIALS, math.ceil(_LEAST_VALUES / product.width))):
+        row = _random((1, product.size), _dtype(product), trial)
+        results = multiply(mx.contiguous(mx.broadcast_to(row, (count, product.size))))
+        values = np.array(results.view(mx.uint8))
+        if (values != values[0]).any():
+            return None
+        found.append(values[0].tobytes())
+    return found
+
+
+def _sample(product: Product) -> Multiply:
+    """Make a product of the size, with a random weight."""
+    distinct = min(_DISTINCT, product.width)
+    shape, dtype = (distinct, product.size), _dtype(product)
+    weight = _random(shape, dtype, 101)[mx.arange(product.width) % distinct]
+    bias = _random((product.width,), dtype, 102) if product.has_bias else None
+    if product.quantised is not None:
+        bits, group_size, mode = product.quantised
+        settings = {"bits": bits, "group_size": group_size, "mode": mode}
+        stored = mx.quantize(weight, **settings)
+
+        def quantised(rows: mx.array) -> mx.array:
+            result = mx.quantized_matmul(rows, *stored, transpose=True, **settings)
+            return result if bias is None else result + bias
+
+        return quantised
+    if not product.is_transposed:
+        weight = mx.contiguous(weight.T).T  # so that its transpose lies as [K, N]
+    mx.eval(weight)
+    if bias is None:
+        return lambda rows: rows @ weight.T
+    return lambda rows: mx.addmm(bias, rows, weight.T)
+
+
+def _random(shape: tuple[int, ...], dtype: mx.Dtype, seed: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+
+def _dtype(product: Product) -> mx.Dtype:
+    return getattr(mx, product.dtype)

@@ -1,0 +1,120 @@
+"""What is kept on the disk about this machine: verdicts, which are facts, and hints."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+import orjson
+
+from dspark_batch import blas
+from dspark_batch.models.calibration import cache_folder
+from dspark_batch.numerics import rows
+from dspark_batch.numerics.attention import kernel_name
+from dspark_batch.tuning.pace import Weights
+from dspark_batch.types import Json
+
+_COMPARED = 8  # products whose bits are compared with the kept ones, the smallest ones
+
+
+def read_verdicts() -> None:
+    """Take over the verdicts that are kept, if this is still the machine that they are about.
+
+    A file that is torn, of another version or machine, or with bits that its products do not have
+    here is ignored; then the verdicts are found anew.
+    """
+    kept = _read("verdicts")
+    if kept is None:
+        return
+    found = {(_product(name), count): is_safe for name, count, is_safe in kept["verdicts"]}
+    if kept["bits"] == _bits(product for product, _ in found):
+        rows.VERDICTS.update(found)
+
+
+def keep_verdicts() -> None:
+    """Keep what this process knows; a folder that cannot be written costs time only."""
+    verdicts = [[list(p), count, safe] for (p, count), safe in sorted(rows.VERDICTS.items(), key=str)]
+    _keep("verdicts", {"verdicts": verdicts, "bits": _bits(p for p, _ in rows.VERDICTS)})
+
+
+def read_costs(pair: str) -> Weights | None:
+    """Read what the parts of a round of this pair cost here; None: nobody knows."""
+    kept = _read(f"costs-{_digest(pair)}")
+    return None if kept is None else tuple(kept["costs"])
+
+
+def keep_costs(pair: str, costs: Weights) -> None:
+    """Keep what the parts of a round cost, as a hint for the next job."""
+    _keep(f"costs-{_digest(pair)}", {"costs": costs})
+
+
+def forget() -> int:
+    """Drop all that is kept about this machine, and any other; return how many files it was."""
+    files = sorted(_folder().glob("*"))
+    for path in files:
+        path.unlink(missing_ok=True)
+    return len(files)
+
+
+def machine() -> dict[str, Json]:
+    """Say what decides about bits and speed here; what is kept is about exactly this."""
+    known = mx.device_info(mx.default_device())  # its free memory changes all the time
+    return {
+        "device": [known.get("device_name"), known.get("architecture"), str(mx.default_device())],
+        "mlx": version("mlx"),
+        "mlx-lm": version("mlx-lm"),
+        "blas": blas.identity(),
+        "kernel": kernel_name(),
+    }
+
+
+def _folder() -> Path:
+    return cache_folder() / "machines"
+
+
+def _path(name: str) -> Path:
+    return _folder() / f"{name}-{_digest(machine())}.json"
+
+
+def _read(name: str) -> dict[str, Json] | None:
+    try:
+        content = orjson.loads(_path(name).read_bytes())
+        body = content["kept"]
+        is_whole = content["seal"] == _digest(body) and content["machine"] == machine()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return body if is_whole else None
+
+
+def _keep(name: str, body: Mapping[str, Json]) -> None:
+    path = _path(name)
+    draft = path.with_suffix(f".{os.getpid()}")
+    content = {"machine": machine(), "kept": body, "seal": _digest(body)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(orjson.dumps(content))
+        draft.replace(path)
+    except OSError:
+        return
+
+
+def _digest(value: Json) -> str:
+    encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(encoded).hexdigest()[:32]
+
+
+def _bits(products: Sequence[rows.Product]) -> str:
+    """Digest the bits of the smallest products, which takes milliseconds."""
+    smallest = sorted(set(products), key=lambda p: (p.size * p.width, str(p)))[:_COMPARED]
+    digest = hashlib.sha256()
+    for product in smallest:
+        digest.update(rows.reference_bits(product))
+    return digest.hexdigest()
+
+
+def _product(fields: Sequence[Json]) -> rows.Product:
+    product = rows.Product(*fields)
+    quantised = product.quantised
+    return product._replace(quantised=None if quantised is None else tuple(quantised))

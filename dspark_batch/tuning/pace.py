@@ -1,0 +1,268 @@
+"""How many drafts pay: the only place where seconds decide anything. They never decide a byte.
+
+A job starts with a rule of what rounds cost. Rounds correct it, and show how far drafts survive.
+Where drafts do not pay, the drafter rests: then decoding costs what it costs without one.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+_CLOSE = 0.03  # a draft length that is better by less is not worth a change
+_HOPE = 1.15  # how much better an untried draft length may be than the costs say
+_HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
+_TRIAL_ROUNDS = 4
+_LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose median is what such a round takes
+_STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
+_FIRST_REST, _LONGEST_REST = 512, 4096  # rounds without drafts before they are tried again
+_HALF_LIFE = 256  # rounds of single slots until a round counts half
+_HALF_LIFE_OF_EACH = 8  # with many slots, rounds of each
+_RULE_WEIGHT = 0.3  # of the rule, where each kind of round that was seen has 1
+_LEAST_SHARE = 0.02  # of what the rule says that a part of a round costs at least
+
+# Parts of a round: a target pass, each of its tokens, a drafter's pass, each of its slots.
+Weights: TypeAlias = tuple[float, float, float, float]
+
+
+class Kind(NamedTuple):
+    """What decides how long a round takes."""
+
+    slots: int  # over which its passes run
+    draft_length: int
+
+    @property
+    def parts(self) -> Weights:
+        """How often each part of a round is in it."""
+        drafts = float(self.draft_length > 0)
+        return 1.0, float(self.slots * (1 + self.draft_length)), drafts, drafts * self.slots
+
+
+class _Seen(NamedTuple):
+    """The last rounds of a kind."""
+
+    seconds: deque[float]
+    number: int  # of the last one
+
+    @property
+    def usual_s(self) -> float:
+        return median(self.seconds)
+
+
+class Costs:
+    """What rounds take, from a rule that the rounds of a job correct; the engine owns it.
+
+    A kind of round that was seen of late takes the median of its last times. Of others the parts
+    are estimated, from all kinds that were seen and, with little weight, from the rule.
+
+    Args:
+        rule: what the parts of a round cost, in any unit.
+    """
+
+    def __init__(self, rule: Weights) -> None:
+        self._rule = np.maximum(np.array(rule), 1e-9)
+        self._seen: dict[Kind, _Seen] = {}
+        self._num_rounds = 0
+        self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
+
+    def add(self, kind: Kind, seconds: float) -> None:
+        """Learn from a round."""
+        self._num_rounds += 1
+        known = self._fresh(kind)
+        times = known.seconds if known else deque(maxlen=_MOST_SEEN)
+        times.append(seconds)
+        self._seen[kind] = _Seen(times, self._num_rounds)
+        self._weights = None
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether any rounds without drafts were seen."""
+        return any(kind.draft_length == 0 for kind in self._seen)
+
+    def is_known(self, kind: Kind) -> bool:
+        """Whether what such a round takes was seen of late."""
+        seen = self._fresh(kind)
+        return seen is not None and len(seen.seconds) >= _LEAST_SEEN
+
+    def round_s(self, kind: Kind) -> float:
+        """Expect the seconds of a round, or its cost by the rule while none was seen."""
+        if self.is_known(kind):
+            return self._seen[kind].usual_s
+        return float(np.dot(self.weights(), kind.parts))
+
+    def weights(self) -> Weights:
+        """Estimate what the parts of a round cost."""
+        if self._weights is None:
+            self._weights = self._estimated()
+        return tuple(self._weights.tolist())
+
+    def _estimated(self) -> np.ndarray:
+        fresh = [kind for kind in self._seen if self._fresh(kind)]
+        if not fresh:
+            return self._rule
+        parts = np.array([kind.parts for kind in fresh])
+        seconds = np.array([self._seen[kind].usual_s for kind in fresh])
+        rule = self._rule * np.median(seconds / (parts @ self._rule))
+        # In shares: each kind's seconds are 1, and so is each part of the rule.
+        rows = np.vstack([parts * rule / seconds[:, None], _RULE_WEIGHT * np.eye(len(rule))])
+        wanted = np.concatenate([np.ones(len(fresh)), np.full(len(rule), _RULE_WEIGHT)])
+        shares, *_ = np.linalg.lstsq(rows, wanted, rcond=None)
+        return rule * np.maximum(shares, _LEAST_SHARE)
+
+    def _fresh(self, kind: Kind) -> _Seen | None:
+        seen = self._seen.get(kind)
+        is_fresh = seen is not None and self._num_rounds - seen.number < _STALE_ROUNDS
+        return seen if is_fresh else None
+
+
+class Acceptance:
+    """Learns from rounds how far drafts survive, and forgets old ones; the engine owns it.
+
+    A position that was hardly reached is taken to be like the one before it, and the first one to
+    be like the prior. The prior is that of a very good pair: a hope that fails is given up after a
+    few rounds, and what is never tried is never known.
+
+    Args:
+        slots: that report rounds; a round counts half after 256 more, or 8 of each slot.
+        prior: the chance that a first draft is accepted.
+        prior_weight: rounds that the prior, or the position before, counts for.
+    """
+
+    def __init__(self, slots: int = 1, *, prior: float = 0.9, prior_weight: float = 16) -> None:
+        self._prior, self._prior_weight = prior, prior_weight
+        self._fade = 0.5 ** (1 / max(_HALF_LIFE, _HALF_LIFE_OF_EACH * slots))
+        self._seen: list[tuple[float, float]] = []  # by position: accepted, reached; faded
+
+    def add(self, num_accepted: int, num_drafted: int) -> None:
+        """Learn from a round of one slot, of which num_drafted were verified, maybe none.
+
+        Raises:
+            ValueError: more were accepted than verified, or fewer than none.
+        """
+        if not 0 <= num_accepted <= num_drafted:
+            raise ValueError(f"{num_accepted} of {num_drafted} drafts accepted: expected 0 to all.")
+        num_reached = min(num_accepted + 1, num_drafted)  # behind a miss nothing is known
+        self._seen += [(0.0, 0.0)] * (num_reached - len(self._seen))
+        self._seen = [
+            (self._fade * accepted + (k < num_accepted), self._fade * reached + (k < num_reached))
+            for k, (accepted, reached) in enumerate(self._seen)
+        ]
+
+    def survival(self, draft_length: int) -> tuple[float, ...]:
+        """Estimate, by position, the chance that all drafts up to it are accepted."""
+        weight, conditional, survival = self._prior_weight, self._prior, [1.0]
+        unseen = [(0.0, 0.0)] * (draft_length - len(self._seen))
+        for accepted, reached in (self._seen + unseen)[:draft_length]:
+            conditional = (accepted + weight * conditional) / (reached + weight)
+            survival.append(survival[-1] * conditional)
+        return tuple(survival[1:])
+
+    def hope_again(self) -> None:
+        """Forget all: what is known is old."""
+        self._seen = []
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How the next round drafts."""
+
+    draft_length: int
+    keeps_context: bool = True  # whether the drafter is kept ready
+
+
+class Pace:
+    """Chooses each round's draft length; the engine owns it.
+
+    It drafts what pays, and tries what might. When no drafts pay, the drafter rests: its context is
+    not kept, which takes time, too. After 512 rounds, and each time after twice as many, it is kept
+    for newcomers again. Once half of the slots can draft, drafts are tried.
+
+    Args:
+        costs: of rounds.
+        acceptance: of drafts.
+        lengths: draft lengths that may be chosen, ascending; 0 is one of them.
+    """
+
+    def __init__(self, costs: Costs, acceptance: Acceptance, lengths: Iterable[int]) -> None:
+        self._costs = costs
+        self._acceptance = acceptance
+        self._lengths = tuple(lengths)
+        self._trial: list[int] = []  # draft lengths of the next rounds
+        self._rested = 0  # rounds since drafts did not pay; 0: they pay
+        self._rest = _FIRST_REST
+        self.step = Step(self._lengths[-1])
+
+    def next(self, slots: int, served: int) -> Step:
+        """Choose the draft length of the next round.
+
+        Args:
+            slots: over which its passes run.
+            served: sequences that can draft, of those that decode.
+        """
+        self.step = self._next(slots, served)
+        return self.step
+
+    def _next(self, slots: int, served: int) -> Step:
+        if self._rested:
+            return self._resting(slots, served)
+        if self._trial:
+            return Step(self._trial.pop())
+        best = self._best(slots)
+        untried = self._worth_a_trial(slots, best)
+        if untried is not None:
+            return self._tried(untried)
+        if best == 0 and self._costs.is_known(Kind(slots, 0)):
+            self._rested = 1
+            return Step(0, keeps_context=False)
+        return Step(best)
+
+    def _resting(self, slots: int, served: int) -> Step:
+        self._rested += 1
+        if self._rested <= self._rest:
+            return Step(0, keeps_context=False)
+        if 2 * served < slots:
+            return Step(0)
+        self._rested, self._rest = 0, min(2 * self._rest, _LONGEST_REST)
+        self._acceptance.hope_again()
+        return self._tried(self._lengths[-1])
+
+    def _tried(self, draft_length: int) -> Step:
+        self._trial = [draft_length] * (_TRIAL_ROUNDS - 1)
+        return Step(draft_length)
+
+    def _best(self, slots: int) -> int:
+        """The draft length that promises most; another than the last one must gain 3 %."""
+        rates = self._rates(slots)
+        best = max(self._lengths, key=rates.__getitem__)
+        last = self.step.draft_length
+        is_close = last in rates and rates[best] < (1 + _CLOSE) * rates[last]
+        return last if is_close else best
+
+    def _worth_a_trial(self, slots: int, best: int) -> int | None:
+        """Find a draft length whose rounds nobody has seen, and that might be better."""
+        rates = self._rates(slots)
+        hopes = {
+            k: rates[k] * (_HOPE if k or self._costs.has_plain else _HOPE_PLAIN)
+            for k in self._lengths
+            if k != best and not self._costs.is_known(Kind(slots, k))
+        }
+        most = max(hopes, key=hopes.__getitem__, default=None)
+        is_settled = self._costs.is_known(Kind(slots, best))
+        return most if most is not None and is_settled and hopes[most] > rates[best] else None
+
+    def _rates(self, slots: int) -> dict[int, float]:
+        """Expect tokens per second of a slot, by draft length."""
+        survival = self._acceptance.survival(self._lengths[-1])
+        return {
+            k: accept_length(survival, 1 + k) / self._costs.round_s(Kind(slots, k))
+            for k in self._lengths
+        }
+
+
+def accept_length(survival: ListLike[float], width: int) -> float:
+    """Expect the tokens of one slot and round, the bonus included; survival is by position."""
+    return 1 + sum(survival[: width - 1])
