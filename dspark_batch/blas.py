@@ -42,6 +42,7 @@ _CONTROL = tuple(
 )
 _GLOBAL_FUNCTION, _SHN_ABS = 0x12, 0xFFF1
 _PT_LOAD, _PT_DYNAMIC, _PT_GNU_STACK = 1, 2, 0x6474E551
+_TOO_LATE = "mlx was imported before dspark_batch"
 _INSTALL = "pip install 'dspark-batch[cpu]', or apt install libopenblas0-pthread"
 
 
@@ -63,11 +64,11 @@ def load() -> Blas:
     chosen = os.environ.get("DSPARK_BATCH_BLAS", "") or "auto"
     if sys.platform != "linux":
         return Blas("bundled", "only Linux needs another one")
+    if "mlx.core" in sys.modules:
+        return Blas("bundled", _TOO_LATE)
     process = ctypes.CDLL(None)
     if hasattr(process, _GEMM[0]):  # first in order, so it wins whatever we load
         return _described(process, "it was in this process before")
-    if "mlx.core" in sys.modules:
-        return Blas("bundled", "mlx was imported before dspark_batch")
     if chosen == "bundled":
         return Blas("bundled", "DSPARK_BATCH_BLAS chose it")
     return _first_that_loads(chosen)
@@ -79,10 +80,17 @@ def _first_that_loads(chosen: str) -> Blas:
         try:
             library = _load_globally(path)
         except (OSError, _Unusable) as error:
-            failed.append(str(error) if path in str(error) else f"{path}: {error}")
+            failed += _told(path, str(error))
         else:
             return _described(library, "; ".join([why, *failed]))
-    return Blas("bundled", "; ".join(failed))
+    return Blas("bundled", "; ".join(failed) or "no OpenBLAS is installed")
+
+
+def _told(path: str, error: str) -> list[str]:
+    """Word an error, unless it is that the system has no OpenBLAS."""
+    if path in _SYSTEM and error.startswith(f"{path}: cannot open"):
+        return []
+    return [error if path in error else f"{path}: {error}"]
 
 
 def _candidates(chosen: str) -> Mapping[str, str]:
@@ -151,14 +159,22 @@ def _with_plain_names(library: ctypes.CDLL) -> ctypes.CDLL:
     }
     if _GEMM[0] not in addresses:
         raise _Unusable(f"it has no {_GEMM[0]}")
-    # Stays open: the loader knows the library by this number.
-    file = os.memfd_create("dspark-batch-blas")
-    os.write(file, names_library(addresses))
-    names = ctypes.CDLL(f"/proc/self/fd/{file}")
+    names = ctypes.CDLL(_in_memory(names_library(addresses)))
     for name, address in addresses.items():
         if _address(names, name) != address:  # before glibc 2.28
             raise _Unusable(f"the loader misplaces {name}")
     return names
+
+
+def _in_memory(content: bytes) -> str:
+    """Write a file that is nowhere on a disk, and name it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Not os.memfd_create: a Python that was built for an old glibc has none.
+    file = libc.memfd_create(b"dspark-batch-blas", 1)  # closed in a child
+    if file < 0:
+        raise OSError(ctypes.get_errno(), "no file in memory (memfd_create)")
+    os.write(file, content)
+    return f"/proc/self/fd/{file}"  # stays open: the loader knows a library by its name
 
 
 def _address(library: ctypes.CDLL, name: str) -> int | None:
@@ -214,33 +230,28 @@ def _machine() -> int:
         return int.from_bytes(file.read(20)[18:], "little")
 
 
-_LOADED = load()
-ACTIVE = _LOADED.kind
-
-
-def why() -> str:
-    """Say why MLX has this BLAS, and what could not be loaded before it."""
-    return _LOADED.why
+LOADED = load()
+ACTIVE = LOADED.kind
 
 
 def num_threads() -> int | None:
     """Say over how many threads a product goes; None: this BLAS does not tell."""
-    return _LOADED.library.openblas_get_num_threads() if _LOADED.kind == "openblas" else None
+    return LOADED.library.openblas_get_num_threads() if LOADED.kind == "openblas" else None
 
 
 def set_num_threads(count: int | None) -> None:
     """Set what `num_threads` said in an earlier process, so that bits stay."""
-    if count is not None and _LOADED.kind == "openblas":
-        _LOADED.library.openblas_set_num_threads(count)
+    if count is not None and LOADED.kind == "openblas":
+        LOADED.library.openblas_set_num_threads(count)
 
 
 def identity() -> str:
     """Name all that decides the bits of a product: version, build, kernel and threads."""
-    if _LOADED.kind == "bundled":
+    if LOADED.kind == "bundled":
         return "mlx's own"
-    if _LOADED.kind == "other":
-        return _file_identity(_LOADED.library)
-    config, kernel = (_text(_LOADED.library, f"openblas_get_{of}") for of in ("config", "corename"))
+    if LOADED.kind == "other":
+        return _file_identity(LOADED.library)
+    config, kernel = (_text(LOADED.library, f"openblas_get_{of}") for of in ("config", "corename"))
     return f"{config}, kernel {kernel}, threads {num_threads()}"
 
 
@@ -272,13 +283,15 @@ def _file_of(library: ctypes.CDLL) -> Path | None:
 def hint() -> str | None:
     """Say what would make this Linux CPU faster; None: nothing, or the user wants it so."""
     is_chosen = os.environ.get("DSPARK_BATCH_BLAS") == "bundled"
-    if sys.platform != "linux" or ACTIVE != "bundled" or is_chosen:
+    if sys.platform != "linux" or LOADED.kind != "bundled" or is_chosen:
         return None
     import mlx.core as mx
 
     if mx.default_device() != mx.Device(mx.cpu):
         return None
-    return (
-        f"MLX computes with its own BLAS here, the slow reference one ({_LOADED.why}). Install "
-        f"OpenBLAS ({_INSTALL}), and in Python import dspark_batch before mlx."
-    )
+    slow = f"MLX computes with its own BLAS here, the slow reference one: {LOADED.why}."
+    if LOADED.why == _TOO_LATE:
+        return f"{slow} Import dspark_batch first."
+    if os.environ.get("DSPARK_BATCH_BLAS", "auto") not in ("", "auto", "system"):
+        return f"{slow} Correct DSPARK_BATCH_BLAS, or unset it."
+    return f"{slow} Install OpenBLAS: {_INSTALL}."
