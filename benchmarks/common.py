@@ -23,7 +23,7 @@ def surroundings():
     return {
         "commit": _commit(),
         "device": mx.device_info()["device_name"] if on_gpu else f"CPU, {platform.machine()}",
-        "blas": None if on_gpu else blas.ACTIVE,
+        "blas": None if on_gpu else blas.identity(),
         "mlx": version("mlx"),
         "mlx_lm": version("mlx-lm"),
         "python": platform.python_version(),

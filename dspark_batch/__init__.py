@@ -5,11 +5,14 @@
     report = run(Spec(inputs=("prompts.jsonl",), out="out.parquet"))
 
 Names are imported when they are first used, so `import dspark_batch` loads neither MLX nor pyarrow.
+It loads the BLAS that MLX is to use on a Linux CPU, so import it before `mlx`.
 """
 
 import sys
 from importlib import import_module
 from types import ModuleType
+
+import dspark_batch.blas  # noqa: F401  before MLX
 
 _MODULE_BY_NAME = {
     "Audit": "verify",

@@ -71,7 +71,7 @@ def _compute() -> dict[str, str]:
     name = mx.device_info().get("device_name", "GPU") if on_gpu else f"CPU, {platform.machine()}"
     facts = {"device": str(name), "matmul": f"{_gflops():,.0f} GFLOPS (float32)"}
     if sys.platform == "linux" and not on_gpu:
-        facts["blas"] = "OpenBLAS" if blas.ACTIVE == "openblas" else "MLX's own, the reference BLAS"
+        facts |= {"blas": blas.identity(), "because": blas.LOADED.why}
     return facts
 
 

@@ -25,7 +25,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(doctor, "_MEASURE_S", 0.0)
     monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path / "own"))
-    monkeypatch.setattr(blas, "ACTIVE", "openblas")
+    monkeypatch.setattr(blas, "LOADED", blas.Blas("other", "the system has it"))
+    monkeypatch.setattr(blas, "identity", lambda: "OpenBLAS 0.3.31, kernel Zen, threads 1")
     monkeypatch.setattr(sys, "platform", "linux")
 
 
@@ -64,15 +65,24 @@ def on_a_cpu(monkeypatch):
 
 
 def test_the_slow_blas_is_a_hint_and_no_fault(monkeypatch, capsys):
-    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setattr(blas, "LOADED", blas.Blas("bundled", "no OpenBLAS is installed"))
     on_a_cpu(monkeypatch)
     assert main(["doctor"]) == 0
     (hint,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
-    assert "apt install libopenblas0-pthread" in hint
+    assert "slow reference one: no OpenBLAS is installed." in hint
+    assert "pip install 'dspark-batch[cpu]', or apt install libopenblas0-pthread" in hint
+
+
+def test_the_blas_is_told_with_its_kernel_its_threads_and_why(monkeypatch, capsys):
+    on_a_cpu(monkeypatch)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "blas             OpenBLAS 0.3.31, kernel Zen, threads 1" in out
+    assert "because          the system has it" in out
 
 
 def test_the_slow_blas_is_no_news_to_who_chose_it(monkeypatch):
-    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setattr(blas, "LOADED", blas.Blas("bundled", "DSPARK_BATCH_BLAS chose it"))
     monkeypatch.setenv("DSPARK_BATCH_BLAS", "bundled")
     assert not doctor.diagnose().hints
 

@@ -99,7 +99,7 @@ def on_a_cpu(monkeypatch):
 def test_a_run_hints_at_openblas_unless_the_slow_one_was_chosen(
     tmp_path, monkeypatch, caplog, chosen, lines
 ):
-    monkeypatch.setattr(blas, "ACTIVE", "bundled")
+    monkeypatch.setattr(blas, "LOADED", blas.Blas("bundled", "no OpenBLAS is installed"))
     monkeypatch.setattr(blas.sys, "platform", "linux")
     on_a_cpu(monkeypatch)
     monkeypatch.setenv("DSPARK_BATCH_BLAS", chosen)
