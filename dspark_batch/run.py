@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -66,6 +67,10 @@ __all__ = ["Opened", "Report", "Tick", "run"]
 log = logging.getLogger("dspark_batch")
 
 
+def _silently() -> None:
+    """Do nothing."""
+
+
 class Generates(Protocol):
     """The engine, as far as a job knows it."""
 
@@ -94,6 +99,7 @@ class Opened(NamedTuple):
     baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited
     # Is told of seconds, between two answers, that were not the engine's.
     leave_out: Callable[[float], None] = lambda seconds: None
+    keep_learnt: Callable[[], None] = _silently  # keeps what it learnt about speed
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -112,6 +118,8 @@ def open_pair(
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
+    if manifest is not None:  # with some kernels their number decides bits
+        blas.set_num_threads(manifest["setup"]["blas_threads"])
     if slow := blas.hint():
         log.warning("%s", slow)
     names = (spec.thinking, spec.family, spec.target)
@@ -175,6 +183,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         thinking.split,
         partial(open_baseline, pair, setup, thinking.split),
         engine.leave_out,
+        lambda: setup.keep_learnt(engine.costs.weights()),
     )
 
 
@@ -429,7 +438,9 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
         job.observe(replace(tick, outcome=None, doing=doing))
 
     auditor = _auditor(job, opened, tell)
-    with _attempts(job, opened.slots) as attempts:
+    with ExitStack() as stack:
+        stack.callback(opened.keep_learnt)
+        attempts = stack.enter_context(_attempts(job, opened.slots))
         for outcome in _outcomes(job, opened, attempts, auditor):
             _append(job, outcome)
             job.budget.add(outcome)

@@ -10,9 +10,11 @@ from dspark_batch.job.spec import Spec
 from dspark_batch.run import run
 
 SETUP = {
-    "mode": "exact",
-    "plan": {"slots": 4, "draft_length": 7, "expected_tokens_per_s": 9.5, "why": "because"},
-    "machine": {"shapes": {"steps": [[1, 8], [4, 8]], "prefill": [[1, 32]]}, "divergence": 0.0},
+    "plan": {"slots": 4, "draft_length": 7, "why": "because"},
+    "step_shape": None,
+    "divergence": 0.0,
+    "dtype": "float32",
+    "blas_threads": None,
 }
 
 

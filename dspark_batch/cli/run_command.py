@@ -19,7 +19,6 @@ from dspark_batch.job.spec import (
     Bits,
     Dtype,
     Format,
-    Mode,
     Overflow,
     Resume,
     Spec,
@@ -192,7 +191,7 @@ class _Share(click.ParamType):
     "--slots",
     metavar="N",
     type=WholeOrAuto(min=1),
-    help="Sequences that decode together; auto: as many as pay on this machine, by measurement.",
+    help="Sequences that decode together; auto: as many as are worth a pass and fit into the memory.",
 )
 @_option(
     "--draft-length",
@@ -204,12 +203,6 @@ class _Share(click.ParamType):
     "--no-prefix-cache",
     is_flag=True,
     help="Compute every prompt whole, also where several begin alike.",
-)
-@_option(
-    "--mode",
-    type=click.Choice(get_args(Mode)),
-    help="exact: no setting of speed changes a byte; fast: any pass, so near-ties may fall "
-    "otherwise.",
 )
 @_option(
     "--confidence-threshold",

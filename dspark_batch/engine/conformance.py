@@ -75,7 +75,7 @@ class _Bench:
         cache = self._filled(prompts).cache
         slots = self._shapes.slots_for(len(contents))
         lengths = [len(prompt) for prompt in prompts]
-        cache.resize(range(len(contents)), slots, max(lengths) + 2 * _ANSWER)
+        cache.resize(list(range(len(contents))), slots, max(lengths) + 2 * _ANSWER)
         logits = []
         for start in range(0, 2 if width == 1 else _ANSWER, width):
             logits.append(self._step(cache, contents, start, width))

@@ -8,6 +8,7 @@ from functools import partial
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from dspark_batch import blas
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.conformance import Conformance, conformance
 from dspark_batch.engine.fallback import DrafterFault, guarded
@@ -47,6 +48,7 @@ class Setup:
     lengths: tuple[int, ...]  # draft lengths that rounds may have
     costs: Weights  # of the parts of a round, as known before the job
     name: str  # of the pair, under which costs are kept
+    dtype: str
     most_positions: int  # that all slots may cache
     prefix_positions: int
 
@@ -54,6 +56,11 @@ class Setup:
     def shapes(self) -> Shapes:
         """The passes that may run."""
         return self.conformance.shapes
+
+    def keep_learnt(self, costs: Weights) -> None:
+        """Keep what a job learnt: verdicts, which are facts, and costs as a hint."""
+        kept.keep_verdicts()
+        kept.keep_costs(self.name, costs)
 
     def to_json(self) -> dict[str, Json]:
         """Describe it for the manifest."""
@@ -65,8 +72,10 @@ class Setup:
             },
             "step_shape": self.shapes.fixed,
             "divergence": self.conformance.divergence,
+            "dtype": self.dtype,
             "most_positions": self.most_positions,
             "machine": kept.machine(),
+            "blas_threads": blas.num_threads(),
         }
 
 
@@ -112,15 +121,15 @@ def set_up(
     why += "; drafts as asked" if draft_length is not None else "; rounds choose how many drafts"
     if pair.drafter.block_size == 0:
         why = why.partition(";")[0] + "; no drafter"
-    name = str([pair.config.identity.get(part) for part in ("target", "drafter")]) + str(
-        [pair.config.identity.get(f"{part}_bits") for part in ("target", "drafter")]
-    )
+    parts = ("target", "target_bits", "drafter", "drafter_bits")
+    name = str([*map(pair.config.identity.get, parts), pair.config.dtype])
     return Setup(
         conformance=found,
         plan=Plan(slots or limits[limit], length, why),
         lengths=_lengths(block_size),
-        costs=kept.read_costs(name + pair.config.dtype) or _rule(pair),
-        name=name + pair.config.dtype,
+        costs=kept.read_costs(name) or _rule(pair),
+        name=name,
+        dtype=pair.config.dtype,
         most_positions=most_positions,
         prefix_positions=int(_PREFIX_SHARE * most_positions),
     )

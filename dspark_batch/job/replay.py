@@ -119,9 +119,9 @@ def _said(
 
 
 def divergence_of(manifest: Mapping[str, Json] | None) -> float:
-    """Look up how far logits of other shapes lay apart where the job ran; 0: nobody measured."""
+    """Look up how far logits lay from mlx-lm's own where the job ran; 0: nobody measured."""
     setup = (manifest or {}).get("setup")
-    return setup["machine"]["divergence"] if setup else 0.0
+    return setup["divergence"] if setup else 0.0
 
 
 @dataclass(slots=True)

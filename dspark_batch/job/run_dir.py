@@ -27,14 +27,14 @@ from dspark_batch.job.reader import STDIN_NAME, Source, printable, spool
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Json
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
     *("template", "on_overflow", "keep", "drop", "output_column", "format"),
-    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling", "mode"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
 MODEL_FIELDS = (
     "target",

@@ -16,7 +16,6 @@ Bits = Literal[2, 3, 4, 5, 6, 8]  # of a quantised weight
 DrafterBits = Literal["auto", "stored", Bits]
 Resume = Literal["if-possible", "always", "never"]
 Auto = Literal["auto"]
-Mode = Literal["exact", "fast"]
 Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
 Format = Literal["rows", "openai"]
 Thinking = Literal["on", "off"]
@@ -63,7 +62,6 @@ class Spec:
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
     no_prefix_cache: bool = False  # compute every prompt whole, also where several begin alike
-    mode: Mode = "exact"  # fast: any pass, so near-ties may fall otherwise
     confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
     log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
     resume: Resume = "if-possible"
@@ -118,7 +116,6 @@ class Spec:
         _one_of(SamplingRule, sampling=self.sampling)
         _one_of(Overflow, on_overflow=self.on_overflow)
         _one_of(Format, format=self.format)
-        _one_of(Mode, mode=self.mode)
         _one_of(Thinking, thinking=self.thinking)
 
     def _check_audit(self) -> None:

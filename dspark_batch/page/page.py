@@ -18,10 +18,6 @@ from dspark_batch.types import Json
 
 _MOST_GROUPS = 20
 _MOST_FINDINGS = 10
-_MODES = {
-    "exact": "exact: no setting of speed changes a byte",
-    "fast": "fast: any pass, so near-ties may fall otherwise",
-}
 
 
 # Of the parts of the time bar; all others are rounds.
@@ -200,11 +196,11 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
 
 def _plan(report: Report) -> Iterator[tuple[str, str]]:
     plan = report.plan
-    yield "mode", _MODES[plan["mode"]]
+    yield "number type", plan["dtype"]
     yield "slots", count(plan["slots"])
     yield "first draft length", count(plan["draft_length"])
     yield "why", plan["why"]
-    yield "shape class", plan["shape_class"]
+    yield "shape of passes", plan["step_shape"]
     if report.idle_share is not None:
         yield "device idle", f"at most {report.idle_share:.0%} of rounds and prefill"
 
