@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dspark_batch  # noqa: F401  loads the BLAS, before MLX
+
 sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
 
 # What the user's own pairs were calibrated to must change no test. This machine is measured once.

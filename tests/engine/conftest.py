@@ -1,12 +1,14 @@
-"""Small buffers: less work for a slow BLAS, and buffers that grow in the middle of an answer."""
+"""Small blocks: less work for a slow BLAS, and buffers that grow in the middle of an answer."""
 
 import pytest
 
 from dspark_batch.engine import cache
+from dspark_batch.numerics import attention
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_buffers():
+def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_STEP", 32)
+        patch.setattr(attention, "BLOCK", 32)
+        patch.setattr(cache, "BLOCK", 32)
         yield

@@ -1,51 +1,60 @@
-"""Which pass runs: the smallest of the class that holds the round."""
+"""Which passes run: any, or one that everything is padded to."""
 
 import pytest
 
-from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine import shapes
+from dspark_batch.engine.shapes import FALLBACK, Shapes
 
-CLASS = Shapes(
-    steps=((2, 8), (4, 4), (4, 8), (16, 2)), prefill=((1, 16), (1, 64), (4, 16)), least_capacity=64
-)
+ONE = Shapes(fixed=FALLBACK)
+SLOTS, WIDTH = FALLBACK
 
 
-def test_without_a_class_any_pass_runs():
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(shapes, "_IS_CPU", True)
+    monkeypatch.setattr(shapes, "_STEP", 1)
+    monkeypatch.setattr(shapes, "_PROMPTS", 256)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """A GPU compiles for each shape."""
+    monkeypatch.setattr(shapes, "_IS_CPU", False)
+    monkeypatch.setattr(shapes, "_STEP", 32)
+    monkeypatch.setattr(shapes, "_PROMPTS", 64)
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_on_a_cpu_any_pass_runs_as_it_comes():
     free = Shapes()
-    assert (free.slots_for(5, 3), free.width(5, 3), free.most_width) == (5, 3, 0)
+    assert [free.slots_for(n) for n in (1, 3, 5, 64)] == [1, 3, 5, 64]
+    assert [free.width(n) for n in (1, 3, 8)] == [1, 3, 8]
     assert free.prefill_pass(3, 50) == (3, 50)
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_a_long_or_a_wide_prefill_is_cut():
+    assert Shapes().prefill_pass(1, 9000) == (1, 256)
+    assert Shapes().prefill_pass(64, 9000) == (64, 32)
+    assert Shapes().prefill_pass(256, 9000) == (256, 8)
+    assert Shapes().most_prompts == 256
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_on_a_gpu_there_are_few_numbers_of_slots_and_widths_of_prefill():
+    free = Shapes()
+    assert [free.slots_for(n) for n in (1, 2, 3, 5, 64, 65)] == [1, 2, 4, 8, 64, 128]
+    assert [free.width(n) for n in (1, 3, 8)] == [1, 3, 8]
+    assert free.prefill_pass(1, 1) == (1, 32)
+    assert free.prefill_pass(3, 33) == (4, 64)
     assert free.prefill_pass(1, 9000) == (1, 256)
     assert free.prefill_pass(64, 9000) == (64, 32)
 
 
-@pytest.mark.parametrize(
-    ("slots", "widest", "padded"), [(1, 1, 2), (2, 8, 2), (3, 2, 4), (3, 5, 4), (5, 2, 16)]
-)
-def test_slots_are_padded_to_the_smallest_pass_that_holds_them(slots, widest, padded):
-    assert CLASS.slots_for(slots, widest) == padded
-
-
-def test_a_width_is_padded_within_the_slots():
-    assert [CLASS.width(4, w) for w in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, None]
-    assert CLASS.width(16, 3) is None
-
-
-def test_what_no_pass_holds_is_refused():
-    with pytest.raises(ValueError, match="--mode fast"):
-        CLASS.slots_for(5, 3)
-
-
-def test_a_prompt_takes_the_smallest_pass_or_the_widest_again_and_again():
-    assert [CLASS.prefill_pass(1, n) for n in (1, 16, 17, 500)] == [
-        (1, 16),
-        (1, 16),
-        (1, 64),
-        (1, 64),
-    ]
-    assert CLASS.prefill_pass(3, 500) == (4, 16)
-    assert CLASS.most_prompts == 4
-
-
-def test_a_class_survives_json():
-    import json
-
-    assert Shapes.from_json(json.loads(json.dumps(CLASS.to_json()))) == CLASS
+@pytest.mark.parametrize("device", ["on_a_cpu", "on_a_gpu"])
+def test_a_fixed_shape_is_every_pass(device, request):
+    request.getfixturevalue(device)
+    assert [ONE.slots_for(n) for n in (1, SLOTS)] == [SLOTS, SLOTS]
+    assert [ONE.width(n) for n in (1, WIDTH)] == [WIDTH, WIDTH]
+    assert {ONE.prefill_pass(n, length) for n in (1, SLOTS) for length in (1, 9000)} == {FALLBACK}
+    assert ONE.most_prompts == SLOTS

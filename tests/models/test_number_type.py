@@ -1,4 +1,4 @@
-"""The number type is measured, not guessed, and the measurement leaves no trace."""
+"""The number type is a rule: the same weights on the same kind of device have the same one."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from dspark_batch.models import number_type
+from dspark_batch.models.number_type import stored_dtype, usual_dtype
 
 
 class Model(nn.Module):
@@ -13,50 +14,48 @@ class Model(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(4, 64)
         self.set_dtype(dtype)
-        self.ran = []
-
-    def __call__(self, tokens):
-        self.ran.append(self.embedding.weight.dtype)
-        return self.embedding(tokens)
 
 
-def clock(seconds_by_dtype, model):
-    """A clock that moves only while a step runs, by the time of its type."""
-    now = [0.0]
-
-    def read():
-        now[0] += sum(seconds_by_dtype[dtype] for dtype in model.ran)
-        model.ran.clear()
-        return now[0]
-
-    return read
+@pytest.fixture
+def device(request, monkeypatch):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(request.param))
 
 
-@pytest.mark.parametrize(("float32_s", "expected"), [(1.0, "float32"), (3.0, "bfloat16")])
-def test_the_faster_type_wins(monkeypatch, float32_s, expected):
+STORED = [mx.float32, mx.bfloat16, mx.float16]
+
+
+@pytest.mark.parametrize("device", [mx.cpu], indirect=True)
+@pytest.mark.parametrize("dtype", STORED)
+def test_on_a_cpu_it_is_float32(device, dtype):
+    assert usual_dtype(Model(dtype)) == "float32"
+
+
+@pytest.mark.parametrize("device", [mx.gpu], indirect=True)
+@pytest.mark.parametrize("dtype", STORED)
+def test_on_a_gpu_weights_stay_as_they_are_stored(device, dtype):
+    assert usual_dtype(Model(dtype)) == str(dtype).removeprefix("mlx.core.")
+
+
+@pytest.mark.parametrize("device", [mx.cpu], indirect=True)
+def test_large_weights_stay_as_they_are_stored(device, monkeypatch):
     model = Model(mx.bfloat16)
-    seconds = {mx.float32: float32_s, mx.bfloat16: 2.0}
-    monkeypatch.setattr(number_type.time, "perf_counter", clock(seconds, model))
-    assert number_type.fastest_dtype(model) == expected
+    size = model.embedding.weight.nbytes
+    monkeypatch.setattr(number_type, "_LARGE_BYTES", size)
+    assert usual_dtype(model) == "float32"
+    monkeypatch.setattr(number_type, "_LARGE_BYTES", size - 1)
+    assert usual_dtype(model) == "bfloat16"
 
 
-def test_the_probe_leaves_the_weights_as_they_were():
-    model = Model(mx.bfloat16)
-    before = dict(tree_flatten(model.parameters()))
-    number_type.fastest_dtype(model)
-    after = dict(tree_flatten(model.parameters()))
-    assert all(mx.array_equal(after[name], array) for name, array in before.items())
-    assert all(after[name].dtype == array.dtype for name, array in before.items())
-
-
-def test_weights_stored_in_float32_are_never_rounded():
-    model = Model(mx.float32)
-    assert number_type.fastest_dtype(model) == "float32"
-    assert mx.bfloat16 not in model.ran
-
-
-def test_quantised_weights_keep_their_type():
+@pytest.mark.parametrize("device", [mx.cpu], indirect=True)
+def test_quantised_weights_keep_the_type_of_their_scales(device):
     model = Model(mx.float16)
     nn.quantize(model, group_size=64, bits=4)
-    assert number_type.fastest_dtype(model) == "float16"
-    assert model.ran == []
+    assert usual_dtype(model) == stored_dtype(model) == "float16"
+
+
+def test_the_weights_are_only_looked_at():
+    model = Model(mx.bfloat16)
+    before = dict(tree_flatten(model.parameters()))
+    usual_dtype(model)
+    after = dict(tree_flatten(model.parameters()))
+    assert all(after[name] is array for name, array in before.items())

@@ -6,7 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.models.cache import KVCache
 
+from dspark_batch.engine.cache import LayerCache
 from dspark_batch.models import attention
 from dspark_batch.models.attention import let_caches_choose
 
@@ -21,14 +23,22 @@ class Weights(nn.Module):
     """Has no forward pass."""
 
 
-@pytest.mark.parametrize("folds", [False, True])
-def test_attention_folds_where_the_cache_says_so(folds, monkeypatch):
-    folded = []
-    monkeypatch.setattr(attention, "ragged_attention", lambda *given: folded.append(True))
+@pytest.mark.parametrize("ragged", [False, True])
+def test_attention_is_ours_where_the_cache_is_ragged(ragged, monkeypatch):
+    ours = []
+    monkeypatch.setattr(attention, "ragged_attention", lambda *given: ours.append(True))
     model = Attention()
     let_caches_choose(model)
-    model(mx.ones((1, 2, 3, 4)), SimpleNamespace(folds=folds, offset=None))
-    assert folded == [True] * folds
+    cache = SimpleNamespace(offset=None)
+    if ragged:
+        cache.is_ragged = True
+    model(mx.ones((1, 2, 3, 4)), cache)
+    assert ours == [True] * ragged
+
+
+def test_the_engines_caches_are_ragged_and_mlx_lms_are_not():
+    assert LayerCache.is_ragged
+    assert not hasattr(KVCache(), "is_ragged")
 
 
 def test_modules_without_a_forward_pass_of_their_own_are_left_alone():

@@ -12,12 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from golden_cases import load_case
+from dspark_batch import blas  # isort: skip  before MLX
 
-from dspark_batch import blas  # loads it before MLX
-
-import mlx.core as mx  # isort: skip
+import mlx.core as mx
 import numpy as np
+from golden_cases import load_case
 from mlx_lm.models import qwen3, qwen3_moe
 
 from dspark_batch.engine.cache import RaggedCache
