@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from dspark_batch.numerics.rows import Product, over_safe_rows
 
@@ -33,11 +34,29 @@ class _SafeEmbedding(nn.Module):
         return _by_rows(self, hidden, super().as_linear)
 
 
+class _SafeExperts(nn.Module):
+    """The same layer of several experts, quantised or not.
+
+    Sorted by expert, the rows of one would run together, as many as a step happens to have. Here
+    each row is a product of its own, always laid out alike.
+    """
+
+    def __call__(
+        self, hidden: mx.array, experts: mx.array, sorted_indices: bool = False
+    ) -> mx.array:
+        rows = mx.broadcast_to(hidden, (*experts.shape, *hidden.shape[-2:]))
+        rows = rows.reshape(-1, *hidden.shape[-2:])
+        results = super().__call__(rows, experts.flatten(), sorted_indices=False)
+        return results.reshape(*experts.shape, *results.shape[-2:])
+
+
 _SAFE = {
     nn.Linear: _SafeLinear,
     nn.QuantizedLinear: _SafeLinear,
     nn.Embedding: _SafeEmbedding,
     nn.QuantizedEmbedding: _SafeEmbedding,
+    SwitchLinear: _SafeExperts,
+    QuantizedSwitchLinear: _SafeExperts,
 }
 
 

@@ -1,0 +1,349 @@
+"""How many drafts pay: found from the times of rounds, in simulations whose costs are known."""
+
+from math import log
+from random import Random
+from typing import NamedTuple
+
+import pytest
+
+from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, accept_length
+
+LENGTHS = tuple(range(8))
+RULE_CPU = (1.0, 1 / 24, 0.3, 0.3 * 8 / 24)
+RULE_GPU = (1.0, 1 / 512, 0.2, 0.2 * 8 / 512)
+
+
+# The accept length
+
+
+def test_the_accept_length_counts_the_bonus_and_no_more_than_the_width():
+    assert accept_length((0.5, 0.25), 1) == 1
+    assert accept_length((0.5, 0.25), 2) == 1.5
+    assert accept_length((0.5, 0.25), 8) == 1.75
+
+
+# How far drafts survive
+
+
+def test_before_any_round_survival_is_the_priors():
+    assert Acceptance(prior=0.5).survival(3) == (0.5, 0.25, 0.125)
+    assert Acceptance().survival(0) == ()
+
+
+def accepted(random, conditional, draft_length):
+    number = 0
+    while number < draft_length and random.random() < conditional[number]:
+        number += 1
+    return number
+
+
+def test_acceptance_is_learnt_by_position():
+    random, acceptance, conditional = Random(1), Acceptance(64), (0.9, 0.5, 0.8)
+    for _ in range(5000):
+        acceptance.add(accepted(random, conditional, 3), 3)
+    assert acceptance.survival(3) == pytest.approx((0.9, 0.45, 0.36), abs=0.06)
+
+
+def test_a_miss_says_nothing_about_what_lies_behind_it():
+    acceptance = Acceptance(prior=0.5, prior_weight=1)
+    acceptance.add(0, 7)
+    assert acceptance.survival(2) == pytest.approx((0.25, 0.0625))  # the second is like the first
+    acceptance.add(1, 1)  # nor does a round that verified one draft
+    first, second = acceptance.survival(2)
+    assert second == pytest.approx(first**2)
+
+
+def test_a_change_is_followed_within_two_half_lives():
+    acceptance = Acceptance(prior_weight=16)
+    for _ in range(5000):
+        acceptance.add(1, 1)
+    assert acceptance.survival(1)[0] > 0.98
+    for _ in range(512):
+        acceptance.add(0, 1)
+    assert acceptance.survival(1)[0] == pytest.approx(0.25, abs=0.05)
+
+
+def test_rounds_without_drafts_let_knowledge_fade_to_the_prior():
+    acceptance = Acceptance(prior=0.8)
+    for _ in range(5000):
+        acceptance.add(0, 1)
+    assert acceptance.survival(1)[0] < 0.05
+    for _ in range(5000):
+        acceptance.add(0, 0)
+    assert acceptance.survival(1)[0] == pytest.approx(0.8, abs=0.01)
+
+
+def test_hope_forgets_all():
+    acceptance = Acceptance(prior=0.5)
+    for _ in range(100):
+        acceptance.add(0, 2)
+    acceptance.hope_again()
+    assert acceptance.survival(2) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (-1, 0)])
+def test_impossible_counts_are_refused(counts):
+    with pytest.raises(ValueError, match="drafts accepted: expected"):
+        Acceptance().add(*counts)
+
+
+# What rounds take
+
+
+def test_before_any_round_the_rule_is_believed():
+    costs = Costs((1.0, 0.5, 0.25, 0.125))
+    assert costs.round_s(Kind(4, 0)) == pytest.approx(1 + 4 * 0.5)
+    assert costs.round_s(Kind(4, 3)) == pytest.approx(1 + 16 * 0.5 + 0.25 + 4 * 0.125)
+    assert not costs.is_known(Kind(4, 3))
+
+
+def test_a_kind_of_round_takes_the_median_of_its_last_times():
+    costs, kind = Costs(RULE_CPU), Kind(4, 3)
+    for seconds in (5.0, 1.0, 90.0):
+        assert not costs.is_known(kind)
+        costs.add(kind, seconds)
+    assert costs.is_known(kind)
+    assert costs.round_s(kind) == 5.0
+    for _ in range(4):
+        costs.add(kind, 2.0)
+    assert costs.round_s(kind) == 2.0
+
+
+def test_a_neighbour_who_takes_the_machine_for_a_moment_changes_nothing():
+    costs, kind = Costs(RULE_CPU), Kind(1, 0)
+    for seconds in (1.0, 1.0, 60.0, 1.0, 60.0, 1.0, 60.0):
+        costs.add(kind, seconds)
+    assert costs.round_s(kind) == 1.0
+
+
+def test_two_rounds_or_old_ones_say_nothing():
+    costs, kind = Costs(RULE_CPU), Kind(1, 7)
+    for _ in range(3):
+        costs.add(kind, 1.0)
+    for _ in range(511):
+        costs.add(Kind(1, 0), 1.0)
+    assert costs.is_known(kind)
+    costs.add(Kind(1, 0), 1.0)
+    assert not costs.is_known(kind)
+    costs.add(kind, 1.0)
+    assert not costs.is_known(kind)  # the old ones do not come back
+
+
+def test_the_parts_are_estimated_from_what_was_seen():
+    truth = (0.01, 0.0005, 0.004, 0.0002)
+    costs = Costs(RULE_CPU)
+    kinds = [Kind(slots, k) for slots in (1, 4, 16) for k in (0, 2, 7)]
+    for kind in kinds * 3:
+        costs.add(kind, sum(w * n for w, n in zip(truth, kind.parts, strict=True)))
+    for unseen in (Kind(8, 0), Kind(8, 4), Kind(2, 7)):
+        expected = sum(w * n for w, n in zip(truth, unseen.parts, strict=True))
+        assert costs.round_s(unseen) == pytest.approx(expected, rel=0.3)
+    assert min(costs.weights()) > 0
+
+
+def test_weights_are_seconds_from_the_first_round_on():
+    costs = Costs(RULE_CPU)
+    for _ in range(3):
+        costs.add(Kind(1, 0), 1e-3 * (1 + 1 / 24))
+    assert costs.weights() == pytest.approx(tuple(1e-3 * part for part in RULE_CPU), rel=0.01)
+
+
+@pytest.mark.parametrize("zero", [0.0, -5.0])
+def test_seconds_of_a_broken_clock_break_nothing(zero):
+    costs = Costs(RULE_CPU)
+    pace = Pace(costs, Acceptance(), LENGTHS)
+    for _ in range(50):
+        step = pace.next(1, 1)
+        assert step.draft_length in LENGTHS
+        costs.add(Kind(1, step.draft_length), zero)
+
+
+# A job of known costs
+
+
+class Machine(NamedTuple):
+    """What a round takes there, in target passes."""
+
+    rule: tuple[float, ...]
+    fixed: float  # of the drafter
+    rows: float  # that are as dear as a pass
+    least: int = 0  # rows that are always paid for
+    by_draft: float = 0.0
+
+    def round_s(self, slots, drafts):
+        target = 1 + max(self.least, slots * (1 + drafts)) / self.rows
+        if not drafts:
+            return target
+        return target + self.fixed * (1 + slots * 8 / self.rows) + self.by_draft * drafts
+
+
+MACHINES = {
+    "cpu": Machine(RULE_CPU, fixed=0.35, rows=25, least=16, by_draft=0.02),
+    "cpu with a cheap drafter": Machine(RULE_CPU, fixed=0.1, rows=60),
+    "gpu": Machine(RULE_GPU, fixed=0.2, rows=600, by_draft=0.01),
+    "where rows are dear": Machine(RULE_CPU, fixed=0.5, rows=8),
+}
+# Tokens of a round with seven drafts -> the chance of each draft.
+CHANCES = {1.3: 0.25, 2: 0.5, 3: 0.68, 5: 0.87, 7: 0.965}
+
+
+def seconds_of_job(machine, chance, slots, draft_length, seed, *, items=100, busy=0.0):
+    """Simulate a job; a draft length of None is chosen by the pace.
+
+    Keeping the drafter ready costs a twentieth of a pass. Each time is off by up to a tenth, and
+    `busy` of the rounds take ten times as long.
+    """
+    random = Random(seed)
+    costs, acceptance = Costs(machine.rule), Acceptance(slots)
+    pace = Pace(costs, acceptance, LENGTHS)
+    step = pace.step if draft_length is None else Step(draft_length, draft_length > 0)
+    left = [random.randint(20, 100) for _ in range(items)]
+    active, took = [], 0.0  # tokens to come, and whether the drafter knows the context
+    while left or active:
+        while left and len(active) < slots:
+            active.append([left.pop(), True])
+        count, drafts = len(active), step.draft_length
+        if not step.keeps_context:
+            active = [[tokens, False] for tokens, _ in active]
+        seconds = machine.round_s(count, drafts)
+        seconds += 0.05 * machine.round_s(count, 0) * step.keeps_context
+        seen = seconds * random.uniform(0.9, 1.1)
+        seen *= 10 if random.random() < busy else 1
+        took += seconds
+        for each in active:
+            kept = min(drafts, int(log(1 - random.random()) / log(chance))) if each[1] else 0
+            if each[1] and draft_length is None:
+                acceptance.add(kept, drafts)
+            each[0] -= kept + 1
+        active = [each for each in active if each[0] > 0]
+        if draft_length is None and active:
+            costs.add(Kind(count, drafts), seen)
+            step = pace.next(len(active), sum(is_ready for _, is_ready in active))
+    return took
+
+
+def share_of_best(machine, chance, slots, *, seeds=(0,), **options):
+    """Compare the pace with the best fixed draft length, over one job or some."""
+    took = {
+        k: sum(seconds_of_job(machine, chance, slots, k, seed, **options) for seed in seeds)
+        for k in (None, *LENGTHS)
+    }
+    return min(seconds for k, seconds in took.items() if k is not None) / took[None]
+
+
+@pytest.mark.parametrize("slots", [1, 4, 16])
+@pytest.mark.parametrize("tokens", CHANCES)
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_a_job_takes_at_most_5_percent_longer_than_with_the_best_draft_length(name, tokens, slots):
+    assert share_of_best(MACHINES[name], CHANCES[tokens], slots) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [1, 4, 16, 32])
+@pytest.mark.parametrize("tokens", CHANCES)
+@pytest.mark.parametrize("name", MACHINES)
+def test_so_do_many_jobs_on_other_machines(name, tokens, slots):
+    assert share_of_best(MACHINES[name], CHANCES[tokens], slots, seeds=range(3)) > 0.95
+
+
+@pytest.mark.parametrize("tokens", [1.3, 3, 7])
+def test_where_others_take_the_machine_at_times_little_is_lost(tokens):
+    assert share_of_best(MACHINES["cpu"], CHANCES[tokens], 4, busy=0.1) > 0.93
+
+
+@pytest.mark.parametrize("factors", [(9, 9, 9, 9), (1, 3, 1, 1), (3, 1, 1, 1), (1, 1, 9, 9)])
+@pytest.mark.parametrize("tokens", [1.3, 3, 7])
+def test_a_hint_that_is_wrong_is_corrected_by_the_rounds(tokens, factors):
+    wrong = tuple(part * factor for part, factor in zip(RULE_CPU, factors, strict=True))
+    machine = MACHINES["cpu"]._replace(rule=wrong)
+    assert share_of_best(machine, CHANCES[tokens], 4) > 0.9
+
+
+def test_a_hint_that_praises_drafts_makes_no_job_slower_than_without():
+    machine = MACHINES["cpu"]._replace(rule=(1.0, 0.0, 0.0, 0.0))
+    assert share_of_best(machine, CHANCES[1.3], 4) > 0.9
+
+
+# What the pace does
+
+
+def paced(pace, costs, acceptance, rounds, round_s, *, slots=1, kept=0, served=True):
+    """Run rounds; return the steps."""
+    steps = []
+    for _ in range(rounds):
+        step = pace.next(slots, slots if served else 0)
+        steps.append(step)
+        costs.add(Kind(slots, step.draft_length), round_s(step.draft_length))
+        if served:
+            acceptance.add(min(kept, step.draft_length), step.draft_length)
+    return steps
+
+
+def made(lengths=LENGTHS, rule=RULE_CPU):
+    costs, acceptance = Costs(rule), Acceptance()
+    return Pace(costs, acceptance, lengths), costs, acceptance
+
+
+def test_a_job_begins_with_the_longest_drafts():
+    pace, *_ = made()
+    assert pace.step == Step(7)
+    assert pace.next(1, 1).draft_length == 7
+
+
+def test_where_drafts_never_pay_the_drafter_rests_and_is_tried_again_and_again():
+    pace, *rest = made()
+    steps = paced(pace, *rest, 4000, lambda k: 1.0 + (k > 0), kept=0)
+    drafted = [number for number, step in enumerate(steps) if step.draft_length]
+    rests = [number for number, step in enumerate(steps) if not step.keeps_context]
+    assert drafted[0] == 0
+    assert 0.97 < len(rests) / len(steps)
+    assert max(drafted) > 500  # after a rest
+    assert len([a for a, b in zip(drafted, drafted[1:], strict=False) if b - a > 500]) >= 2
+
+
+def test_a_drafter_is_not_tried_before_half_of_the_slots_can_draft():
+    pace, costs, acceptance = made()
+    while pace.step.keeps_context:
+        paced(pace, costs, acceptance, 1, lambda k: 1.0 + (k > 0), kept=0, slots=4)
+    rest = paced(pace, costs, acceptance, 600, lambda k: 1.0, slots=4, served=False)
+    assert {step.draft_length for step in rest} == {0}
+    assert rest[-1].keeps_context  # for newcomers
+    assert pace.next(4, 1) == Step(0)
+    assert pace.next(4, 2) == Step(7)
+
+
+def test_drafts_that_begin_to_pay_are_found_after_the_rest():
+    pace, costs, acceptance = made()
+    paced(pace, costs, acceptance, 300, lambda k: 1.0 + (k > 0), kept=0)
+    later = paced(pace, costs, acceptance, 1500, lambda k: 1.0 + 0.1 * (k > 0), kept=7)
+    assert [step.draft_length for step in later[-200:]] == [7] * 200
+
+
+def test_a_length_is_left_only_for_3_percent():
+    pace, costs, acceptance = made((0, 3, 7))
+    paced(pace, costs, acceptance, 50, lambda k: {0: 5.0, 3: 1.0, 7: 2.0}[k], kept=7)
+    assert pace.step.draft_length in (3, 7)
+    last = pace.step.draft_length
+    other = 10 - last
+    rate = {3: 4.0, 7: 8.0}
+
+    def nearly_equal(drafts):
+        return 5.0 if drafts == 0 else rate[drafts] / rate[last] * (0.99 if drafts == other else 1)
+
+    steps = paced(pace, costs, acceptance, 100, nearly_equal, kept=7)
+    assert {step.draft_length for step in steps[10:]} == {last}
+
+
+def test_a_pair_without_a_drafter_never_drafts():
+    pace, costs, acceptance = made((0,))
+    steps = paced(pace, costs, acceptance, 100, lambda k: 1.0)
+    assert {step.draft_length for step in steps} == {0}
+
+
+def test_the_same_rounds_give_the_same_paces():
+    def once():
+        pace, *rest = made()
+        random = Random(5)
+        return paced(pace, *rest, 500, lambda k: random.uniform(1, 2) + 0.1 * k, kept=2)
+
+    assert once() == once()
