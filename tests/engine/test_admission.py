@@ -4,7 +4,6 @@ import pytest
 from golden_cases import load_case
 
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.scheduler import StepCurve, TargetPass
 from dspark_batch.types import Item, Request
 
 IDS = [
@@ -96,15 +95,3 @@ def test_no_slot_stays_free_for_long_while_somebody_is_ready(monkeypatch):
     monkeypatch.setattr(engine, "_launch", launched)
     assert len(list(engine.generate(requests(192, 24)))) == 192
     assert 0 < max(wasted) < 64 // 16
-
-
-@pytest.mark.parametrize(("fixed", "most"), [({}, 2), ({"draft_length": 0}, 3)])
-def test_where_it_pays_to_wait_fewer_decode_together_than_could(fixed, most, monkeypatch):
-    curve = StepCurve((TargetPass(2, 1, 1.0), TargetPass(4, 1, 1.9)))
-    engine, counts = Engine(load_case("qwen3_vanilla").pair, slots=4, curve=curve, **fixed), []
-    launch = engine._clock.launch
-    monkeypatch.setattr(
-        engine._clock, "launch", lambda n, **how: counts.append(n) or launch(n, **how)
-    )
-    assert len(list(engine.generate(requests(3, 6)))) == 3
-    assert max(counts) == most

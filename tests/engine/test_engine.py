@@ -7,7 +7,6 @@ import pytest
 from golden_cases import GREEDY_RUNS, load_case
 
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.scheduler import DrafterPass, StepCurve, TargetPass
 from dspark_batch.errors import UsageError
 from dspark_batch.types import Failure, Item, Request
 
@@ -141,10 +140,10 @@ def test_the_gauge_says_how_full_the_engine_is_and_what_it_spent():
 
 
 def test_confidence_is_logged_where_rounds_draft_and_where_they_do_not(case):
-    passes = (TargetPass(1, 1, 1.0), TargetPass(1, 8, 1.0))
-    curve = StepCurve(passes, (DrafterPass(1, 9.0),))  # so dear that rounds are plain
-    request = Request(item(), case.prompt("greedy0"), 9)
-    (answer,) = Engine(case.pair, curve=curve, log_confidence=True).generate([request])
-    assert list(answer.token_ids) == case.answer("greedy0")[:9]
+    dear = (1.0, 0.0, 9.0, 9.0)  # a drafter's pass, so that rounds are plain
+    request = Request(item(), case.prompt("greedy0"), 40)
+    settings = {"lengths": (0, 7), "costs": dear, "log_confidence": True}
+    (answer,) = Engine(case.pair, **settings).generate([request])
+    assert list(answer.token_ids) == case.answer("greedy0")[:40]
     assert list(map(len, answer.confidence)) == list(answer.num_drafted)
     assert () in answer.confidence

@@ -4,12 +4,19 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.engine import shapes
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill, prefill_alone
 from dspark_batch.engine.prefix_cache import PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
 
-SHAPES = Shapes(steps=((8, 8),), prefill=((1, 8), (1, 16), (4, 8), (4, 16)), least_capacity=32)
+ANY, ONE = Shapes(), Shapes(fixed=(4, 16))
+
+
+@pytest.fixture(autouse=True)
+def _short_passes(monkeypatch):
+    """Prompts of these tests go in several pieces."""
+    monkeypatch.setattr(shapes, "_WIDTH", 16)
 
 
 @pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla"])
@@ -33,26 +40,36 @@ def finish(passes):
             return through.value, count + 1
 
 
-def together(pair, asked, cache):
+def together(pair, asked, cache, allowed=ANY):
     for ids in asked:
         cache.expect(chunks_of(ids))
-    return finish(prefill(Passes(pair.target, pair.drafter), SHAPES, asked, cache))
+    return finish(prefill(Passes(pair.target, pair.drafter), allowed, asked, cache))
 
 
-def assert_same(filled, pair, asked):
+def assert_same(filled, pair, asked, allowed=ANY):
+    """Compare with each prompt alone, bit for bit."""
     for slot, ids in enumerate(asked):
-        alone = prefill_alone(pair, SHAPES, ids)
-        assert mx.allclose(filled.logits[slot], alone.logits[0], atol=1e-4)
+        alone = prefill_alone(pair, allowed, ids)
+        assert mx.array_equal(filled.logits[slot], alone.logits[0])
         for mine, other in ((filled.cache, alone.cache), (filled.context, alone.context)):
             assert mine.lengths[slot].item() == len(ids)
             for a, b in zip(mine.part(slot, 0, len(ids)), other.part(0, 0, len(ids)), strict=True):
-                assert mx.allclose(a, b, atol=1e-4)
+                assert mx.array_equal(a, b)
 
 
-def test_several_prompts_are_as_each_alone(pair):
+@pytest.mark.parametrize("allowed", [ANY, ONE], ids=["any", "one"])
+def test_several_prompts_are_as_each_alone(pair, allowed):
     asked = prompts()
-    filled, _ = together(pair, asked, PrefixCache(0))
+    filled, _ = together(pair, asked, PrefixCache(0), allowed)
     assert filled.cached == [0, 0, 0, 0]
+    assert_same(filled, pair, asked, allowed)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_the_pieces_that_prompts_go_in_change_no_bit(pair, width, monkeypatch):
+    asked = prompts(2)
+    filled, _ = together(pair, asked, PrefixCache(0))
+    monkeypatch.setattr(shapes, "_WIDTH", width)
     assert_same(filled, pair, asked)
 
 
@@ -81,7 +98,7 @@ def test_groups_that_share_less_with_each_other_than_within_compute_nothing_twic
 def test_the_logits_are_those_of_the_model_itself(pair):
     (ids, *_) = prompts()
     plain = pair.target.model(mx.array([ids]))[0, -1]
-    assert mx.allclose(prefill_alone(pair, SHAPES, ids).logits[0], plain, atol=1e-4)
+    assert mx.allclose(prefill_alone(pair, ANY, ids).logits[0], plain, atol=1e-4)
 
 
 def test_rounds_can_go_on_between_passes():

@@ -9,7 +9,6 @@ from golden_cases import GREEDY_RUNS, load_case
 from dspark_batch.engine import clock as clock_module
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.scheduler import DrafterPass, StepCurve, TargetPass
 from dspark_batch.types import Item, Request
 
 
@@ -165,8 +164,9 @@ def test_each_pass_of_the_engine_is_on_its_side(name, expected, time):
 
 def test_a_sample_waits_for_what_was_queued_and_nothing_else_does(time, monkeypatch):
     monkeypatch.setattr(clock_module, "_FIRST_SAMPLE", 6)
-    monkeypatch.setattr(mx, "eval", time.after(1.0, mx.eval))
     case = load_case("qwen3_vanilla")
+    list(Engine(case.pair, draft_length=1).generate(requests(case)[:1]))  # finds safe rows
+    monkeypatch.setattr(mx, "eval", time.after(1.0, mx.eval))
     (answer,) = Engine(case.pair, draft_length=1).generate(requests(case)[:1])
     # One for each round; in the sample one before the parts, and one behind each of the three.
     assert time.seconds == len(answer.accept_lengths) + 4
@@ -255,21 +255,39 @@ def test_a_sample_does_not_tell_what_a_round_takes(clock, time):
     assert [number for number, seconds in enumerate(taken, 1) if seconds is None] == [1, 17, 33]
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_drafts_that_take_longer_than_was_measured_are_given_up(time, ahead):
-    case = load_case("qwen3_vanilla")
-    passes = tuple(TargetPass(slots, width, 1.0) for slots in (1, 2) for width in (1, 8))
-    curve = StepCurve(passes, (DrafterPass(2, 0.01),))
-    engine = Engine(case.pair, slots=2, curve=curve, drafts_ahead=ahead)
+def dear_drafts(case, time, **settings):
+    """An engine whose drafter takes ten times as long as the rule says, and longer than it saves."""
+    engine = Engine(case.pair, lengths=(0, 7), costs=(1.0, 0.0, 5.0, 0.0), **settings)
     engine._clock = Clock(time)
+    engine._passes.verify = time.after(1.0, engine._passes.verify)
+    engine._passes.propose = time.after(50.0, engine._passes.propose)
+    return engine
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_drafts_that_take_longer_than_the_rule_says_are_given_up(time, ahead):
+    case = load_case("qwen3_vanilla")
+    engine = dear_drafts(case, time, slots=2, drafts_ahead=ahead)
     verify = engine._passes.verify
 
     def as_paced(cache, tokens, verify_len, num_drafts, rule):
-        assert num_drafts == engine._pace.draft_length
+        assert num_drafts == engine._step.draft_length
         return verify(cache, tokens, verify_len, num_drafts, rule)
 
-    engine._passes.verify = time.after(1.0, as_paced)
-    engine._passes.propose = time.after(50.0, engine._passes.propose)
+    engine._passes.verify = as_paced
     long = [replace(request, max_tokens=150) for request in requests(case)[:2]]
     drafted = [count for answer in engine.generate(long) for count in answer.num_drafted]
-    assert 6 <= sum(count > 0 for count in drafted) <= 12 < len(drafted)
+    assert 6 <= sum(count > 0 for count in drafted) <= 24 < len(drafted)
+
+
+def test_a_drafter_that_rests_is_asked_for_nothing(time):
+    case = load_case("qwen3_vanilla")
+    engine = dear_drafts(case, time, drafts_ahead=False)
+    extended, extend = [], engine._passes.extend
+    engine._passes.extend = lambda *given: extended.append(time()) or extend(*given)
+    request = replace(requests(case)[0], max_tokens=150)
+    (answer,) = engine.generate([request])
+    (plain,) = Engine(case.pair, draft_length=0).generate([request])
+    assert answer.token_ids == plain.token_ids
+    assert not engine._step.keeps_context
+    assert len(extended) < 20 < len(answer.accept_lengths)

@@ -1,57 +1,162 @@
-"""From what passes cost to how a job decodes."""
+"""From a pair, and what the user fixed, to how a job begins: by rules."""
 
+import json
+from types import SimpleNamespace
+
+import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
 from dspark_batch.engine import setup as planning
-from dspark_batch.engine.machine import Machine
-from dspark_batch.engine.scheduler import DrafterPass, TargetPass
+from dspark_batch.engine.conformance import Conformance
 from dspark_batch.engine.setup import set_up
-from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.shapes import FALLBACK, Shapes
+from dspark_batch.errors import UsageError
 from dspark_batch.models.plain import NoDrafter
+from dspark_batch.tuning import kept
 
-PASSES = tuple(TargetPass(slots, width, 1.0) for slots in (1, 4) for width in (1, 8))
+ANY, ONE = (Conformance(shapes, "bits", 0.5) for shapes in (Shapes(), Shapes(fixed=FALLBACK)))
+
+
+@pytest.fixture(autouse=True)
+def cpu(tmp_path, monkeypatch):
+    """A CPU that nothing is known about, and a target that conforms."""
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(planning, "_IS_CPU", True)
+    monkeypatch.setattr(planning, "_ROUND_TOKENS", 256)
+    monkeypatch.setattr(planning, "_MOST_SLOTS", 64)
+    monkeypatch.setattr(planning, "conformance", lambda target: ANY)
 
 
 @pytest.fixture
-def set_up_with(monkeypatch):
-    """Set up on a machine that is only numbers; drafting takes so many seconds."""
+def pair():
+    return load_case("qwen3_vanilla").pair  # its drafter's block has 7 positions
 
-    def made(draft_s, pair=None, **asked):
-        machine = Machine(Shapes(), "digest", PASSES, (), 0.0)
-        drafter = [DrafterPass(4, draft_s)]
-        monkeypatch.setattr(planning, "_machine", lambda *_: machine)
-        monkeypatch.setattr(planning, "_drafter_passes", lambda *_: drafter)
-        return set_up(pair or load_case("qwen3_vanilla").pair, **asked)
 
-    return made
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Room for four slots of a prompt and an answer of the usual sizes."""
+    monkeypatch.setattr(planning, "_CACHE_SHARE", 1.0)
+    monkeypatch.setattr(planning, "_bytes_per_position", lambda pair: 1)
+    monkeypatch.setattr(planning, "_free_bytes", lambda: 4 * 100 + 99)
 
 
 @pytest.mark.parametrize(
-    ("draft_s", "asked", "draft_length"),
+    ("asked", "slots", "draft_length", "why"),
     [
-        (9.0, {"num_items": 5}, 0),
-        (9.0, {}, None),
-        (9.0, {"num_items": 4}, None),  # they end one after the other, and few may draft
-        (9.0, {"draft_length": 7, "num_items": 5}, 7),
-        (6.5, {"num_items": 5}, None),  # eight tokens in 7.5 seconds, if all drafts are right
+        ({}, 32, 7, "slots by tokens that are worth a pass; rounds choose how many drafts"),
+        ({"draft_length": 1}, 64, 1, "slots by tokens that are worth a pass; drafts as asked"),
+        ({"draft_length": 0}, 64, 0, "slots by tokens that are worth a pass; drafts as asked"),
+        ({"slots": 5}, 5, 7, "slots as asked; rounds choose how many drafts"),
+        ({"slots": 5, "draft_length": 2}, 5, 2, "slots as asked; drafts as asked"),
+        ({"num_items": 9}, 9, 7, "slots by items; rounds choose how many drafts"),
+        ({"num_items": 9, "slots": 12}, 12, 7, "slots as asked; rounds choose how many drafts"),
+        ({"num_items": 1}, 1, 7, "slots by items; rounds choose how many drafts"),
     ],
 )
-def test_a_drafter_that_could_not_pay_is_not_kept_ready(set_up_with, draft_s, asked, draft_length):
-    found = set_up_with(draft_s, **asked)
-    assert found.plan.slots == 4
-    assert found.draft_length == draft_length
-    assert ("even if all were right" in found.plan.why) == (draft_length == 0)
+def test_a_plan_follows_rules_and_what_was_asked(pair, asked, slots, draft_length, why):
+    plan = set_up(pair, **asked).plan
+    assert (plan.slots, plan.draft_length, plan.why) == (slots, draft_length, why)
 
 
-def test_without_a_drafter_nobody_says_that_it_would_not_pay(set_up_with):
-    plain = load_case("qwen3_vanilla").pair._replace(drafter=NoDrafter())
-    found = set_up_with(9.0, pair=plain, num_items=5)
-    assert "even if" not in found.plan.why
-    assert found.plan.draft_length == 0
+@pytest.mark.parametrize("num_items", [None, 0])
+def test_without_a_number_of_items_there_is_no_limit_by_items(pair, num_items):
+    assert set_up(pair, num_items=num_items).plan.slots == 32
 
 
-@pytest.mark.parametrize(("num_items", "slots"), [(None, 4), (9, 4), (3, 3), (1, 1), (0, 4)])
-def test_no_more_slots_are_planned_than_there_are_items(set_up_with, num_items, slots):
-    assert set_up_with(1.0, num_items=num_items).plan.slots == slots
-    assert set_up_with(1.0, num_items=num_items, slots=4).plan.slots == 4
+def test_a_pair_without_a_drafter_drafts_nothing(pair):
+    found = set_up(pair._replace(drafter=NoDrafter()))
+    assert (found.plan.slots, found.plan.draft_length, found.lengths) == (64, 0, (0,))
+    assert found.plan.why == "slots by tokens that are worth a pass; no drafter"
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_slots_fit_into_the_memory(pair, monkeypatch):
+    monkeypatch.setattr(planning, "_USUAL_PROMPT", 60)
+    found = set_up(pair, max_tokens=40)
+    assert (found.plan.slots, found.most_positions) == (4, 499)
+    assert found.plan.why.startswith("slots by memory; ")
+    assert set_up(pair, max_tokens=40, slots=4).plan.slots == 4
+    with pytest.raises(UsageError, match="--slots 5 do not fit into the memory here: 1 to 4 do"):
+        set_up(pair, max_tokens=40, slots=5)
+    assert set_up(pair, max_tokens=4000).plan.slots == 1  # one always goes, alone
+
+
+def test_all_that_is_impossible_is_told_at_once(pair, little_memory, monkeypatch):
+    monkeypatch.setattr(planning, "_USUAL_PROMPT", 60)
+    with pytest.raises(UsageError) as caught:
+        set_up(pair, max_tokens=40, slots=5, draft_length=8)
+    assert str(caught.value) == (
+        "--slots 5 do not fit into the memory here: 1 to 4 do; --draft-length 8 is too long: "
+        "0 to 7 work. Take one of these, or leave it out."
+    )
+
+
+def test_every_number_of_slots_and_drafts_is_served(pair):
+    for slots in (1, 6, 33, 64):
+        for draft_length in range(8):
+            plan = set_up(pair, slots=slots, draft_length=draft_length).plan
+            assert (plan.slots, plan.draft_length) == (slots, draft_length)
+
+
+def test_a_target_of_one_shape_has_slots_and_drafts_within_it(pair, monkeypatch):
+    monkeypatch.setattr(planning, "conformance", lambda target: ONE)
+    most_slots, width = FALLBACK
+    found = set_up(pair)
+    assert (found.plan.slots, found.plan.draft_length) == (most_slots, width - 1)
+    with pytest.raises(UsageError, match=f"1 to {most_slots} do"):
+        set_up(pair, slots=most_slots + 1)
+    assert json.loads(json.dumps(found.to_json()))["step_shape"] == list(FALLBACK)
+
+
+def test_rounds_may_choose_any_draft_length_on_a_cpu_and_few_on_a_gpu(pair, monkeypatch):
+    assert set_up(pair).lengths == tuple(range(8))
+    monkeypatch.setattr(planning, "_IS_CPU", False)
+    assert planning._lengths(7) == (0, 1, 3, 7)
+    assert planning._lengths(0) == (0,)
+
+
+def test_costs_begin_with_the_rule_and_then_with_what_a_job_learnt(pair):
+    before = set_up(pair)
+    target, by_token, drafter, by_slot = before.costs
+    assert target == 1
+    assert 0 < by_token < 1
+    assert 0 < by_slot < drafter < 10
+    before.keep_learnt((1.0, 2.0, 3.0, 4.0))
+    after = set_up(pair)
+    assert after.costs == (1.0, 2.0, 3.0, 4.0)
+    assert after.plan == before.plan  # what was learnt is a hint for rounds
+    other = set_up(pair._replace(drafter=NoDrafter()))
+    assert len(other.costs) == 4
+
+
+def test_the_manifest_is_told_what_decides(pair):
+    said = json.loads(json.dumps(set_up(pair).to_json()))
+    assert said.keys() == {
+        *("plan", "step_shape", "divergence", "dtype", "most_positions"),
+        *("machine", "blas_threads"),
+    }
+    assert said["step_shape"] is None
+    assert said["divergence"] == 0.5
+    assert said["dtype"] == "float32"
+    assert said["machine"] == kept.machine()
+
+
+def test_what_a_position_takes_is_what_caches_hold(pair):
+    layers = pair.target.num_caches + pair.drafter.num_layers
+    found = planning._bytes_per_position(pair)
+    cache = planning.RaggedCache(pair.target.num_caches, 1)
+    cache.reserve(1)
+    pair.target(mx.array([[0]]), cache.layers)
+    one = sum(array.nbytes // array.shape[2] for array in cache.buffers())
+    assert one < found < layers * one
+
+
+def test_a_drafter_that_fails_is_no_hindrance(pair):
+    def fails(context, features):
+        raise RuntimeError("no")
+
+    broken = SimpleNamespace(
+        block_size=7, num_layers=2, extend=fails, parameters=pair.drafter.parameters
+    )
+    assert set_up(pair._replace(drafter=broken)).plan.draft_length == 7
