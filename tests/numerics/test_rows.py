@@ -1,0 +1,270 @@
+"""Products over safe rows: a row has the bits of the reference, however many rows there are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from several_rows import differences
+
+from dspark_batch import blas
+from dspark_batch.numerics import rows
+from dspark_batch.numerics.rows import (
+    Product,
+    as_they_come,
+    is_safe,
+    over_safe_heads,
+    over_safe_rows,
+    pieces,
+)
+
+PLAIN = Product("float32", 96, 48)
+SMALL = (1, 2, 3, 5, 8, 13, 16, 17, 31, 64, 65, 100)
+
+
+@pytest.fixture(autouse=True)
+def _unknown():
+    """Nothing is known before a test, nor is what it planted known after it."""
+    rows.forget()
+    yield
+    rows.forget()
+
+
+def plant(monkeypatch, bits_of):
+    """Make products whose rows have the bits that a function says.
+
+    Args:
+        monkeypatch: pytest's.
+        bits_of: tells the bits of a row by (count, place).
+    """
+
+    def bits(product, count):
+        found = {bits_of(count, place) for place in range(count)}
+        return [str(*found).encode()] if len(found) == 1 else None
+
+    monkeypatch.setattr(rows, "_bits", bits)
+    monkeypatch.setattr(rows, "_ladder", lambda product: rows._CPU)
+
+
+# How many rows run together
+
+
+def test_where_all_counts_are_alike_the_least_that_holds_all_rows_runs(monkeypatch):
+    plant(monkeypatch, lambda count, place: 0)
+    assert [pieces(PLAIN, n) for n in (1, 3, 5, 17, 64)] == [(1,), (4,), (8,), (32,), (64,)]
+    assert pieces(PLAIN, 0) == ()
+
+
+def test_what_a_ladder_does_not_hold_runs_in_its_largest_counts(monkeypatch):
+    plant(monkeypatch, lambda count, place: 0)
+    assert pieces(PLAIN, 600) == (256, 256, 96)
+
+
+def test_few_rows_of_another_kernel_are_padded(monkeypatch):
+    plant(monkeypatch, lambda count, place: count >= 16)
+    assert [pieces(PLAIN, n) for n in (1, 15, 16, 17)] == [(16,), (16,), (16,), (32,)]
+
+
+def test_a_count_between_two_safe_ones_is_left_out(monkeypatch):
+    plant(monkeypatch, lambda count, place: count not in (32, 48))
+    assert pieces(PLAIN, 17) == (64,)
+    assert pieces(PLAIN, 200) == (208,)
+
+
+def test_where_larger_counts_are_not_safe_a_product_is_cut(monkeypatch):
+    plant(monkeypatch, lambda count, place: count > 64)
+    assert [pieces(PLAIN, n) for n in (64, 65, 130, 256)] == [
+        (64,),
+        (64, 1),
+        (64, 64, 2),
+        (64, 64, 64, 64),
+    ]
+
+
+def test_where_rows_depend_on_their_place_the_reference_is_smaller(monkeypatch):
+    plant(monkeypatch, lambda count, place: 0 if count <= 8 else place % 3)
+    assert rows._reference(PLAIN)[0] == 8
+    assert pieces(PLAIN, 20) == (8, 8, 4)
+
+
+def test_where_only_single_rows_are_alike_each_runs_alone(monkeypatch):
+    plant(monkeypatch, lambda count, place: place)
+    assert rows._reference(PLAIN)[0] == 1
+    assert pieces(PLAIN, 3) == (1, 1, 1)
+
+
+def test_no_padding_is_much_larger_than_what_it_pads(monkeypatch):
+    plant(monkeypatch, lambda count, place: count in (64, 256))  # all others have other bits
+    assert pieces(PLAIN, 70) == (64, 64)
+    plant(monkeypatch, lambda count, place: count in (64, 128, 256))
+    rows.forget()
+    assert pieces(PLAIN, 70) == (128,)
+
+
+def test_a_verdict_is_found_once(monkeypatch):
+    asked = []
+    plant(monkeypatch, lambda count, place: asked.append(count))
+    pieces(PLAIN, 40)
+    asked.clear()
+    assert pieces(PLAIN, 40) == (48,)
+    assert asked == []
+    assert rows.VERDICTS[PLAIN, 48] is True
+
+
+def test_a_verdict_that_is_known_is_believed():
+    rows.VERDICTS.update({(PLAIN, count): count == 64 for count in rows._CPU.counts})
+    rows.VERDICTS.update({(PLAIN, count): count == 512 for count in rows._GPU.counts})
+    rows.VERDICTS[PLAIN, 64] = True
+    assert pieces(PLAIN, 3) == (64,)
+
+
+# What runs
+
+
+def counted(multiply):
+    """Note how many rows each product has."""
+    counts = []
+
+    def noting(some):
+        counts.append(some.shape[-2])
+        return multiply(some)
+
+    return noting, counts
+
+
+def test_rows_are_padded_with_zeros_and_cut_again(monkeypatch):
+    plant(monkeypatch, lambda count, place: count in (16, 32, 64))
+    some = mx.random.normal((50, 96), key=mx.random.key(0))
+    multiply, counts = counted(lambda given: given * 2)
+    assert mx.array_equal(over_safe_rows(PLAIN, some, multiply), some * 2)
+    assert counts == [64]
+    multiply, counts = counted(lambda given: given.sum(axis=1, keepdims=True))
+    found = over_safe_rows(PLAIN, mx.concatenate([some] * 3), multiply)
+    assert found.shape == (150, 1)
+    assert counts == [64, 64, 32]
+
+
+def test_many_small_matrices_run_as_one_batch(monkeypatch):
+    plant(monkeypatch, lambda count, place: count in (16, 4))
+    monkeypatch.setattr(rows, "_ladder", lambda product: rows._CPU_ATTENTION)
+    product = PLAIN._replace(is_attention=True)
+    for total in (1, 4, 5, 16, 17, 40):
+        some = mx.random.normal((2, 3, total, 96), key=mx.random.key(total))
+        shapes = []
+
+        def multiply(given, shapes=shapes):
+            shapes.append(given.shape)
+            return given * 2
+
+        assert mx.array_equal(over_safe_heads(product, some, multiply), some * 2)
+        assert shapes == [(2, 3, -(-total // 16), 4 if total <= 4 else 16, 96)]
+
+
+def test_mlx_lms_own_way_is_one_product_of_all_rows(monkeypatch):
+    plant(monkeypatch, lambda count, place: count == 64)
+    some = mx.zeros((3, 96))
+    multiply, counts = counted(lambda given: given)
+    with as_they_come():
+        over_safe_rows(PLAIN, some, multiply)
+        over_safe_heads(PLAIN, some, multiply)
+    over_safe_rows(PLAIN, some, multiply)
+    assert counts == [3, 3, 64]
+
+
+def test_an_error_ends_the_other_way_too():
+    def fails():
+        with as_they_come():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert not rows._is_free
+
+
+# The bits of this machine
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        PLAIN,
+        PLAIN._replace(has_bias=True),
+        Product("float32", 1000, 17),
+        Product("bfloat16", 96, 48),
+        Product("float16", 64, 40, has_bias=True),
+        Product("float32", 96, 48, is_transposed=False),
+        Product("float32", 128, 32, quantised=(4, 64, "affine")),
+        Product("float32", 64, 48, quantised=(8, 32, "affine"), has_bias=True),
+    ],
+    ids=str,
+)
+def test_rows_of_any_count_have_the_bits_of_the_reference(product):
+    assert differences(product, SMALL) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 64), (320, 128), (1000, 17), (1536, 512)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_so_they_have_for_every_count(dtype, size):
+    assert differences(Product(dtype, *size), range(1, 301)) == []
+
+
+def test_the_check_sees_products_that_run_as_they_come(monkeypatch):
+    def as_it_comes(product, count):
+        return (count,)
+
+    product = Product("float32", 1000, 17)
+    counts = [count for count in SMALL if not is_safe(product, count)]
+    if not counts:
+        pytest.skip("here every product of this size is safe")
+    monkeypatch.setattr(rows, "pieces", as_it_comes)
+    assert differences(product, SMALL) != []
+
+
+ENVIRONMENTS = {
+    "haswell": {"OPENBLAS_CORETYPE": "Haswell"},
+    "sandybridge": {"OPENBLAS_CORETYPE": "Sandybridge"},
+    "two_threads": {"OPENBLAS_NUM_THREADS": "2"},
+    "haswell_with_two_threads": {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "2"},
+    "mlx's_own": {"DSPARK_BATCH_BLAS": "bundled"},
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_so_they_have_with_other_kernels_and_threads(name):
+    if blas.ACTIVE != "openblas" and "DSPARK_BATCH_BLAS" not in ENVIRONMENTS[name]:
+        pytest.skip("there is no OpenBLAS here")
+    script = Path(__file__).parent / "several_rows.py"
+    said = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | ENVIRONMENTS[name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *differ, identity = said.stdout.splitlines()
+    assert differ == []
+    expected = ENVIRONMENTS[name].get("OPENBLAS_CORETYPE", "")
+    assert expected in identity
+
+
+def test_the_bits_of_a_reference_tell_libraries_apart():
+    product = Product("float32", 3000, 64)
+    known = rows.reference_bits(product)
+    assert known == rows.reference_bits(product)
+    rows.forget()
+    assert known == rows.reference_bits(product)
+    assert len(known) > 256
+    assert known != rows.reference_bits(product._replace(size=3001))
+
+
+def test_samples_are_of_the_size_that_is_asked_about():
+    for product in (PLAIN, PLAIN._replace(is_transposed=False), PLAIN._replace(has_bias=True)):
+        assert rows._sample(product)(mx.ones((5, 96))).shape == (5, 48)
+    found = rows._sample(Product("float32", 64, 600))(mx.ones((1, 64)))  # a repeated weight
+    assert found.shape == (1, 600)
+    assert np.array_equal(np.array(found[0, :256]), np.array(found[0, 256:512]))
