@@ -1,11 +1,22 @@
 """Attention over a ragged cache, against float32; on CUDA that is our kernel."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
-from dspark_batch.numerics.attention import ragged_attention
+from dspark_batch import blas
+from dspark_batch.numerics.attention import BLOCK, products_attention, ragged_attention
 from dspark_batch.numerics.masks import ragged_block, ragged_causal, windowed_block
 
+OTHERS = [
+    {"OPENBLAS_CORETYPE": "Haswell"},
+    {"OPENBLAS_NUM_THREADS": "2"},
+    {"DSPARK_BATCH_BLAS": "bundled"},
+]
 ON_CUDA = mx.cuda.is_available()
 ERROR = {mx.float32: 5e-3 if ON_CUDA else 1e-5, mx.bfloat16: 0.06}  # CUDA rounds to TF32
 
@@ -50,8 +61,9 @@ def drawn(dtype, *, heads, kv_heads, width, dim, capacity):
 @pytest.mark.parametrize("dtype", ERROR)
 @pytest.mark.parametrize("mask", [causal, windowed, block, own_past])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 6), (8, 1)])
-@pytest.mark.parametrize(("width", "dim", "capacity"), [(1, 64, 64), (7, 128, 96), (40, 64, 160)])
-def test_it_is_attention(dtype, mask, heads, kv_heads, width, dim, capacity):
+@pytest.mark.parametrize(("width", "dim", "blocks"), [(1, 64, 1), (7, 128, 2), (40, 64, 3)])
+def test_it_is_attention(dtype, mask, heads, kv_heads, width, dim, blocks):
+    capacity = blocks * BLOCK
     sizes = {"heads": heads, "kv_heads": kv_heads, "width": width, "dim": dim}
     arrays, lengths = drawn(dtype, **sizes, capacity=capacity)
     visible, scale = mask(lengths, width, capacity), dim**-0.5
@@ -62,8 +74,8 @@ def test_it_is_attention(dtype, mask, heads, kv_heads, width, dim, capacity):
 
 @pytest.mark.parametrize("bad", [mx.nan, mx.inf])
 def test_what_is_no_number_stays_in_its_slot_and_is_seen_there(bad):
-    arrays, lengths = drawn(mx.bfloat16, heads=4, kv_heads=2, width=3, dim=64, capacity=64)
-    mask = ragged_causal(lengths, 3, 64)
+    arrays, lengths = drawn(mx.bfloat16, heads=4, kv_heads=2, width=3, dim=64, capacity=BLOCK)
+    mask = ragged_causal(lengths, 3, BLOCK)
     known = ragged_attention(*arrays, 0.125, mask, lengths)
     arrays[1][3, :, 2] = bad
     found = ragged_attention(*arrays, 0.125, mask, lengths)
@@ -72,16 +84,100 @@ def test_what_is_no_number_stays_in_its_slot_and_is_seen_there(bad):
     assert mx.array_equal(found[:3], known[:3])
 
 
-@pytest.mark.skipif(not ON_CUDA, reason="products need not keep their bits")
-def test_a_slots_bits_depend_on_that_slot_only():
-    arrays, lengths = drawn(mx.bfloat16, heads=8, kv_heads=2, width=6, dim=128, capacity=128)
-    known = ragged_attention(*arrays, 0.1, ragged_causal(lengths, 6, 128), lengths)
-    longer = [mx.pad(array, [(0, 0), (0, 0), (0, 64), (0, 0)]) for array in arrays[1:]]
-    mask = ragged_causal(lengths, 6, 192)
-    assert mx.array_equal(ragged_attention(arrays[0], *longer, 0.1, mask, lengths), known)
-    own = [array[3:4] for array in (*arrays, lengths)]
-    mask = ragged_causal(own[3], 6, 128)
-    assert mx.array_equal(ragged_attention(*own[:3], 0.1, mask, own[3]), known[3:4])
-    first = [arrays[0][:, :, :1], *arrays[1:]]
-    mask = ragged_causal(lengths, 1, 128)
-    assert mx.array_equal(ragged_attention(*first, 0.1, mask, lengths), known[:, :, :1])
+SIZES = [(2, 2, 16), (8, 2, 64), (6, 3, 128)]  # heads, key heads, dim
+
+
+@pytest.fixture(scope="module", params=[40, 600], ids=["short", "long"])
+def positions(request):
+    """Positions of the longest slot, before its step."""
+    return request.param
+
+
+def slots_of(dtype, size, positions, *, width=6):
+    """Draw three slots of one size: queries, keys, values, lengths."""
+    heads, kv_heads, dim = size
+    capacity = blocks(positions + width)
+    shapes = [(3, heads, width, dim), (3, kv_heads, capacity, dim), (3, kv_heads, capacity, dim)]
+    drawn = [
+        mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+        for seed, shape in enumerate(shapes)
+    ]
+    return drawn, mx.array([0, positions // 2, positions])
+
+
+def blocks(positions):
+    return -(-positions // BLOCK) * BLOCK
+
+
+def attended(arrays, lengths):
+    width, capacity = arrays[0].shape[2], arrays[1].shape[2]
+    mask = ragged_causal(lengths, width, capacity)
+    return ragged_attention(*arrays, 0.125, mask, lengths)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_room_behind_a_slots_end_changes_no_bit(dtype, size, positions):
+    arrays, lengths = slots_of(dtype, size, positions)
+    known = attended(arrays, lengths)
+    for more in (BLOCK, 5 * BLOCK):
+        room = [(0, 0), (0, 0), (0, more), (0, 0)]
+        longer = [arrays[0], *(mx.pad(a, room, constant_values=3) for a in arrays[1:])]
+        assert mx.array_equal(attended(longer, lengths), known)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_neighbours_change_no_bit(dtype, size, positions):
+    arrays, lengths = slots_of(dtype, size, positions)
+    known = attended(arrays, lengths)
+    for chosen in ([2], [1, 1, 2], [0, 2, 1, 2, 0, 1, 2], [2] * 33):
+        where = mx.array(chosen)
+        found = attended([array[where] for array in arrays], lengths[where])
+        assert mx.array_equal(found, known[where])
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_width_of_a_step_changes_no_bit(dtype, size, positions):
+    arrays, lengths = slots_of(dtype, size, positions, width=40)
+    known = attended(arrays, lengths)
+    queries, *cached = arrays
+    for width in (1, 2, 3, 7, 16, 17, 33):
+        assert mx.array_equal(attended([queries[:, :, :width], *cached], lengths), known[:, :, :width])
+    last = attended([queries[:, :, 39:], *cached], lengths + 39)
+    assert mx.array_equal(last, known[:, :, 39:])
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_it_is_mlxs_own_within_rounding(size, positions):
+    arrays, lengths = slots_of(mx.float32, size, positions)
+    mask = ragged_causal(lengths, 6, arrays[1].shape[2])
+    own = mx.fast.scaled_dot_product_attention(*arrays, scale=0.125, mask=mask)
+    assert mx.abs(attended(arrays, lengths) - own).max() < ERROR[mx.float32]
+
+
+def test_products_attention_is_what_runs_without_a_kernel(monkeypatch):
+    arrays, lengths = slots_of(mx.float32, (8, 2, 64), 100)
+    mask = ragged_causal(lengths, 6, arrays[1].shape[2])
+    known = attended(arrays, lengths)
+    assert mx.array_equal(products_attention(*arrays, 0.125, mask), known)
+
+
+def test_a_whole_hidden_block_leaves_only_what_is_visible():
+    arrays, lengths = slots_of(mx.float32, (2, 2, 16), 3 * BLOCK)
+    mask = windowed(lengths, 6, arrays[1].shape[2])  # the first blocks of the last slot are hidden
+    found = ragged_attention(*arrays, 0.125, mask, lengths)
+    assert mx.abs(found - right(*arrays, 0.125, mask)).max() < ERROR[mx.float32]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
+@pytest.mark.parametrize("variables", OTHERS, ids=lambda variables: "-".join(variables.values()))
+def test_bits_stay_with_other_kernels_and_threads(variables):
+    if blas.ACTIVE != "openblas" and "DSPARK_BATCH_BLAS" not in variables:
+        pytest.skip("there is no OpenBLAS here")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "no_bit", __file__]
+    said = subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stdout
