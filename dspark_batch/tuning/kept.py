@@ -16,6 +16,8 @@ from dspark_batch.numerics.attention import kernel_name
 from dspark_batch.tuning.pace import Weights
 from dspark_batch.types import Json
 
+_FORMAT = 1  # of what is kept; what has another one is ignored
+
 # Products whose bits are compared with the kept ones. Long rows: short ones often have equal bits.
 _COMPARED = tuple(rows.Product(dtype, 3000, 64) for dtype in ("float32", "bfloat16"))
 
@@ -83,7 +85,7 @@ def _read(name: str) -> dict[str, Json] | None:
     try:
         content = orjson.loads(_path(name).read_bytes())
         body = content["kept"]
-        is_whole = content["seal"] == _digest(body) and content["machine"] == machine()
+        is_whole = content["seal"] == _digest([_FORMAT, body]) and content["machine"] == machine()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return body if is_whole else None
@@ -92,7 +94,7 @@ def _read(name: str) -> dict[str, Json] | None:
 def _keep(name: str, body: Mapping[str, Json]) -> None:
     path = _path(name)
     draft = path.with_suffix(f".{os.getpid()}")
-    content = {"machine": machine(), "kept": body, "seal": _digest(body)}
+    content = {"machine": machine(), "kept": body, "seal": _digest([_FORMAT, body])}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(orjson.dumps(content))

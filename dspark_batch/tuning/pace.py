@@ -18,6 +18,7 @@ _HOPE = 1.15  # how much better an untried draft length may be than the costs sa
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _TRIAL_ROUNDS = 4
 _LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose median is what such a round takes
+_LEAST_S = 1e-9  # of a round: a clock may stand still
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
 _FIRST_REST, _LONGEST_REST = 512, 4096  # rounds without drafts before they are tried again
 _HALF_LIFE = 256  # rounds of single slots until a round counts half
@@ -74,7 +75,7 @@ class Costs:
         self._num_rounds += 1
         known = self._fresh(kind)
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
-        times.append(seconds)
+        times.append(max(seconds, _LEAST_S))
         self._seen[kind] = _Seen(times, self._num_rounds)
         self._weights = None
 
