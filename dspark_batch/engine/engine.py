@@ -135,7 +135,8 @@ class Engine:
         self._temperatures = _temperatures(pair, self._draft_length)
         self._shapes = shapes
         self._num_slots = slots
-        self._passes = Passes(pair.target, pair.drafter)
+        decide = sampling == "rejection"
+        self._passes = Passes(pair.target, pair.drafter, drafts_decide=decide)
         self._acceptance = Acceptance(slots)
         self.costs = Costs(costs)
         self._step = Step(self._draft_length)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -12,6 +13,7 @@ from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
+from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.numerics.rules import Greedy, Rule
 from dspark_batch.numerics.sampling import are_finite
 
@@ -49,14 +51,22 @@ class Passes:
     some thousand launches that the host prepares anew. On a CPU compilation takes 10 seconds and
     gains nothing. Bits may differ between the two, so a device has one way. A rule with noise has
     other noise each round, so what it decides stays outside.
+
+    Args:
+        target: whose products run over safe rows.
+        drafter: whose products run as they come, since a draft decides nothing; unless:
+        drafts_decide: which tokens come out, as by the rejection rule.
     """
 
-    def __init__(self, target: Target, drafter: DSparkDrafter | NoDrafter) -> None:
+    def __init__(
+        self, target: Target, drafter: DSparkDrafter | NoDrafter, *, drafts_decide: bool = False
+    ) -> None:
         self._drafter = drafter
+        self._for_drafter = nullcontext if drafts_decide else as_they_come
         self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
         made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
         self._made = made
-        self._logits = made(lambda cache, tokens: target(tokens, cache.layers))
+        self._logits = made(partial(_run, target))
         self._choices = made(partial(_choose, target))
         self._extend = made(partial(_extend, drafter))
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
@@ -65,12 +75,13 @@ class Passes:
         self, context: RaggedCache, anchors: mx.array, num_drafts: int, rule: Rule
     ) -> Proposed:
         """Draft from the anchors [S]; see `DSparkDrafter.propose`."""
-        if not isinstance(rule, Greedy):
-            return Proposed(*_propose(self._drafter, num_drafts, rule, context, anchors))
-        if num_drafts not in self._greedy:
-            greedy = partial(_propose, self._drafter, num_drafts, rule)
-            self._greedy[num_drafts] = self._made(greedy)
-        return Proposed(*self._greedy[num_drafts](context, anchors))
+        with self._for_drafter():
+            if not isinstance(rule, Greedy):
+                return Proposed(*_propose(self._drafter, num_drafts, rule, context, anchors))
+            if num_drafts not in self._greedy:
+                greedy = partial(_propose, self._drafter, num_drafts, rule)
+                self._greedy[num_drafts] = self._made(greedy)
+            return Proposed(*self._greedy[num_drafts](context, anchors))
 
     def verify(
         self,
@@ -99,13 +110,26 @@ class Passes:
     def extend(self, context: RaggedCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `DSparkDrafter.extend`."""
         if features is not None:
-            self._extend(context, features)
+            with self._for_drafter():
+                self._extend(context, features)
 
 
 def _choose(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
     """Take the likeliest token of each position, as `Greedy` does."""
-    logits, features = target(tokens, cache.layers)
+    logits, features = _run(target, cache, tokens)
     return Greedy().first(logits), are_finite(logits), features
+
+
+def _run(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
+    """Run a step, with rows behind those of the slots where that is faster."""
+    slots, width = tokens.shape
+    spare = target.spare(slots, width)
+    if not spare:
+        return target(tokens, cache.layers)
+    cache.spread(spare)
+    logits, features = target(mx.pad(tokens, [(0, spare), (0, 0)]), cache.layers)
+    cache.spread(0)
+    return logits[:slots], None if features is None else features[:slots]
 
 
 def _propose(

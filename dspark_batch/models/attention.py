@@ -35,7 +35,9 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
 ) -> mx.array:
     """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`."""
     if getattr(cache, "is_ragged", False) and sinks is None and isinstance(mask, mx.array):
-        return ragged_attention(queries, keys, values, scale, mask, cache.offset)
+        slots = keys.shape[0]
+        spare = queries.shape[0] - slots
+        return ragged_attention(queries[:slots], keys, values, scale, mask, cache.lengths, spare)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

@@ -20,8 +20,24 @@ def make_rows_safe(model: nn.Module) -> None:
                 module.__class__ = type(plain.__name__, (safe, plain), {})
 
 
+def products_of(model: nn.Module, dtype: mx.Dtype) -> frozenset[Product]:
+    """List the products of a model's linear layers, for rows of a type."""
+    return frozenset(
+        _product(module, module.size_of_rows, dtype)
+        for module in model.modules()
+        if isinstance(module, _SafeLinear)
+    )
+
+
 class _SafeLinear(nn.Module):
     """A linear layer, quantised or not."""
+
+    @property
+    def size_of_rows(self) -> int:
+        """How many numbers a row has."""
+        if "scales" in self:
+            return self.scales.shape[-1] * self.group_size
+        return self.weight.shape[-1]
 
     def __call__(self, hidden: mx.array) -> mx.array:
         return _by_rows(self, hidden, super().__call__)
@@ -62,17 +78,17 @@ _SAFE = {
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: object) -> mx.array:
     rows = hidden.reshape(-1, hidden.shape[-1])
-    results = over_safe_rows(_product(layer, rows), rows, multiply)
+    results = over_safe_rows(_product(layer, rows.shape[-1], rows.dtype), rows, multiply)
     return results.reshape(*hidden.shape[:-1], -1)
 
 
-def _product(layer: nn.Module, rows: mx.array) -> Product:
+def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
     quantised = None
     if "scales" in layer:
         quantised = (layer.bits, layer.group_size, layer.mode)
     return Product(
-        dtype=str(rows.dtype).removeprefix("mlx.core."),
-        size=rows.shape[-1],
+        dtype=str(dtype).removeprefix("mlx.core."),
+        size=size,
         width=layer.weight.shape[0],
         has_bias="bias" in layer,
         quantised=quantised,

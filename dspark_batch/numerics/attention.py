@@ -25,6 +25,7 @@ def ragged_attention(
     scale: float,
     mask: mx.array,
     lengths: mx.array,
+    spare: int = 0,
 ) -> mx.array:
     """Attend with the query heads of a key head as rows of one product.
 
@@ -38,12 +39,14 @@ def ragged_attention(
         scale: of the scores.
         mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
+        spare: rows behind the B ones of the result; what they hold means nothing.
 
     Returns:
-        [B, H, W, D'].
+        [B + spare, H, W, D'].
     """
     if not _has_kernel(queries, values):
-        return products_attention(queries, keys, values, scale, mask)
+        attended = products_attention(queries, keys, values, scale, mask)
+        return mx.pad(attended, [(0, spare), *[(0, 0)] * 3]) if spare else attended
     batch, heads, width, dim = queries.shape
     kv_heads = keys.shape[1]
     num_warps = -(-heads // kv_heads * width // _ROWS)
@@ -54,7 +57,7 @@ def ragged_attention(
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, -(-num_warps // warps)),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(batch, width, heads, dim)],
+        output_shapes=[(batch + spare, width, heads, dim)],
         output_dtypes=[queries.dtype],
     )
     return attended.transpose(0, 2, 1, 3)

@@ -20,8 +20,8 @@ import numpy as np
 Multiply: TypeAlias = Callable[[mx.array], mx.array]  # [M, K] to [M, N], or with leading axes
 
 _DISTINCT = 256  # rows of a random weight; more are repeated
-_LEAST_VALUES = 128  # of one row that are compared, over several trials if the row is short
-_MOST_TRIALS = 8
+_LEAST_VALUES = 256  # of one row that are compared, over several trials if the row is short
+_TRIALS, _MOST_TRIALS = 2, 16
 
 
 class Product(NamedTuple):
@@ -108,6 +108,11 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
     return results[..., :total, :]
 
 
+def is_whole(product: Product, count: int) -> bool:
+    """Whether so many rows run as they are, in one piece and without padding."""
+    return count in _ladder(product).counts and is_safe(product, count)
+
+
 @contextmanager
 def as_they_come() -> Iterator[None]:
     """Run products over as many rows as there are, as mlx-lm does: bits depend on the count."""
@@ -188,8 +193,11 @@ def _bits(product: Product, count: int) -> list[bytes] | None:
     """Give the bits that a row has in every place of a product; None: they depend on the place."""
     multiply = _sample(product)
     found = []
-    for trial in range(min(_MOST_TRIALS, math.ceil(_LEAST_VALUES / product.width))):
-        row = _random((1, product.size), _dtype(product), trial)
+    trials = min(_MOST_TRIALS, max(_TRIALS, math.ceil(_LEAST_VALUES / product.width)))
+    if product.quantised:  # a CPU multiplies these row by row, and slowly
+        trials = 1 if mx.default_device() == mx.Device(mx.cpu) else _MOST_TRIALS
+    for trial in range(trials):
+        row = _cancelling((1, product.size), _dtype(product), trial, sign=1)
         results = multiply(mx.contiguous(mx.broadcast_to(row, (count, product.size))))
         values = np.array(results.view(mx.uint8))
         if (values != values[0]).any():
@@ -199,10 +207,15 @@ def _bits(product: Product, count: int) -> list[bytes] | None:
 
 
 def _sample(product: Product) -> Multiply:
-    """Make a product of the size, with a random weight."""
+    """Make a product of the size, with a random weight.
+
+    All its terms cancel out, so what remains is the rounding of the sums: the order in which a
+    kernel adds shows in every value, also where results are rounded to few bits. What quantising
+    leaves over hides a little of it, so there more rows are tried.
+    """
     distinct = min(_DISTINCT, product.width)
     shape, dtype = (distinct, product.size), _dtype(product)
-    weight = _random(shape, dtype, 101)[mx.arange(product.width) % distinct]
+    weight = _cancelling(shape, dtype, 101, sign=-1)[mx.arange(product.width) % distinct]
     bias = _random((product.width,), dtype, 102) if product.has_bias else None
     if product.quantised is not None:
         bits, group_size, mode = product.quantised
@@ -220,6 +233,15 @@ def _sample(product: Product) -> Multiply:
     if bias is None:
         return lambda rows: rows @ weight.T
     return lambda rows: mx.addmm(bias, rows, weight.T)
+
+
+def _cancelling(shape: tuple[int, int], dtype: mx.Dtype, seed: int, *, sign: int) -> mx.array:
+    """Make rows of values that each come twice, the second one with a sign, in mixed places."""
+    rows, size = shape
+    half = _random((rows, size // 2), dtype, seed)
+    odd = mx.zeros((rows, size % 2), dtype)
+    places = mx.random.permutation(size, key=mx.random.key(size))
+    return mx.concatenate([half, sign * half, odd], axis=1)[:, places]
 
 
 def _random(shape: tuple[int, ...], dtype: mx.Dtype, seed: int) -> mx.array:

@@ -235,7 +235,7 @@ def share_of_best(machine, chance, slots, *, seeds=(0,), **options):
 @pytest.mark.parametrize("tokens", CHANCES)
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_a_job_takes_at_most_5_percent_longer_than_with_the_best_draft_length(name, tokens, slots):
-    assert share_of_best(MACHINES[name], CHANCES[tokens], slots) > 0.95
+    assert share_of_best(MACHINES[name], CHANCES[tokens], slots, seeds=range(1 + slots // 3)) > 0.95
 
 
 @pytest.mark.slow
