@@ -9,6 +9,7 @@ from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import ModelError
+from dspark_batch.models import attention
 from dspark_batch.models.target import Target
 from dspark_batch.types import Item, Request, Sampling
 
@@ -28,7 +29,7 @@ class ShapeDependent:
 
 
 def by_shape(slots, width):
-    return 0.5 * mx.sin(mx.arange(150) * slots + 7 * width)
+    return 0.5 * mx.sin(mx.arange(192) * slots + 7 * width)
 
 
 def by_slots(slots, width):
@@ -96,15 +97,13 @@ def test_products_that_run_as_they_come_are_seen(monkeypatch):
     assert conformance(pair.target).shapes == Shapes(fixed=FALLBACK)
 
 
-def test_attention_that_depends_on_the_room_is_seen(monkeypatch):
-    from dspark_batch.models import attention
-
+def test_attention_that_depends_on_the_width_is_seen(monkeypatch):
     plain = attention.ragged_attention
 
-    def by_room(queries, keys, values, scale, mask, lengths):
-        return plain(queries, keys, values, scale * (1 + 1e-6 * queries.shape[2]), mask, lengths)
+    def by_width(queries, keys, values, scale, *others):
+        return plain(queries, keys, values, scale * (1 + 1e-3 * queries.shape[2]), *others)
 
-    monkeypatch.setattr(attention, "ragged_attention", by_room)
+    monkeypatch.setattr(attention, "ragged_attention", by_width)
     assert conformance(load_case("qwen3_vanilla").pair.target).shapes == Shapes(fixed=FALLBACK)
 
 
