@@ -16,7 +16,7 @@ from statistics import median
 import mlx.core as mx
 
 from benchmarks.common import print_line, surroundings
-from dspark_batch.numerics.attention import products_attention, ragged_attention
+from dspark_batch.numerics.attention import BLOCK, products_attention, ragged_attention
 from dspark_batch.numerics.masks import ragged_causal
 
 # Slots, tokens of the step, positions of the buffers, positions that are cached on average.
@@ -30,7 +30,7 @@ SHAPES = [
     (8, 8, 2048, 1500),
     (8, 128, 256, 64),
 ]
-TOY_SHAPES = [(2, 4, 64, 30)]
+TOY_SHAPES = [(2, 4, BLOCK, 30)]
 HEADS, KV_HEADS, DIM = 32, 8, 128
 SCALE = DIM**-0.5
 
@@ -41,7 +41,7 @@ def masked(queries, keys, values, mask, lengths):
 
 
 def products(queries, keys, values, mask, lengths):
-    """Attend by MLX's products over whole buffers."""
+    """Attend by MLX's products over blocks of positions."""
     return products_attention(queries, keys, values, SCALE, mask)
 
 

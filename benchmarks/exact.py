@@ -3,8 +3,9 @@
     python -m benchmarks.exact [--items 500] [--dtype bfloat16] [--target-bits 8] [--alone 40]
                               [--outside 500]
 
-Runs the bundled pair in exact mode with drafts, without drafts (the baseline), some items without
-drafts and alone in a single slot, some with mlx-lm's own greedy generation; prints one JSON line.
+Runs the bundled pair with drafts, of which rounds choose how many, without drafts (the baseline),
+some items without drafts and alone in a single slot, some with mlx-lm's own greedy generation;
+prints one JSON line.
 The first three must agree in every byte. Where mlx-lm differs, the margin of the choice is told:
 how far the logits of its token and of ours lie apart in a pass of its own.
 """
@@ -63,9 +64,9 @@ def measure(options):
     work = requests(pair, [turn.task.prompt for turn in turns], MAX_TOKENS)
     began = time.perf_counter()
     setup = set_up(pair, max_tokens=MAX_TOKENS)
-    probe_s = time.perf_counter() - began
+    setup_s = time.perf_counter() - began
     plan = {"slots": setup.plan.slots, "shapes": setup.shapes}
-    drafted, told = answers(pair, work, **plan)
+    drafted, told = answers(pair, work, **plan, lengths=setup.lengths, costs=setup.costs)
     plain, _ = answers(pair, work, **plan, draft_length=0, prefix_positions=0)
     settings = {"slots": 1, "shapes": setup.shapes, "draft_length": 0, "prefix_positions": 0}
     alone, _ = answers(pair, work[: options.alone], **settings)
@@ -79,9 +80,10 @@ def measure(options):
         "items": len(work),
         "tokens": sum(map(len, plain)),
         "plan": setup.plan.why,
-        "shape_class": setup.machine.shapes.to_json(),
-        "divergence": setup.machine.divergence,
-        "probe_s": round(probe_s, 1),
+        "step_shape": setup.shapes.fixed,
+        "numerics": setup.conformance.numerics,
+        "divergence": setup.conformance.divergence,
+        "setup_s": round(setup_s, 3),
         **told,
         "items_different_from_baseline": sum(a != b for a, b in zip(drafted, plain, strict=True)),
         "items_different_alone": sum(a != b for a, b in zip(alone, plain, strict=False)),

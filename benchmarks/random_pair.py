@@ -17,6 +17,7 @@ from mlx_lm.models import qwen3
 from dspark_batch.models.drafter_config import DrafterConfig
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.load import Pair
+from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import PairConfig, Target, ends_of
 
 HEAD_SCALE = 0.02  # makes logits of about 1, and of about 30 for the token that follows
@@ -59,6 +60,8 @@ def random_pair(name="4b", dtype=mx.bfloat16, seed=7):
     drafter.borrow(embedding=True, head=True)
     _randomise(drafter, draft_key, dtype, size.draft_layers)
     mx.eval(model.parameters(), drafter.parameters(), follower)
+    make_rows_safe(model)
+    make_rows_safe(drafter)
     config = PairConfig(None, str(dtype), size.context_length, frozenset(), {"weights": "random"})
     return Pair(Target(model, size.taps, config), None, drafter, config), follower
 

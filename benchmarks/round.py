@@ -51,7 +51,7 @@ class Bench:
         mx.eval(self.features, self.cache.arrays(), self.context.arrays())
 
     def _filled(self, layers):
-        cache = RaggedCache(layers, self.slots, folds=True)
+        cache = RaggedCache(layers, self.slots)
         cache.reserve(self.options.capacity)
         spread = mx.arange(self.slots, dtype=mx.int32) % 64
         cache.lengths = spread + self.options.context - 32

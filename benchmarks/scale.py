@@ -27,7 +27,6 @@ import json
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from random import Random
 
 import mlx.core as mx
@@ -39,8 +38,7 @@ from benchmarks.random_pair import SIZES, num_parameters, random_pair
 from benchmarks.rates import measured_rates, nominal_rates
 from benchmarks.rehearsal import PROFILES, accept_length, rehearse
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.probe import default_limits, probe
-from dspark_batch.engine.shapes import Shapes
+from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.types import Item, Request
 
 CONTESTANTS = ["mlx_lm_batch", "baseline", "speculation"]
@@ -61,7 +59,6 @@ class Scale:
         self.follower = follower
         self.follows = np.array(follower).tolist()
         self.readings = []
-        self.machine = None  # what the probe found; None: any pass may run
         self.began = time.perf_counter()
 
     def work(self, items, answer_tokens, seed):
@@ -166,7 +163,7 @@ def mlx_lm_batch(scale, batch_size):
             [list(r.prompt_ids) for r in work], max_tokens=[r.max_tokens for r in work]
         )
         answers = {uid: [] for uid in uids}
-        with generator.stats() as stats:
+        with as_they_come(), generator.stats() as stats:
             while responses := generator.next_generated():
                 for response in responses:
                     answers[response.uid].append(int(response.token))
@@ -181,9 +178,8 @@ def mlx_lm_batch(scale, batch_size):
 
 
 def our_engine(scale, slots, draft_length):
-    """Make the engine; the only place that does. Before the probe any pass may run."""
-    shapes = scale.machine.shapes if scale.machine else Shapes(folds=True)
-    return Engine(scale.pair, slots=slots, draft_length=draft_length, shapes=shapes)
+    """Make the engine; the only place that does."""
+    return Engine(scale.pair, slots=slots, draft_length=draft_length)
 
 
 def ours(scale, slots, draft_length):
@@ -332,23 +328,9 @@ def run_all(scale):
             scale.measure("baseline", size, partial(ours, scale, size, 0), draft_length=0)
         for name in options.profiles if "speculation" in options.contestants else ():
             _measure_speculation(scale, size, name)
-    if options.exact_slots:
-        _measure_exact(scale, options.exact_slots)
 
 
-def _measure_exact(scale, slots):
-    """Measure again within the shape class of this device, which is kept in a file."""
-    began = time.perf_counter()
-    scale.machine = probe(scale.pair.target, default_limits())
-    shapes = scale.machine.shapes.to_json()
-    print(json.dumps({"probe_s": time.perf_counter() - began, **shapes}), file=sys.stderr)
-    if scale.options.machine_file:
-        Path(scale.options.machine_file).write_text(json.dumps(scale.machine.to_json()))
-    scale.measure("baseline, exact", slots, partial(ours, scale, slots, 0), draft_length=0)
-    _measure_speculation(scale, slots, scale.options.profiles[0], "speculation, exact")
-
-
-def _measure_speculation(scale, slots, name, contestant="speculation"):
+def _measure_speculation(scale, slots, name):
     draft_length, profile = scale.options.draft_length, PROFILES[name]
     rehearse(scale.pair.drafter, scale.follower, profile)
     labels = {
@@ -356,7 +338,7 @@ def _measure_speculation(scale, slots, name, contestant="speculation"):
         "draft_length": draft_length,
         "simulated_accept_length": round(accept_length(profile[:draft_length]), 3),
     }
-    scale.measure(contestant, slots, partial(ours, scale, slots, draft_length), **labels)
+    scale.measure("speculation", slots, partial(ours, scale, slots, draft_length), **labels)
 
 
 def main():
@@ -370,8 +352,6 @@ def main():
     parser.add_argument("--items-per-slot", type=int, default=3)
     parser.add_argument("--draft-length", type=int, default=7)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
-    parser.add_argument("--exact-slots", type=int, help="measure in the shape class, too")
-    parser.add_argument("--machine-file", help="where to write what the probe found")
     parser.add_argument("--toy", action="store_true", help="a tiny pair, to try this on a CPU")
     if parser.parse_args().toy:
         parser.set_defaults(slots=[2, 4], batch_sizes=[2, 4], answer_tokens=[40])

@@ -10,10 +10,9 @@ the best of its side in the warm-up takes no turns; the warm-up is its one run. 
 the time. `speculation_auto` is the program's own plan, and `speculation_again` the same once more:
 `auto_over_itself` says what a ratio means on this machine, and `stolen` which share of its
 processors' time a virtual machine did not get during the turns. `by_processor` holds the same
-ratios of processor time, which nobody steals; it means something where one thread computes, so with
-MLX's own BLAS (an OpenBLAS counts threads that wait for others). The others are a grid of static
-plans in the same shape class, slots by draft length, as far as the class has passes for them. With
---system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
+ratios of processor time, which nobody steals; it means something where one thread computes. The
+others are a grid of static plans, slots by draft length. mlx-lm's side runs as it does by itself:
+its own caches, and products over as many rows as there are. With --system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
 at most one sentence more; `shared_tokens` says how many. --no-generate leaves mlx-lm's answers one
 by one out, which take most of the time and are never the fastest.
 """
@@ -31,6 +30,7 @@ from benchmarks.common import held_out_records, print_line, requests, spread, su
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
 from dspark_batch.models.load import load_pair
+from dspark_batch.numerics.rows import as_they_come
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 SLOTS = (1, 4, 8, 16, 32)
@@ -42,17 +42,19 @@ SENTENCE = "You answer short questions about words, numbers and lists, exactly a
 
 def mlx_lm_generate(pair, work):
     """Answer with mlx-lm's single-stream generation."""
-    answers = []
-    for request in work:
-        ids = []
-        for token, _ in generate_step(
-            mx.array(request.prompt_ids), pair.target.model, max_tokens=request.max_tokens
-        ):
-            ids.append(int(token))
-            if ids[-1] in pair.config.stop_ids:
-                break
-        answers.append(tuple(ids))
-    return answers
+    with as_they_come():
+        return [_one_by_mlx_lm(pair, request) for request in work]
+
+
+def _one_by_mlx_lm(pair, request):
+    ids = []
+    for token, _ in generate_step(
+        mx.array(request.prompt_ids), pair.target.model, max_tokens=request.max_tokens
+    ):
+        ids.append(int(token))
+        if ids[-1] in pair.config.stop_ids:
+            break
+    return tuple(ids)
 
 
 def mlx_lm_batch(pair, work, batch_size):
@@ -67,9 +69,10 @@ def mlx_lm_batch(pair, work, batch_size):
         [list(r.prompt_ids) for r in work], max_tokens=[r.max_tokens for r in work]
     )
     answers = {uid: [] for uid in uids}
-    while responses := generator.next_generated():
-        for response in responses:
-            answers[response.uid].append(int(response.token))
+    with as_they_come():
+        while responses := generator.next_generated():
+            for response in responses:
+                answers[response.uid].append(int(response.token))
     generator.close()
     return [tuple(answers[uid]) for uid in uids]
 
@@ -103,10 +106,8 @@ def contestants(pair, setup, work, options):
         settings = {"shapes": setup.shapes, "most_positions": setup.most_positions} | settings
         return lambda: [c.token_ids for c in ours(pair, work, **settings)]
 
-    plan = {"slots": setup.plan.slots, "draft_length": setup.draft_length}
-    automatic = plan | {"curve": setup.curve}
-    plans = product(options.slots, options.draft_lengths)
-    grid = [plan for plan in plans if setup.curve.covers(*plan)]
+    automatic = {"slots": setup.plan.slots, "lengths": setup.lengths, "costs": setup.costs}
+    grid = list(product(options.slots, options.draft_lengths))
     one_by_one = {"mlx_lm_generate": lambda: mlx_lm_generate(pair, work)}
     return {
         **({} if options.no_generate else one_by_one),

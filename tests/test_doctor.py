@@ -9,11 +9,7 @@ import pytest
 
 from dspark_batch import blas, doctor
 from dspark_batch.cli.main import main
-from dspark_batch.engine.machine import Machine
-from dspark_batch.engine.setup import set_up
-from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models import pairs
-from dspark_batch.models.load import load_pair
 
 
 @pytest.fixture(autouse=True)
@@ -85,18 +81,6 @@ def test_the_slow_blas_is_no_news_to_who_chose_it(monkeypatch):
     monkeypatch.setattr(blas, "LOADED", blas.Blas("bundled", "DSPARK_BATCH_BLAS chose it"))
     monkeypatch.setenv("DSPARK_BATCH_BLAS", "bundled")
     assert not doctor.diagnose().hints
-
-
-def test_whether_this_machine_was_measured_is_told(tmp_path, monkeypatch):
-    def measured():
-        return doctor.diagnose().sections["folders"]["measured"]
-
-    where = f"kept in {tmp_path}/own/machines"
-    assert measured() == f"not yet; the first run with the bundled pair measures it; {where}"
-    monkeypatch.setattr("dspark_batch.engine.setup.probe", lambda *of: Machine(Shapes(), "", ()))
-    with pytest.raises(ValueError, match="expected target passes"):
-        set_up(load_pair(dtype="bfloat16"))  # keeps what was measured, and cannot plan with it
-    assert measured() == f"yes, for the bundled pair; {where}"
 
 
 def wrong(capsys):

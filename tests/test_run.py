@@ -1,10 +1,13 @@
 """Both halves together, on the bundled pair."""
 
+import json
+
 import pytest
 from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch import blas
-from dspark_batch.engine.probe import Limits
+from dspark_batch.engine.conformance import Conformance
+from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.job.spec import Spec
 from dspark_batch.models.hub import Download
@@ -12,19 +15,42 @@ from dspark_batch.run import open_pair, run
 
 
 @pytest.fixture
-def measures_little(tmp_path, monkeypatch):
-    """Measure a few passes only: half precision is slow on CPUs."""
-    little = Limits((1, 2), (1, 8), prompts=(1,), lengths=(16,), capacities=(256, 512))
-    monkeypatch.setattr("dspark_batch.engine.setup.default_limits", lambda: little)
-    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
+def any_conforms(monkeypatch):
+    """Check no target: half precision is slow on CPUs."""
+    found = Conformance(Shapes(), "bits", 0.0)
+    monkeypatch.setattr("dspark_batch.engine.setup.conformance", lambda target: found)
 
 
-@pytest.mark.usefixtures("measures_little")
+@pytest.mark.usefixtures("any_conforms")
 @pytest.mark.parametrize(("asked", "taken"), [(None, "bfloat16"), ("float16", "float16")])
 def test_the_number_type_of_the_manifest_is_kept_unless_another_is_asked_for(asked, taken):
     spec = Spec(inputs=("in.jsonl",), out="out.jsonl", dtype=asked)
-    opened = open_pair(spec, {"identity": {"dtype": "bfloat16"}, "setup": None})
+    manifest = {"identity": {"dtype": "bfloat16"}, "setup": {"blas_threads": None}}
+    opened = open_pair(spec, manifest)
     assert opened.identity["dtype"] == taken
+
+
+@pytest.mark.usefixtures("any_conforms")
+def test_the_threads_of_the_manifest_are_kept_because_they_decide_bits(monkeypatch):
+    asked = []
+    monkeypatch.setattr(blas, "set_num_threads", asked.append)
+    spec = Spec(inputs=("in.jsonl",), out="out.jsonl", dtype="float32")
+    manifest = {"identity": {"dtype": "float32"}, "setup": {"blas_threads": 3}}
+    open_pair(spec, manifest)
+    assert asked == [3]
+
+
+def test_the_manifest_says_how_the_job_decodes(tmp_path):
+    write_lines(tmp_path / "in.jsonl", *prompts("one"))
+    start(tmp_path, opener=open_pair, max_tokens=3, slots=2)
+    manifest = json.loads((tmp_path / "out.jsonl.run/manifest.json").read_bytes())
+    assert manifest["setup"].keys() == {
+        *("plan", "step_shape", "divergence", "dtype", "most_positions"),
+        *("machine", "blas_threads"),
+    }
+    assert manifest["setup"]["plan"]["slots"] == 2
+    assert manifest["setup"]["step_shape"] is None
+    assert len(manifest["fingerprint"]["fields"]["numerics"]) == 32
 
 
 @pytest.fixture
@@ -68,23 +94,6 @@ def test_a_download_is_progress(tmp_path):
     assert [(t.stage, t.doing) for t in ticks] == [
         ("load", ""),
         ("load", "downloading org/name, 1.50 of 8.00 GB"),
-    ]
-
-
-def test_the_measurement_of_a_new_machine_is_progress(tmp_path, monkeypatch):
-    def probe(target, limits):
-        raise ModelError("enough")
-
-    monkeypatch.setattr("dspark_batch.engine.setup.probe", probe)
-    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
-    write_lines(tmp_path / "in.jsonl", *prompts("one"))
-    ticks, out = [], str(tmp_path / "out.jsonl")
-    spec = Spec(inputs=(str(tmp_path / "in.jsonl"),), out=out, dtype="float32")
-    with pytest.raises(ModelError, match="enough"):
-        run(spec, observe=ticks.append)
-    assert [(t.stage, t.doing) for t in ticks] == [
-        ("load", ""),
-        ("load", "measuring this machine (once)"),
     ]
 
 

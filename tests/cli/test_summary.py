@@ -91,16 +91,19 @@ def test_an_audit_is_counted_with_what_it_took(say):
 
 
 PLAN = {
-    "mode": "exact",
     "slots": 8,
     "draft_length": 7,
-    "why": "slots 8, draft length 7: 812.0 tokens/s expected; no other plan within 3 %",
+    "why": "slots by memory; rounds choose how many drafts",
+    "dtype": "float32",
+    "step_shape": "any",
 }
 
 
 def test_the_plan_is_told_with_its_reason(say):
     lines = say(plan=PLAN)
-    assert lines[-1] == f"  plan          exact mode, {PLAN['why']}"
+    assert lines[-1] == (
+        f"  plan          float32, slots 8, draft length 7 at first; {PLAN['why']}"
+    )
     assert "plan" not in "".join(say(plan=PLAN, new_tokens=0))  # this start decoded nothing
 
 

@@ -5,22 +5,18 @@ from small_jobs import SETUP
 from dspark_batch.job.plan import plan_of
 
 
-def test_a_plan_names_the_shape_class_in_words():
-    steps = [[1, 1], [2, 8], [1, 8], [2, 1], [4, 8]]
-    machine = {"shapes": {"steps": steps, "prefill": [[1, 1]]}}
-    assert plan_of(SETUP | {"machine": machine}) == {
-        "mode": "exact",
+def test_a_plan_says_how_a_job_began_and_in_which_numbers():
+    assert plan_of(SETUP) == {
         "slots": 4,
         "draft_length": 7,
-        "expected_tokens_per_s": 9.5,
         "why": "because",
-        "shape_class": "rounds: 1 or 2 slots by 1 or 8 tokens, 4 slots by 8 tokens; "
-        "prefill: 1 prompt by 1 token",
+        "dtype": "float32",
+        "step_shape": "any",
     }
 
 
-def test_the_fast_mode_has_no_shape_class():
-    assert plan_of(SETUP | {"mode": "fast"})["shape_class"] == "none: any pass may run"
+def test_a_target_of_one_shape_is_named_with_it():
+    assert plan_of(SETUP | {"step_shape": [16, 8]})["step_shape"] == "16 slots by 8 tokens, always"
 
 
 def test_an_engine_that_does_not_plan_has_no_plan():

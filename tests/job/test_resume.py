@@ -86,7 +86,6 @@ REFUSED = [  # options before, options after, what is said
     ({}, {"top_k": 5}, "top_k is 0 there and 5 here"),
     ({}, {"min_p": 0.1}, "min_p is 0.0 there and 0.1 here"),
     ({}, {"seed": 1}, "seed is 0 there and 1 here"),
-    ({}, {"mode": "fast"}, 'mode is "exact" there and "fast" here'),
     ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
     (
         {"sampling": "rejection"},
@@ -457,7 +456,7 @@ def test_standard_input_can_be_continued_by_piping_it_again(folder, monkeypatch)
 def test_the_manifest_says_what_ran(folder):
     start(folder, system_prompt="Hi.")
     manifest = json.loads((folder / "out.jsonl.run/manifest.json").read_bytes())
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["spec"]["system_prompt"] == "Hi."
     assert manifest["identity"]["drafter"] == "d0"
     assert manifest["inputs"][0]["records"] == 4
@@ -466,7 +465,7 @@ def test_the_manifest_says_what_ran(folder):
         "context_length",
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
-        *("mode", "numerics"),
+        "numerics",
         *("template", "on_overflow", "keep", "drop", "output_column", "format"),
     }
     assert {"python", "mlx", "mlx-lm", "dspark-batch"} <= manifest["versions"].keys()
@@ -475,7 +474,7 @@ def test_the_manifest_says_what_ran(folder):
 def test_a_manifest_of_another_format_is_refused(folder):
     stop_after(folder, 1)
     path = folder / "out.jsonl.run/manifest.json"
-    path.write_bytes(path.read_bytes().replace(b'"version": 1', b'"version": 0'))
+    path.write_bytes(path.read_bytes().replace(b'"version": 2', b'"version": 1'))
     with pytest.raises(ResumeMismatch, match="written by another version"):
         start(folder)
 

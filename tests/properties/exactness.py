@@ -67,16 +67,15 @@ def alone(name, work):
 def ways(name, seed):
     """Draw ways through the engine."""
     rng = random.Random(f"ways {name} {seed}")
-    most = max(width for _, width in setup(name).shapes.steps) - 1
-    rows = max(rows for rows, _ in setup(name).shapes.steps)
+    most = setup(name).lengths[-1]
     for slots in SLOTS:
         settings = {
-            "slots": min(slots, rows),
-            "draft_length": rng.choice((0, 1, 3, min(7, most), None)),
+            "slots": slots,
+            "draft_length": rng.choice((0, 1, 3, most, None, None)),
             "prefix_positions": rng.choice((0, 64, 1 << 14)),
         }
         if settings["draft_length"] is None:
-            settings["curve"] = setup(name).curve
+            settings |= {"lengths": setup(name).lengths, "costs": setup(name).costs}
         yield settings
 
 
