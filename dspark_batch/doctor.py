@@ -6,12 +6,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dspark_batch import blas
-from dspark_batch.errors import DsparkBatchError, ModelError
+from dspark_batch.errors import DsparkBatchError
 from dspark_batch.registry import RegisteredPair, list_pairs
 
 _PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "transformers", "huggingface_hub", "pyarrow")
@@ -119,27 +119,11 @@ def _folders(found: Diagnosis) -> dict[str, str]:
     facts = {}
     for name, (folder, variable) in folders.items():
         facts[name] = f"{folder}, {_room(folder, variable, found)}"
-    facts["measured"] = f"{_measured()}; kept in {cache_folder() / 'machines'}"
+    facts["machines"] = f"{cache_folder() / 'machines'}, what is known of their products and speed"
     facts["Hub"] = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "asked when needed"
     # Whether there is one, never the token itself.
     facts["Hub login"] = "yes" if get_token() else "no; gated repositories need `hf auth login`"
     return facts
-
-
-def _measured() -> str:
-    """Say whether a run with the bundled pair finds this machine measured, in any number type."""
-    from dspark_batch.engine.setup import is_measured
-    from dspark_batch.models.load import load_pair
-    from dspark_batch.models.number_type import DTYPES
-
-    try:
-        pair = load_pair(dtype="float32")
-    except (ModelError, OSError):  # which is told as what it is, elsewhere
-        return "unknown, the bundled pair cannot be loaded"
-    configs = (replace(pair.config, dtype=dtype) for dtype in DTYPES)
-    if any(is_measured(pair._replace(config=config)) for config in configs):
-        return "yes, for the bundled pair"
-    return "not yet; the first run with the bundled pair measures it"
 
 
 def _room(folder: Path, variable: str, found: Diagnosis) -> str:
