@@ -26,8 +26,7 @@ RUNS = {
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",
     "round": "--toy --slots 2 --context 40 --capacity 64",
     "sampling": "--items 1 --temperatures 1",
-    "scale": "--toy --slots 2 --batch-sizes 2 --answer-tokens 8 --items-per-slot 1 "
-    "--profiles math",
+    "scale": "--toy --slots 2 --batch-sizes 2 --answer-tokens 8 --items-per-slot 1 --profiles math",
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
     "--system-tokens 40 --dtype float32",
     "tiny_card": "--per-kind 1 --slots 4",

@@ -1,7 +1,6 @@
 """The doctor finds what is wrong, says what to do, and tells no secret."""
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +26,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_a_sound_machine_is_usable_and_told_in_sections(tmp_path, capsys):
-    began = time.monotonic()
     assert main(["doctor"]) == 0
-    assert time.monotonic() - began < 5
     out = capsys.readouterr().out
     sections = [line for line in out.splitlines() if not line.startswith(" ")]
     assert sections == ["software", "compute", "memory", "folders", "pairs", "All is well."]

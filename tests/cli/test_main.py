@@ -2,10 +2,10 @@
 
 import importlib
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -130,7 +130,7 @@ def sleeper():
 )
 def test_a_signal_closes_what_is_open_and_says_how_to_continue(sleeper, number, code):
     sleeper.send_signal(number)
-    out, err = sleeper.communicate(timeout=20)
+    out, err = sleeper.communicate(timeout=100)
     assert sleeper.returncode == code
     assert out == "closed\n"
     assert err.strip() == (
@@ -162,20 +162,26 @@ def test_a_reader_of_the_summary_that_is_gone_changes_no_exit_code():
     )
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == ""
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=100) == 0
     process.stderr.close()
 
 
 def test_a_run_without_open_streams_ends_as_any_other():
     command = 'exec "$0" -c "$1" <&- >&- 2>&-'
-    done = subprocess.run(["sh", "-c", command, sys.executable, PRINTS], timeout=20)
+    done = subprocess.run(["sh", "-c", command, sys.executable, PRINTS], timeout=100)
     assert done.returncode == 0
 
 
 def test_help_answers_at_once():
     command = [sys.executable, "-m", "dspark_batch", "run", "--help"]
     subprocess.run(command, capture_output=True, check=True)  # writes the byte code
-    started = time.perf_counter()
+    before = processor_s()
     done = subprocess.run(command, capture_output=True, check=True, text=True)
-    assert time.perf_counter() - started < 1.5  # 0.2 s; the bound is for a busy machine
+    assert processor_s() - before < 1.5  # 0.2 s; the bound is for a slow machine
     assert "--max-tokens" in done.stdout
+
+
+def processor_s():
+    """What our children had of the processors, however busy these are."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

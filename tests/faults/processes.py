@@ -17,7 +17,7 @@ def spawn(folder, *, pause_s=0.0, largest_file=None, **options):
 
 def wait_for_bytes(path, size, process):
     """Wait until a file is that long; fail if the process ends before."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not (path.exists() and path.stat().st_size >= size):
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"{path} did not reach {size} bytes: {process.communicate()[1]}")

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -144,7 +143,9 @@ def test_the_width_of_a_step_changes_no_bit(dtype, size, positions):
     known = attended(arrays, lengths)
     queries, *cached = arrays
     for width in (1, 2, 3, 7, 16, 17, 33):
-        assert mx.array_equal(attended([queries[:, :, :width], *cached], lengths), known[:, :, :width])
+        assert mx.array_equal(
+            attended([queries[:, :, :width], *cached], lengths), known[:, :, :width]
+        )
     last = attended([queries[:, :, 39:], *cached], lengths + 39)
     assert mx.array_equal(last, known[:, :, 39:])
 

@@ -60,7 +60,9 @@ def random_target(size, *, seed=3, dtype=mx.float32, moe=False, bits=None):
             "moe_intermediate_size": mlp,
             "norm_topk_prob": True,
         }
-        model = qwen3_moe.Model(qwen3_moe.ModelArgs(**(common | {"model_type": "qwen3_moe"} | extra)))
+        model = qwen3_moe.Model(
+            qwen3_moe.ModelArgs(**(common | {"model_type": "qwen3_moe"} | extra))
+        )
     else:
         model = qwen3.Model(qwen3.ModelArgs(**common))
     model.set_dtype(dtype)
@@ -82,7 +84,9 @@ def target_of(name):
 
 
 def ids(content, start, count):
-    return [(31 * content + 7 * place + place * place) % 150 for place in range(start, start + count)]
+    return [
+        (31 * content + 7 * place + place * place) % 150 for place in range(start, start + count)
+    ]
 
 
 def bits(array):
@@ -103,7 +107,9 @@ class Bench:
         logits = [[] for _ in contents]
         left = list(prompt_widths)
         while any(d < n for d, n in zip(done, lengths, strict=True)):
-            done = self._step(cache, contents, done, lengths, left.pop(0) if len(left) > 1 else left[0])
+            done = self._step(
+                cache, contents, done, lengths, left.pop(0) if len(left) > 1 else left[0]
+            )
         start, ends = lengths, [n + STEPS for n in lengths]
         left, done = list(widths), list(lengths)
         while any(d < n for d, n in zip(done, ends, strict=True)):
@@ -118,7 +124,9 @@ class Bench:
 
     def _step(self, cache, contents, done, ends, width, logits=None):
         counts = [min(width, end - d) for d, end in zip(done, ends, strict=True)]
-        tokens = [ids(c, d, n) + [0] * (width - n) for c, d, n in zip(contents, done, counts, strict=True)]
+        tokens = [
+            ids(c, d, n) + [0] * (width - n) for c, d, n in zip(contents, done, counts, strict=True)
+        ]
         said, _ = self.passes.run(cache, mx.array(tokens))
         cache.keep(mx.array(counts))
         mx.eval(said, cache.arrays())

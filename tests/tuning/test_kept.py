@@ -24,8 +24,11 @@ def folder(tmp_path, monkeypatch):
 
 def learn():
     """Keep some verdicts and costs; give the verdicts."""
-    found = {(product, count): rows.is_safe(product, count) for product in (PRODUCT, QUANTISED)
-             for count in (1, 2, 16, 64)}
+    found = {
+        (product, count): rows.is_safe(product, count)
+        for product in (PRODUCT, QUANTISED)
+        for count in (1, 2, 16, 64)
+    }
     kept.keep_verdicts()
     kept.keep_costs("pair", COSTS)
     return found
