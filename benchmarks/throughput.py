@@ -12,9 +12,10 @@ the time. `speculation_auto` is the program's own plan, and `speculation_again` 
 processors' time a virtual machine did not get during the turns. `by_processor` holds the same
 ratios of processor time, which nobody steals; it means something where one thread computes. The
 others are a grid of static plans, slots by draft length. mlx-lm's side runs as it does by itself:
-its own caches, and products over as many rows as there are. With --system-tokens the prompts share a beginning, their system prompt, of at least so many tokens and
-at most one sentence more; `shared_tokens` says how many. --no-generate leaves mlx-lm's answers one
-by one out, which take most of the time and are never the fastest.
+its own caches, and products over as many rows as there are. With --system-tokens the prompts share
+a beginning, their system prompt, of at least so many tokens and at most one sentence more;
+`shared_tokens` says how many. --no-generate leaves mlx-lm's answers one by one out, which take most
+of the time and are never the fastest.
 """
 
 import argparse

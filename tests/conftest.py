@@ -11,12 +11,12 @@ import dspark_batch  # noqa: F401  loads the BLAS, before MLX
 
 sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
 
-# What the user's own pairs were calibrated to must change no test, nor what is known of the machine.
+# What the user's own pairs were calibrated to must change no test, nor what is known of here.
 _CACHE = tempfile.TemporaryDirectory(prefix="dspark-batch-cache-")
 os.environ["DSPARK_BATCH_CACHE"] = _CACHE.name
 
-# A CI that runs us in the background has SIGINT ignored, and nohup SIGHUP. Our children would inherit
-# that; of a handler they inherit nothing.
+# A CI that runs us in the background has SIGINT ignored, and nohup SIGHUP. Our children would
+# inherit that; of a handler they inherit nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)

@@ -256,7 +256,7 @@ def test_a_sample_does_not_tell_what_a_round_takes(clock, time):
 
 
 def dear_drafts(case, time, **settings):
-    """An engine whose drafter takes ten times as long as the rule says, and longer than it saves."""
+    """An engine whose drafter takes ten times as long as the rule says, more than it saves."""
     engine = Engine(case.pair, lengths=(0, 7), costs=(1.0, 0.0, 5.0, 0.0), **settings)
     engine._clock = Clock(time)
     engine._passes.verify = time.after(1.0, engine._passes.verify)

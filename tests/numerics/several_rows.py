@@ -7,6 +7,7 @@ threads of its own.
 """
 
 import sys
+from itertools import product as product_of
 
 from dspark_batch import blas  # isort: skip  before MLX
 
@@ -48,32 +49,33 @@ def _small_matrices(product, batch=3):
     )
 
 
+def _multiplies(product):
+    if product.is_attention:
+        return _small_matrices(product)
+    if product.is_transposed:
+        return _layer(product)
+    weight = mx.random.normal((product.size, product.width), key=mx.random.key(9))
+    weight = weight.astype(getattr(mx, product.dtype))
+    return lambda given: over_safe_rows(product, given, lambda some: some @ weight)
+
+
 def differences(product, counts):
     """Run rows alone and with others; list the counts whose rows have other bits than alone."""
-    if product.is_attention:
-        multiply = _small_matrices(product)
-    elif product.is_transposed:
-        multiply = _layer(product)
-    else:
-        weight = mx.random.normal((product.size, product.width), key=mx.random.key(9))
-        weight = weight.astype(getattr(mx, product.dtype))
-
-        def multiply(given):
-            return over_safe_rows(product, given, lambda some: some @ weight)
-
-    most = max(counts)
+    multiply, most = _multiplies(product), max(counts)
     many = mx.random.normal((most, product.size), key=mx.random.key(3))
     many = many.astype(getattr(mx, product.dtype))
     looked_at = sorted({0, 1, most // 3, most - 1})
     alone = {row: bits(multiply(many[row : row + 1])[..., 0, :]) for row in looked_at}
     found = []
-    for count in counts:
-        for start in {0, most - count}:
-            together = bits(multiply(many[start : start + count]))
-            for row in looked_at:
-                if start <= row < start + count:
-                    if not np.array_equal(together[..., row - start, :], alone[row]):
-                        found.append(f"{product}: row {row} of {count} from {start}")
+    for count, last in product_of(counts, (False, True)):
+        start = most - count if last else 0
+        together = bits(multiply(many[start : start + count]))
+        inside = [row for row in looked_at if start <= row < start + count]
+        found += [
+            f"{product}: row {row} of {count} from {start}"
+            for row in inside
+            if not np.array_equal(together[..., row - start, :], alone[row])
+        ]
     return found
 
 

@@ -2,8 +2,9 @@
 
     python tests/properties/any_shape.py NAME SEED [SLOTS...]
 
-NAME is `tiny`, a golden case, or a size like 96x4x2x48 (hidden, heads, key heads, MLP). Prints what
-differed, then the BLAS. A process of its own has a BLAS, a kernel and a number of threads of its own.
+NAME is `tiny`, a golden case, or a size like 96x4x2x48 (hidden, heads, key heads, MLP). Prints
+what differed, then the BLAS. A process of its own has a BLAS, a kernel and a number of threads of
+its own.
 """
 
 import random
@@ -149,7 +150,8 @@ def differences(target, seed, all_slots=SLOTS):
             room = rng.choice((0, 0, 100, 300))
             for content, found in bench.run(contents, widths, prompts, room).items():
                 if found != known[content]:
-                    yield f"{slots} slots, widths {widths}, prompts by {prompts}, room {room}: {content}"
+                    how = f"widths {widths}, prompts by {prompts}, room {room}"
+                    yield f"{slots} slots, {how}: {content}"
 
 
 def main():

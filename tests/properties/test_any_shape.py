@@ -1,4 +1,4 @@
-"""Any shape of a step gives a token the same bits, under every BLAS, kernel and number of threads."""
+"""Any shape of a step gives a token the same bits, under every BLAS and kernel."""
 
 import os
 import subprocess

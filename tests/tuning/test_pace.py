@@ -1,5 +1,6 @@
 """How many drafts pay: found from the times of rounds, in simulations whose costs are known."""
 
+from itertools import pairwise
 from math import log
 from random import Random
 from typing import NamedTuple
@@ -298,7 +299,7 @@ def test_where_drafts_never_pay_the_drafter_rests_and_is_tried_again_and_again()
     assert drafted[0] == 0
     assert len(rests) / len(steps) > 0.97
     assert max(drafted) > 500  # after a rest
-    assert len([a for a, b in zip(drafted, drafted[1:], strict=False) if b - a > 500]) >= 2
+    assert len([a for a, b in pairwise(drafted) if b - a > 500]) >= 2
 
 
 def test_a_drafter_is_not_tried_before_half_of_the_slots_can_draft():
