@@ -17,6 +17,7 @@ import dspark_batch.blas  # noqa: F401  before MLX
 _MODULE_BY_NAME = {
     "Audit": "verify",
     "Calibration": "calibrate",
+    "Comparison": "bench",
     "Completion": "types",
     "Diagnosis": "doctor",
     "Diff": "diff",
@@ -30,6 +31,7 @@ _MODULE_BY_NAME = {
     "Sampling": "types",
     "Spec": "job.spec",
     "Tick": "run",
+    "bench": "bench",
     "calibrate": "calibrate",
     "check": "check",
     "diagnose": "doctor",

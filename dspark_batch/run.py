@@ -115,6 +115,13 @@ def open_pair(
     num_items: int | None = None,
 ) -> Opened:
     """Load target and drafter; the number type of an earlier start is kept."""
+    return open_with(load(spec, manifest, on_download), spec, num_items)
+
+
+def load(
+    spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
+) -> "Pair":
+    """Load target, tokenizer and drafter as a job asks for them, or as it began with them."""
     from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
 
@@ -139,7 +146,7 @@ def open_pair(
     )
     if pair.tokenizer is None:
         raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    return open_with(pair, spec, num_items)
+    return pair
 
 
 def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:

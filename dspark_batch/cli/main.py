@@ -12,6 +12,7 @@ from typing import TextIO
 
 import click
 
+from dspark_batch.cli.bench_command import bench_command
 from dspark_batch.cli.calibrate_command import calibrate_command
 from dspark_batch.cli.check_command import check_command
 from dspark_batch.cli.diff_command import diff_command
@@ -63,6 +64,7 @@ def cli() -> None:
 cli.add_command(run_command)
 cli.add_command(run_batch_command)
 cli.add_command(check_command)
+cli.add_command(bench_command)
 cli.add_command(status_command)
 cli.add_command(verify_command)
 cli.add_command(diff_command)

@@ -86,6 +86,7 @@ def set_up(
     draft_length: int | None = None,
     max_tokens: int = 512,
     num_items: int | None = None,
+    known: Conformance | None = None,
 ) -> Setup:
     """Check that a target's bits do not depend on the shape of a pass, and plan by rules.
 
@@ -95,14 +96,13 @@ def set_up(
         draft_length: None: the drafter's block; rounds will choose what pays.
         max_tokens: of an answer; with it the memory is planned.
         num_items: that are to be answered; None: unknown.
+        known: of the same target, from an earlier call; None: it is found.
 
     Raises:
         UsageError: what is asked cannot be served.
         ModelError: the target's answers could not be repeated here.
     """
-    kept.read_verdicts()
-    found = conformance(pair.target)
-    kept.keep_verdicts()
+    found = known or _conformance(pair)
     most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
     longest = min(pair.config.context_length, _USUAL_PROMPT + max_tokens)
     block_size = pair.drafter.block_size
@@ -135,6 +135,13 @@ def set_up(
     )
 
 
+def _conformance(pair: Pair) -> Conformance:
+    kept.read_verdicts()
+    found = conformance(pair.target)
+    kept.keep_verdicts()
+    return found
+
+
 def _lengths(block_size: int) -> tuple[int, ...]:
     """List draft lengths to choose from; a GPU compiles for each one."""
     if _IS_CPU:
@@ -160,9 +167,7 @@ def _refuse_impossible(
 ) -> None:
     problems = []
     if slots is not None and slots > most_slots:
-        problems.append(
-            f"--slots {slots} do not fit into the memory here: 1 to {most_slots} do"
-        )
+        problems.append(f"--slots {slots} do not fit into the memory here: 1 to {most_slots} do")
     if draft_length is not None and draft_length > block_size:
         problems.append(f"--draft-length {draft_length} is too long: 0 to {block_size} work")
     if problems:

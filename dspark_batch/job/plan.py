@@ -15,4 +15,3 @@ def plan_of(setup: Mapping[str, Json] | None) -> dict[str, Json] | None:
         "dtype": setup["dtype"],
         "step_shape": "any" if shape is None else f"{shape[0]} slots by {shape[1]} tokens, always",
     }
-
