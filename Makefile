@@ -1,5 +1,6 @@
 # Each target does its own set-up on a machine that has Python 3.11 or newer, and make.
-#   make demo              install into .venv, generate sample_inputs/prompts.jsonl, show the rows
+#   make demo              install into .venv, answer sample_inputs/prompts.jsonl, and measure:
+#                          how much faster than plain decoding, and whether with the same tokens
 #   make test              install, then the tests (what CI runs); test-all adds the slow ones
 #   make check / make fix  ruff and the tests / let ruff repair what it can
 #   make bench             one JSON line of throughput
@@ -25,9 +26,9 @@ help:
 	sed -n 's/^#   //p' Makefile
 
 demo: $(READY)
-	$(BIN)/dspark-batch run sample_inputs/prompts.jsonl -o $(OUT) --overwrite
+	$(BIN)/dspark-batch run sample_inputs/prompts.jsonl -o $(OUT) --overwrite --show 5
 	echo
-	$(BIN)/dspark-batch show $(OUT)
+	$(BIN)/dspark-batch bench sample_inputs/prompts.jsonl --turns 1 --no-mlx-lm
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

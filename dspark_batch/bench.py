@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.plan import plan_of, plan_text
 from dspark_batch.job.reader import STDIN, fetch, locate, read
 from dspark_batch.job.replay import Baseline, Claim, Difference, compare
 from dspark_batch.job.report import Tick
@@ -262,13 +263,14 @@ def _facts(pair: "Pair", setup: "Setup") -> dict[str, str]:
     from dspark_batch import blas
 
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    plan = setup.plan
+    facts = {"device": str(mx.device_info().get("device_name", "GPU")) if on_gpu else "CPU"}
+    if not on_gpu:
+        facts["blas"] = blas.identity()
     return {
-        "target": str(pair.config.identity["target"])[:12],
-        "dtype": pair.config.dtype,
-        "device": str(mx.device_info().get("device_name", "GPU")) if on_gpu else "CPU",
-        **({} if on_gpu else {"blas": blas.identity()}),
-        "plan": f"slots {plan.slots}, draft length {plan.draft_length} at first; {plan.why}",
+        "target": str(pair.config.identity["target"]),
+        "drafter": str(pair.config.identity["drafter"]),
+        **facts,
+        "plan": plan_text(plan_of(setup.to_json())),
     }
 
 

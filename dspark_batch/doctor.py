@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dspark_batch import blas
-from dspark_batch.errors import DsparkBatchError
+from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.registry import RegisteredPair, list_pairs
 
 _PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "transformers", "huggingface_hub", "pyarrow")
@@ -52,6 +52,23 @@ def diagnose() -> Diagnosis:
     found.sections["folders"] = _folders(found)
     found.sections["pairs"] = _pairs(found)
     return found
+
+
+def forget() -> str:
+    """Drop what is kept about this machine and others, and say what that was.
+
+    No answer depends on it: the next run tests its products and learns its speed again.
+
+    Raises:
+        UsageError: it cannot be dropped.
+    """
+    from dspark_batch.tuning import kept
+
+    try:
+        number = kept.forget()
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be dropped ({error.strerror}).") from error
+    return f"{number} file{'' if number == 1 else 's'} in {kept.folder()}"
 
 
 def _software() -> dict[str, str]:
@@ -119,7 +136,8 @@ def _folders(found: Diagnosis) -> dict[str, str]:
     facts = {}
     for name, (folder, variable) in folders.items():
         facts[name] = f"{folder}, {_room(folder, variable, found)}"
-    facts["machines"] = f"{cache_folder() / 'machines'}, what is known of their products and speed"
+    known = "what is known of their products and speed; --forget drops it"
+    facts["machines"] = f"{cache_folder() / 'machines'}, {known}"
     facts["Hub"] = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "asked when needed"
     # Whether there is one, never the token itself.
     facts["Hub login"] = "yes" if get_token() else "no; gated repositories need `hf auth login`"

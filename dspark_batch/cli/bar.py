@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dspark_batch.cli.meter import Meter
-from dspark_batch.cli.progress import STAGE_TEXT, engine_texts, items_text, speed_texts
+from dspark_batch.cli.progress import STAGE_TEXT, engine_texts, items_text, no_row, speed_texts
 
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick
@@ -29,9 +29,11 @@ class Bar:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         notice: Callable[[], str] = str,
+        rows: Callable[["Tick"], str] = no_row,
     ) -> None:
         self._meter = Meter(clock)
         self._notice = notice
+        self._rows = rows
         self._spinner = Spinner("dots", STAGE_TEXT["load"])
         self._live = Live(
             console=console or Console(stderr=True),
@@ -42,6 +44,8 @@ class Bar:
     def __call__(self, tick: "Tick") -> None:
         """Count one tick; the display refreshes by itself."""
         self._meter.add(tick)
+        if row := self._rows(tick):
+            self._live.console.print(Text(row, no_wrap=True, overflow="ellipsis"))
 
     def __enter__(self) -> Self:
         self._live.start()

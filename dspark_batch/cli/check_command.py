@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dspark_batch.check import Check
 
 _LABEL_WIDTH = 14
-_NOT_OF_CHECK = ("quiet", "json_progress")
+_NOT_OF_CHECK = ("show", "quiet", "json_progress")
 
 
 @click.pass_context

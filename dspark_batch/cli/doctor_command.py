@@ -6,13 +6,21 @@ _LABEL_WIDTH = 17
 
 
 @click.command("doctor")
-def doctor_command() -> int:
+@click.option(
+    "--forget",
+    "is_to_forget",
+    is_flag=True,
+    help="First drop what is kept about machines; the next run finds it out again.",
+)
+def doctor_command(*, is_to_forget: bool) -> int:
     """Say what a run would find here, what is wrong, and what to do.
 
     Asks no network. The exit code is 0 if nothing is wrong, else 1.
     """
-    from dspark_batch.doctor import diagnose
+    from dspark_batch.doctor import diagnose, forget
 
+    if is_to_forget:
+        click.echo(f"forgot {forget()}")
     found = diagnose()
     for section, facts in found.sections.items():
         click.secho(section, bold=True)

@@ -25,8 +25,17 @@ def is_live(*, quiet: bool, as_json: bool = False) -> bool:
     return in_terminal and not (quiet or as_json)
 
 
+def no_row(tick: "Tick") -> str:
+    """Show no row."""
+    return ""
+
+
 def watch(
-    *, quiet: bool, as_json: bool = False, notice: Callable[[], str] = str
+    *,
+    quiet: bool,
+    as_json: bool = False,
+    notice: Callable[[], str] = str,
+    rows: Callable[["Tick"], str] = no_row,
 ) -> "AbstractContextManager[Callable[[Tick], None]]":
     """Choose how to show a run: the result is called with every tick.
 
@@ -34,6 +43,7 @@ def watch(
         quiet: show nothing.
         as_json: for programs.
         notice: what a live display says below the rest; "": nothing.
+        rows: what a person is shown of the row that a tick brings; "": nothing.
     """
     if as_json:
         return JsonLines(sys.stderr)
@@ -42,16 +52,22 @@ def watch(
     if is_live(quiet=quiet):
         from dspark_batch.cli.bar import Bar  # rich is slow to import
 
-        return Bar(notice=notice)
-    return Lines(sys.stderr)
+        return Bar(notice=notice, rows=rows)
+    return Lines(sys.stderr, rows=rows)
 
 
 class Lines:
     """Progress for logs: a line when a stage begins, every 30 s, and at the end."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        rows: Callable[["Tick"], str] = no_row,
+    ) -> None:
         self._stream = stream
         self._clock = clock
+        self._rows = rows
         self._meter = Meter(clock)
         self._stage: str | None = None  # of the last line; None: nothing written
         self._doing = ""  # of the last tick
@@ -68,6 +84,8 @@ class Lines:
             texts = [items_text(self._meter), *speed_texts(self._meter)]
             self._write(*[*texts, *doing] if tick.stage == "decode" else doing or texts)
         self._doing = tick.doing
+        if row := self._rows(tick):
+            self._say(row)
 
     def __enter__(self) -> Self:
         return self
@@ -83,8 +101,11 @@ class Lines:
 
     def _write(self, *texts: str) -> None:
         self._written_at = self._clock()
+        self._say(", ".join(texts))
+
+    def _say(self, text: str) -> None:
         with suppress(OSError):  # whoever read the log is gone; the run goes on without
-            self._stream.write(f"dspark-batch: {', '.join(texts)}\n")
+            self._stream.write(f"dspark-batch: {text}\n")
             self._stream.flush()
 
 

@@ -10,9 +10,10 @@ _ABOUT_ROWS = ("samples", "keep", "drop", "output_column", "output_prefix")
 
 
 @click.pass_context
-def _run_batch(
+def _run_batch(  # noqa: PLR0913  each is an option
     context: click.Context,
     *,
+    show: int,
     quiet: bool,
     json_progress: bool,
     input_file: tuple[str, ...],
@@ -28,7 +29,7 @@ def _run_batch(
     if model is not None:
         fields["target" if "/" in model else "family"] = model
     spec = Spec(inputs=input_file, out=output_file, format="openai", **fields)
-    return run_spec(spec, quiet=quiet, json_progress=json_progress)
+    return run_spec(spec, quiet=quiet, json_progress=json_progress, num_shown=show)
 
 
 run_batch_command = click.Command(

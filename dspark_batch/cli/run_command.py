@@ -266,6 +266,14 @@ class _Share(click.ParamType):
 )
 @_option("--report-by", metavar="COLUMN", help="Compare this input column's values in the report.")
 @click.option(
+    "--show",
+    metavar="N",
+    type=Whole(min=0),
+    default=0,
+    show_default=True,
+    help="Show the first N rows that finish, beside the progress.",
+)
+@click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; warnings and errors still show."
 )
 @click.option(
@@ -273,7 +281,7 @@ class _Share(click.ParamType):
 )
 @click.pass_context
 def run_command(
-    context: click.Context, *, quiet: bool, json_progress: bool, **choices: object
+    context: click.Context, *, show: int, quiet: bool, json_progress: bool, **choices: object
 ) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
@@ -281,30 +289,43 @@ def run_command(
     (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
     shape. The same command continues a run that was stopped.
     """
-    return run_spec(spec_of(context, choices), quiet=quiet, json_progress=json_progress)
+    spec = spec_of(context, choices)
+    return run_spec(spec, quiet=quiet, json_progress=json_progress, num_shown=show)
 
 
-def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False) -> int:
-    """Run a job in front of a person, and return the exit code."""
+def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False, num_shown: int = 0) -> int:
+    """Run a job in front of a person, and return the exit code.
+
+    Args:
+        spec: the job.
+        quiet: no progress and no summary.
+        json_progress: progress for programs.
+        num_shown: how many of the first rows are shown as they finish.
+    """
     # Heavy imports wait until there is work, so that --help answers at once.
     from dspark_batch.cli.draining import Draining
+    from dspark_batch.cli.first_rows import FirstRows
     from dspark_batch.cli.progress import is_live, watch
-    from dspark_batch.cli.summary import summary
+    from dspark_batch.cli.summary import fact, summary
     from dspark_batch.run import run
 
     shown = {"quiet": quiet, "as_json": json_progress}
     draining = Draining(spec.grace, is_shown=is_live(**shown))
-    with watch(**shown, notice=draining.notice) as show, draining:
+    rows = FirstRows(num_shown, spec)
+    with watch(**shown, notice=draining.notice, rows=rows) as show, draining:
 
         def observe(tick: "Tick") -> None:
             draining(tick)
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)
-    page = _page(spec.out)
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
-            click.echo(summary(report, page))
+            click.echo(summary(report))
+    page = _page(spec.out)  # takes a second, for which nobody has to wait
+    if page and not quiet:
+        with suppress(OSError):
+            click.echo(fact("report", page))
     return report.exit_code
 
 

@@ -4,24 +4,22 @@ from collections.abc import Iterator
 
 import click
 
+from dspark_batch.job.plan import plan_text
 from dspark_batch.job.report import Report
 from dspark_batch.job.wording import count, duration, one_line, speed
 
 _LABEL_WIDTH = 14
 
 
-def summary(report: Report, page: str | None = None) -> str:
-    """Describe a finished run in a few lines; styled, for `click.echo` to strip if need be.
-
-    Args:
-        report: of the run.
-        page: the path of its page; None: there is none.
-    """
+def summary(report: Report) -> str:
+    """Describe a finished run in a few lines; styled, for `click.echo` to strip if need be."""
     lines = [click.style(_headline(report), bold=True), ""]
-    facts = [*_facts(report), *([("report", page)] if page else [])]
-    for label, text in facts:
-        lines.append(click.style(f"  {label:<{_LABEL_WIDTH if label else 2}}", dim=True) + text)
-    return "\n".join(lines)
+    return "\n".join([*lines, *(fact(*each) for each in _facts(report))])
+
+
+def fact(label: str, text: str) -> str:
+    """Write one line of a summary; without a label it belongs to the line above."""
+    return click.style(f"  {label:<{_LABEL_WIDTH if label else 2}}", dim=True) + text
 
 
 def _headline(report: Report) -> str:
@@ -50,10 +48,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.finish_s:
         yield "time", _times(report)
     if report.plan and report.new_tokens:
-        yield (
-            "plan",
-            f"{report.plan['dtype']}, slots {report.plan['slots']}, draft length {report.plan['draft_length']} at first; {report.plan['why']}",
-        )
+        yield "plan", plan_text(report.plan)
 
 
 def _rows(report: Report) -> str:

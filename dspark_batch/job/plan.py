@@ -15,3 +15,9 @@ def plan_of(setup: Mapping[str, Json] | None) -> dict[str, Json] | None:
         "dtype": setup["dtype"],
         "step_shape": "any" if shape is None else f"{shape[0]} slots by {shape[1]} tokens, always",
     }
+
+
+def plan_text(plan: Mapping[str, Json]) -> str:
+    """Say it in a line: `float32, slots 28, draft length 7 at first; slots by items`."""
+    slots, length = plan["slots"], plan["draft_length"]
+    return f"{plan['dtype']}, slots {slots}, draft length {length} at first; {plan['why']}"

@@ -55,7 +55,7 @@ def keep_costs(pair: str, costs: Weights) -> None:
 
 def forget() -> int:
     """Drop all that is kept about this machine, and any other; return how many files it was."""
-    files = sorted(_folder().glob("*"))
+    files = sorted(folder().glob("*"))
     for path in files:
         path.unlink(missing_ok=True)
     return len(files)
@@ -73,12 +73,13 @@ def machine() -> dict[str, Json]:
     }
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Name the folder of all that is kept about machines."""
     return cache_folder() / "machines"
 
 
 def _path(name: str) -> Path:
-    return _folder() / f"{name}-{_digest(machine())}.json"
+    return folder() / f"{name}-{_digest(machine())}.json"
 
 
 def _read(name: str) -> dict[str, Json] | None:

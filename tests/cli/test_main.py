@@ -144,7 +144,7 @@ from types import SimpleNamespace
 from dspark_batch.cli import summary
 from dspark_batch.cli.main import main
 
-summary.summary = lambda report, page: "the summary"
+summary.summary = lambda report: "the summary"
 importlib.import_module("dspark_batch.run").run = lambda spec, **_: SimpleNamespace(exit_code=0)
 importlib.import_module("dspark_batch.report").write_report = lambda out: "report.html"
 sys.exit(main(["run", "in.jsonl", "-o", "out.parquet"]))

@@ -15,7 +15,7 @@ from dspark_batch.job.spec import Spec
 from dspark_batch.run import Opened
 
 # They change no row and no file, so they are no fields of Spec.
-ABOUT_THE_SCREEN = {"quiet", "json_progress"}
+ABOUT_THE_SCREEN = {"show", "quiet", "json_progress"}
 MIXED = Path(__file__).parents[2] / "sample_inputs" / "mixed.jsonl"
 run_module = importlib.import_module("dspark_batch.run")
 
