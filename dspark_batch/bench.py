@@ -2,7 +2,7 @@
 
     read -> map -> for each turn, in another order each time: who answers all of it, and how fast
 
-Nothing is written but what a run would keep about this machine.
+No rows are written, and nothing is learnt: each turn begins as a run would.
 """
 
 import time
@@ -58,7 +58,6 @@ class Contest(NamedTuple):
     baseline: Baseline  # plain decoding again, which measures how clear a choice is
     divergence: float  # of a logit from mlx-lm's, at most; as the set-up measured it
     facts: Mapping[str, str]  # what people should know of the machine and the plan
-    keep_learnt: Callable[[], None] = lambda: None  # keeps what was learnt about speed
 
 
 OpenContest: TypeAlias = Callable[[Spec, int], Contest]
@@ -188,7 +187,6 @@ def bench(
     contest, left_out = _taking_part(contest, asked, outside=outside)
     race = _Race(contest, asked, turns, observe)
     race.run()
-    contest.keep_learnt()
     return replace(
         race.comparison(),
         not_asked=Counter(each.code for each in failures),
@@ -213,34 +211,31 @@ def open_pair_for(
     limits["slots"] = number_or_none(spec.slots)
     plainly = set_up(pair, draft_length=0, **limits)
     setup = set_up(pair, draft_length=asked, known=plainly.conformance, **limits)
-    costs = [setup.costs]  # a turn begins with what those before have learnt, as another run would
 
-    def engine(setup: "Setup", **settings: Json) -> Engine:
-        return Engine(
-            pair,
-            slots=setup.plan.slots,
-            shapes=setup.shapes,
-            most_positions=setup.most_positions,
-            prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
-            **settings,
-        )
+    def engine(setup: "Setup", **settings: Json) -> Contestant:
+        """Make a contestant that is set up anew for every turn, as for a job that begins now."""
 
-    def speculate(stream: Iterable[Request]) -> Iterator[Outcome]:
-        drafting = engine(
+        def generate(stream: Iterable[Request]) -> Iterator[Outcome]:
+            return Engine(
+                pair,
+                slots=setup.plan.slots,
+                shapes=setup.shapes,
+                most_positions=setup.most_positions,
+                prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
+                **settings,
+            ).generate(stream)
+
+        return Contestant(setup.plan.slots, generate)
+
+    contestants = {
+        PLAIN: engine(plainly, draft_length=0),
+        SPECULATION: engine(
             setup,
             draft_length=asked,
             confidence_threshold=spec.confidence_threshold,
             lengths=setup.lengths,
-            costs=costs[0],
-        )
-        yield from drafting.generate(stream)
-        costs[0] = drafting.costs.weights()
-
-    contestants = {
-        PLAIN: Contestant(
-            plainly.plan.slots, lambda stream: engine(plainly, draft_length=0).generate(stream)
+            costs=setup.costs,
         ),
-        SPECULATION: Contestant(setup.plan.slots, speculate),
         MLX_LM: Contestant(plainly.plan.slots, partial(generate_outside, pair, plainly.plan.slots)),
     }
     if not setup.plan.draft_length:
@@ -252,7 +247,6 @@ def open_pair_for(
         open_baseline(pair, plainly, thinking.split),
         setup.conformance.divergence,
         _facts(pair, setup),
-        lambda: setup.keep_learnt(costs[0]),
     )
 
 

@@ -122,3 +122,22 @@ def test_a_damaged_bundled_pair_must_be_installed_again(tmp_path, monkeypatch, c
     problem = wrong(capsys)
     assert f"{broken / 'model.safetensors'}: " in problem
     assert problem.endswith("It belongs to this package: install dspark-batch again.")
+
+
+def test_forgetting_drops_what_is_kept_and_says_so(tmp_path, capsys):
+    folder = tmp_path / "own" / "machines"
+    folder.mkdir(parents=True)
+    (folder / "verdicts-a.json").write_text("{}")
+    (folder.parent / "confidence.json").write_text("{}")  # calibration is somebody's work
+    assert main(["doctor", "--forget"]) == 0
+    assert capsys.readouterr().out.startswith(f"forgot 1 file in {folder}\n")
+    assert (folder.parent / "confidence.json").exists()
+    assert not list(folder.iterdir())
+    assert main(["doctor", "--forget"]) == 0
+    assert capsys.readouterr().out.startswith("forgot 0 files")
+
+
+def test_what_cannot_be_dropped_is_named(tmp_path, capsys):
+    (tmp_path / "own" / "machines" / "folder").mkdir(parents=True)
+    assert main(["doctor", "--forget"]) == 2
+    assert f"{tmp_path}/own/machines/folder: cannot be dropped" in capsys.readouterr().err

@@ -9,9 +9,10 @@ _IS_CPU = mx.default_device() == mx.Device(mx.cpu)
 Shape = tuple[int, int]  # slots and width of a pass
 
 # Of a prefill pass: width, which keeps its scores small, and tokens. A GPU compiles for each pass,
-# so there widths come in steps, as slots do; a pass is no narrower than a step.
+# so there widths come in steps, as slots do; a pass is no narrower than a step. A CPU gains nothing
+# from more prompts than a few, and all of a pass are padded to the longest.
 _WIDTH, _TOKENS = 256, 2048
-_STEP, _PROMPTS = (1, _TOKENS // 8) if _IS_CPU else (32, _TOKENS // 32)
+_STEP, _PROMPTS = (1, 8) if _IS_CPU else (32, _TOKENS // 32)
 
 FALLBACK: Shape = (16, 8)  # of a target whose bits depend on the shape of a pass
 

@@ -151,6 +151,14 @@ sys.exit(main(["run", "in.jsonl", "-o", "out.parquet"]))
 """
 
 
+def test_the_summary_comes_before_the_page_is_drawn():
+    slow = PRINTS.replace(
+        "write_report = lambda out:", "write_report = lambda out: print('drawing', flush=True) or"
+    )
+    done = subprocess.run([sys.executable, "-c", slow], capture_output=True, text=True)
+    assert done.stdout == "the summary\ndrawing\n  report        report.html\n"
+
+
 def test_a_reader_of_the_summary_that_is_gone_changes_no_exit_code():
     buffered = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(

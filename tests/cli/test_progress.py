@@ -10,8 +10,12 @@ from rich.console import Console
 
 from dspark_batch.cli.bar import Bar
 from dspark_batch.cli.draining import Draining
+from dspark_batch.cli.first_rows import FirstRows
 from dspark_batch.cli.progress import JsonLines, Lines
-from dspark_batch.types import Gauge
+from dspark_batch.job.spec import Spec
+from dspark_batch.types import Gauge, Item
+
+ITEM = Item(0, "0", "00", "in.jsonl:1")
 
 
 @pytest.fixture
@@ -267,3 +271,28 @@ def test_objects_whose_reader_is_gone_do_not_stop_the_run(clock, make_tick):
 
     with JsonLines(Gone(), clock) as observe:
         observe(make_tick())
+
+
+# The first rows
+
+
+def test_the_first_rows_are_shown_as_they_finish(log, clock, make_tick, answer, failure):
+    rows = FirstRows(2, Spec(inputs=("in.jsonl",), out="o.jsonl"))
+    asked = answer._replace(item=ITEM._replace(custom_id="a", record={"prompt": "What\nis it?"}))
+    with Lines(log, clock, rows) as observe:
+        observe(tick := make_tick(total=3))
+        for outcome in (asked._replace(text="x" * 99), failure, answer):
+            observe(tick := tick.after(outcome))
+    assert log.getvalue().splitlines()[1:3] == [
+        f"dspark-batch: a: What is it? -> {'x' * 59}…",
+        "dspark-batch: 0:  -> in.jsonl:1: not JSON",
+    ]
+    assert len(log.getvalue().splitlines()) == 4  # decoding, two rows, the end
+
+
+def test_the_bar_shows_rows_above_itself(make_tick, answer, clock):
+    stream = io.StringIO()
+    console = Console(file=stream, width=60, force_terminal=True)
+    with Bar(console, clock, rows=FirstRows(1, Spec(inputs=("i",), out="o.jsonl"))) as observe:
+        observe(make_tick(total=2).after(answer))
+    assert "0:  -> answer" in stream.getvalue()
