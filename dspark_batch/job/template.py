@@ -39,15 +39,31 @@ class _NullError(ValueError):
 class _Object(dict):
     """An object of a record, which reads as JSON wherever it becomes text."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return _json(self)
 
 
 class _List(list):
     """A list of a record, which reads as JSON wherever it becomes text."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return _json(self)
+
+
+class _Null:
+    """A null of a record: it can be tested, and is no text."""
+
+    def __repr__(self) -> str:
+        raise _NullError
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return _is_null(other)
+
+    def __hash__(self) -> int:
+        return hash(None)
 
 
 class _Method:
@@ -125,11 +141,14 @@ def _compiled(template: str) -> Template:
 def _environment() -> _Environment:
     environment = _Environment(undefined=StrictUndefined, finalize=_written, autoescape=False)
     environment.filters |= {"string": _written, "join": _joined, "tojson": _json}
+    environment.tests |= {"none": _is_null}
     return environment
 
 
 def _spoken(value: Json) -> Json:
-    """Let the objects and lists of a record read as JSON."""
+    """Let the values of a record read as JSON."""
+    if value is None:
+        return _Null()
     if isinstance(value, Mapping):
         return _Object((name, _spoken(each)) for name, each in value.items())
     return _List(map(_spoken, value)) if isinstance(value, list) else value
@@ -141,7 +160,7 @@ def _written(value: object) -> object:
     Raises:
         ValueError: it is nothing that a record can say.
     """
-    if value is None:
+    if _is_null(value):
         raise _NullError
     if isinstance(value, str | Undefined | _Method):  # the last two say themselves what is wrong
         return str(value)
@@ -150,6 +169,10 @@ def _written(value: object) -> object:
     if isinstance(value, bool | int | float | list | dict | tuple):
         return _json(value)
     raise ValueError(f"it writes out a {type(value).__name__}, which is no value of a record")
+
+
+def _is_null(value: object) -> bool:
+    return value is None or isinstance(value, _Null)
 
 
 @pass_environment
@@ -180,4 +203,10 @@ def _json(
         separators=separators,
         sort_keys=sort_keys,
         allow_nan=False,
+        default=_null_or_refuse,
     )
+
+
+def _null_or_refuse(value: object) -> None:
+    if not _is_null(value):
+        raise TypeError(f"a {type(value).__name__} is not JSON")
