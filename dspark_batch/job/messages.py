@@ -128,7 +128,7 @@ def refuse_tools(record: Mapping[str, Json], fields: Fields) -> None:
 
 def words_of(message: Mapping[str, Json]) -> tuple[str, str]:
     """Name the fields in which a message has its role and its content."""
-    is_sharegpt = "from" in message and "role" not in message
+    is_sharegpt = message.get("from") is not None and message.get("role") is None
     return ("from", "value") if is_sharegpt else ("role", "content")
 
 

@@ -9,6 +9,7 @@ from small_jobs import rows_in, start, write_lines
 from dspark_batch.job.mapping import ignored_in, said_in, to_request
 from dspark_batch.job.question import num_turns
 from dspark_batch.job.spec import Spec
+from dspark_batch.report import write_report
 from dspark_batch.types import Item, Said
 
 USER = {"role": "user", "content": "hi"}
@@ -211,6 +212,12 @@ def test_a_systems_column_is_the_records_own_prompt():
     assert told(own | {"system": "T"}, system_column="system") == "system:T\nuser:hi\n"
 
 
+def test_a_table_that_mixes_both_words_has_nulls_in_the_others():
+    openai, sharegpt = USER | {"from": None, "value": None}, {"role": None, "content": None}
+    sharegpt |= {"from": "human", "value": "yo"}
+    assert told({"messages": [openai, YES, sharegpt]}) == "user:hi\nassistant:yes\nuser:yo\n"
+
+
 @pytest.mark.parametrize("name", ["conversations", "conversation"])
 def test_json_text_is_read_as_what_it_is(name):
     assert told({name: json.dumps([USER])}) == "user:hi\n"
@@ -297,6 +304,8 @@ def test_what_is_ignored_is_counted_in_rows_report_and_manifest(tmp_path):
     write_lines(tmp_path / "in.jsonl", *records)
     ignored = {"tools": 2, "reasoning_effort": 1}
     report = start(tmp_path, ignore_fields=("tools", "reasoning_effort"))
+    page = write_report(f"{tmp_path}/out.jsonl").read_text()
+    assert "ignored `reasoning_effort`" in page
     assert report.input_notes == {f"ignored `{name}`": n for name, n in ignored.items()}
     manifest = json.loads((tmp_path / "out.jsonl.run/manifest.json").read_text())
     assert manifest["ignored"] == ignored
