@@ -114,10 +114,12 @@ def column_of(record: Mapping[str, Json], spec: Spec) -> str:
     Raises:
         Unusable: there is none, or several.
     """
-    named = [name for name in (spec.prompt_column, spec.messages_column) if name is not None]
-    usual = [name for name in ("prompt", "messages") if record.get(name) is not None]
-    found = named or [*usual, *_others(record, is_certain=bool(usual))]
+    given = (spec.prompt_column, spec.messages_column)
+    named = [name for name in dict.fromkeys(given) if name is not None]
+    found = named or ["prompt", "messages", *_others(record, is_certain=True)]
     there = [name for name in found if record.get(name) is not None]
+    if not named and not there:
+        there = [*_others(record)]
     if len(there) == 1:
         return there[0]
     if there:

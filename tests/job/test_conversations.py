@@ -191,6 +191,13 @@ def test_two_prompts_are_refused_until_an_option_names_one():
     assert told(turns, messages_column="turns") == "user:b\n"
 
 
+def test_a_column_that_is_a_prompt_goes_before_one_that_only_has_its_name():
+    assert told({"body": {"x": 1}, "conversations": [USER], "turns": [5]}) == "user:hi\n"
+    assert told({"x": "hi"}, prompt_column="x", messages_column="x") == "user:hi\n"
+    assert told({"x": [USER]}, prompt_column="x", messages_column="x") == "user:hi\n"
+    assert "choose with" in complaint({"conversations": [USER], "turns": ["a"]})
+
+
 def test_a_column_that_an_option_names_is_asked_or_nothing_is():
     record = {"question": None, "messages": [USER]}
     said = complaint(record, prompt_column="question")
