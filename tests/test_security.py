@@ -211,7 +211,7 @@ def test_a_run_opens_no_path_of_a_record_no_socket_and_tells_no_token(tmp_path):
     assert any(opened.endswith("in.jsonl") for opened in seen["open"])  # the hook works
     assert not [opened for opened in seen["open"] if "forbidden" in opened or "escaped" in opened]
     assert seen["socket"] == []
-    assert [row["custom_id"] for row in rows_in(job / "out.jsonl")] == ["../../escaped", path, "2"]
+    assert [row["custom_id"] for row in rows_in(job / "out.jsonl")] == ["../../escaped", path, "#2"]
     written = [each for each in job.rglob("*") if each.is_file()]
     ours = {"lock", "manifest.json", "starts.json", "rows.jsonl", "attempts.jsonl"}
     ours |= {"report.json", "report.html"}
