@@ -25,8 +25,9 @@ from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
+from dspark_batch.job.mapping import Render, said_in, to_request
 from dspark_batch.job.plan import plan_of
+from dspark_batch.job.question import num_turns
 from dspark_batch.job.reader import (
     STDIN,
     Source,
@@ -265,7 +266,7 @@ def run(
     """
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, spec.id_column)
     check_out(run_dir.out, sources)
     with run_dir.lock():
         if spec.overwrite:
@@ -317,6 +318,9 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
         saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick)
     _warn_of_little_space(job)
+    if job.manifest is None:
+        for hint in job.found.hints:
+            log.warning("%s", hint)
     _warn_of_equal_samples(job.spec)
     began = time.monotonic()
     job.observe(tick)
@@ -418,7 +422,7 @@ def _settle(job: _Job, opened: Opened) -> None:
     manifest = new_manifest(
         job.spec, fields, opened.identity, job.found.inputs, job.run_id, opened.setup
     )
-    job.run_dir.write_manifest(manifest)
+    job.run_dir.write_manifest(manifest | {"ignored": job.found.ignored})
 
 
 def _note_start(job: _Job, load_s: float) -> None:
@@ -527,9 +531,7 @@ def _answered(
 
 def _split(job: _Job, opened: Opened, completion: Completion) -> Completion:
     """Tell the reasoning from the answer; a text that is continued has none."""
-    if is_continued(completion.item.record, job.spec):
-        return completion
-    said = opened.split(completion.text)
+    said = said_in(completion.text, completion.item.record, job.spec, opened.split)
     return completion._replace(text=said.answer, reasoning=said.reasoning)
 
 

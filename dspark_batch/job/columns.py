@@ -4,14 +4,14 @@ A Parquet input brings its types. Those of JSON lines are inferred from all reco
 column may begin with nulls. Where no Arrow type holds every value, the column becomes JSON text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeAlias
 
-import orjson
 import pyarrow as pa
 
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.reader import Chunk, item_of
-from dspark_batch.types import Json
+from dspark_batch.types import Item, Json
 
 ColumnTypes: TypeAlias = dict[str, pa.DataType | None]  # None: JSON text
 
@@ -41,16 +41,13 @@ def input_columns(chunk: Chunk, types: ColumnTypes) -> list[pa.Array]:
     Raises:
         Misfit: a value does not fit the type that was found for its column.
     """
-    records = _records(chunk)
-    return [_array(chunk, records, name, kind) for name, kind in types.items()]
+    return [_array(chunk, name, kind) for name, kind in types.items()]
 
 
-def _array(
-    chunk: Chunk, records: Sequence[dict[str, Json]], name: str, kind: pa.DataType | None
-) -> pa.Array:
-    values = [record.get(name) for record in records]
+def _array(chunk: Chunk, name: str, kind: pa.DataType | None) -> pa.Array:
     if kind is None:
-        return pa.array([None if value is None else _text(value) for value in values], pa.string())
+        return pa.array([_text(item, name) for item in map(item_of, chunk.records)], pa.string())
+    values = [record.get(name) for record in _records(chunk)]
     try:
         if chunk.batch is not None and name in chunk.batch.schema.names:
             return chunk.batch.column(name).cast(kind)
@@ -104,5 +101,6 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
-def _text(value: Json) -> str:
-    return orjson.dumps(value).decode()
+def _text(item: Item, name: str) -> str | None:
+    value = item.record.get(name)
+    return None if value is None else dump(value, is_odd=bool(item.notes)).decode()

@@ -46,7 +46,8 @@ class Look(NamedTuple):
             UsageError: an input is gone.
             JournalError: the journal is damaged.
         """
-        sources = locate(self.spec.inputs, self.run_dir.stdin, self.run_dir.fetched)
+        places = (self.run_dir.stdin, self.run_dir.fetched)
+        sources = locate(self.spec.inputs, *places, self.spec.id_column)
         with Journal(self.run_dir.rows, self.run_id, read_only=True) as journal:
             # A failure that waits to run again is a row all the same.
             spec = replace(self.spec, retry_failed=False, retry_where=())

@@ -2,6 +2,7 @@ r"""Stream records out of files; each becomes an Item or a Failure, and none is 
 
 A line ends at `\n` and nowhere else (U+2028 and a bare `\r` are legal inside JSON). A line of
 blanks is not a record. A byte order mark at the start of a file and `\r\n` are tolerated.
+NaN, integers of any size and half surrogate pairs are read, see json_text.py.
 A Parquet row is read as the JSON line that says the same, so both share one path from there on:
 binary becomes base64, times and decimals become text, NaN becomes null. Only `Item.record` is
 affected; the output takes the columns from the Arrow data itself.
@@ -10,13 +11,12 @@ affected; the output takes the columns from the Arrow data itself.
 import gzip
 import hashlib
 import io
-import json
-import re
+import math
 import shutil
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from itertools import compress
 from pathlib import Path
@@ -28,13 +28,13 @@ import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job import hub
+from dspark_batch.job.json_text import is_text, parse
 from dspark_batch.types import Failure, Item, Json
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 STDIN = "-"
 STDIN_NAME = "<stdin>"
 
-_LONG_NUMBER = re.compile(rb"\d{19}")
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_RECORDS = 1000
 _CHUNK_BYTES = 4 << 20
@@ -46,6 +46,7 @@ class Source:
 
     name: str  # as the user typed it: what messages and manifests say
     path: Path  # what is opened
+    id_column: str | None = None  # names its records; None: `custom_id`, else `id`
 
     @property
     def is_remote(self) -> bool:
@@ -69,7 +70,10 @@ class Chunk:
 
 
 def locate(
-    inputs: Iterable[str], stdin: Path, fetched: Path = Path("fetched")
+    inputs: Iterable[str],
+    stdin: Path,
+    fetched: Path = Path("fetched"),
+    id_column: str | None = None,
 ) -> tuple[Source, ...]:
     """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
 
@@ -77,6 +81,7 @@ def locate(
         inputs: as typed.
         stdin: where `spool` puts standard input.
         fetched: the folder where `fetch` puts files of the Hub.
+        id_column: names the records; None: `custom_id`, else `id`.
     """
     sources: list[Source] = []
     for name in inputs:
@@ -87,7 +92,7 @@ def locate(
             sources += [Source(each, hub.place(each, fetched)) for each in there]
         else:
             sources += [_checked(Source(printable(path), Path(path))) for path in _expand(name)]
-    return tuple(sources)
+    return tuple(replace(source, id_column=id_column) for source in sources)
 
 
 def spool(stream: BinaryIO, path: Path) -> str:
@@ -132,7 +137,7 @@ def read_chunks(
             if room <= 0:
                 return
             records = tuple(
-                _record(index + i, f"{source.name}:{number}", line)
+                _record(index + i, f"{source.name}:{number}", line, source.id_column)
                 for i, (number, line) in enumerate(lines[:room])
             )
             yield _repeated(Chunk(records, batch and batch.slice(0, room)), samples)
@@ -330,62 +335,44 @@ def _speakable(value: object) -> Json:
     return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _record(index: int, where: str, line: bytes) -> Item | Failure:
-    """Parse one line, strictly: no NaN, no invalid UTF-8, no lone surrogates, only objects."""
-    digest = digest_of(line)
-    nameless = Item(index, str(index), digest, where, {})
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return Failure(nameless, "bad_record", f"{where}: not JSON ({error}); repair the line.")
-    too_large = _too_large_integer(line)
-    if too_large is not None:
+def _record(index: int, where: str, line: bytes, id_column: str | None) -> Item | Failure:
+    """Parse one line. What it is called, and what of it can be read, is kept whatever is wrong."""
+    found = parse(line)
+    nameless = Item(index, f"#{index}", digest_of(line), where, found.record, notes=found.notes)
+    named = _named(nameless, id_column)
+    if found.problem is None:
+        return named
+    return Failure(item_of(named), "bad_record", f"{where}: {found.problem}")
+
+
+def _named(nameless: Item, id_column: str | None) -> Item | Failure:
+    """Give an item its `custom_id`, else its `id`, or what the option says; else its position."""
+    column, record = id_column or "custom_id", nameless.record
+    given = record.get(column)
+    name = _name(given)
+    if name is None and not _is_absent(given):
         return Failure(
             nameless,
             "bad_record",
-            f"{where}: {too_large} is beyond 64 bits and would be rounded; make it a string.",
+            f"{nameless.where}: `{column}` is {given!a}, expected a string or a number.",
         )
-    if not isinstance(record, dict):
-        found = type(record).__name__
-        return Failure(
-            nameless,
-            "bad_record",
-            f'{where}: expected a JSON object such as {{"prompt": "…"}}, found a {found}.',
-        )
-    return _named(nameless, record)
+    if name is None and id_column is None:
+        name = _name(record.get("id"))
+    return nameless if name is None else nameless._replace(custom_id=name)
 
 
-def _too_large_integer(line: bytes) -> str | None:
-    """Find an integer that orjson has turned into a float, shortened for a message."""
-    if not _LONG_NUMBER.search(line):  # nearly always
+def _name(value: Json) -> str | None:
+    """Read a value as a name: 1.0, as tables with nulls have 1, is `1`; None: it is none."""
+    if isinstance(value, bool) or _is_absent(value):
         return None
-    found: list[str] = []
-    try:
-        json.loads(line, parse_int=found.append)
-    except RecursionError:
-        return "a number so deeply nested"
-    outside = (digits for digits in found if not _fits_64_bits(digits))
-    return next((f"{digits[:20]}…" for digits in outside), None)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) or _is_word(value) else None
 
 
-def _fits_64_bits(digits: str) -> bool:
-    return len(digits) <= 20 and -(2**63) <= int(digits) < 2**64  # 20: with a sign
+def _is_absent(value: Json) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _named(nameless: Item, record: dict[str, Json]) -> Item | Failure:
-    """Give an item its columns and its `custom_id`, else its `id`, else its index."""
-    index, where = nameless.index, nameless.where
-    given = record.get("custom_id")
-    if given is not None and not _is_name(given):
-        return Failure(
-            Item(index, str(index), nameless.digest, where, record),
-            "bad_record",
-            f"{where}: `custom_id` is {type(given).__name__}, expected a string or an integer.",
-        )
-    name = record.get("id") if given is None else given
-    custom_id = str(name) if _is_name(name) else nameless.custom_id
-    return Item(index, custom_id, nameless.digest, where, record)
-
-
-def _is_name(value: Json) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+def _is_word(value: Json) -> bool:
+    return isinstance(value, str) and is_text(value)

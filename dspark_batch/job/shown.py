@@ -5,12 +5,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job import hub
+from dspark_batch.job.json_text import parse
 from dspark_batch.job.look import look
 from dspark_batch.job.mapping import last_question
 from dspark_batch.job.reader import item_of, locate, read
@@ -50,10 +50,8 @@ def first_rows(out: str, limit: int) -> list[Shown]:
 def _first_lines(out: Path, limit: int) -> Sequence[Row]:
     try:
         lines = _read_lines(out, limit)
-    except (orjson.JSONDecodeError, pa.ArrowInvalid) as error:
+    except (ValueError, pa.ArrowInvalid) as error:
         raise UsageError(f"{out}: no output of ours ({error}). Name the --out of a run.") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise UsageError(f"{out}: no output of ours (a line is no row). Name the --out of a run.")
     return lines
 
 
@@ -62,10 +60,17 @@ def _read_lines(out: Path, limit: int) -> Sequence[Row]:
         raise UsageError(f"{out}: expected an output, which ends in {' or '.join(OUTPUTS)}.")
     if out.suffix == ".jsonl":
         with out.open("rb") as lines:
-            return [orjson.loads(line) for line in islice(lines, limit)]
+            return [_parsed(line) for line in islice(lines, limit)]
     with pq.ParquetFile(out) as table:
         batches = table.iter_batches(batch_size=limit)
         return next(batches).to_pylist() if table.metadata.num_rows else []
+
+
+def _parsed(line: bytes) -> Row:
+    found = parse(line)
+    if found.problem:
+        raise ValueError(found.problem)
+    return found.record
 
 
 def _first_items(out: str, spec: Spec, most: int) -> list[Item | None]:
@@ -74,7 +79,7 @@ def _first_items(out: str, spec: Spec, most: int) -> list[Item | None]:
     if not run_dir.has_output() or any(name.startswith(hub.SCHEME) for name in spec.inputs):
         return []
     try:
-        sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
+        sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, spec.id_column)
         return [item_of(each) for each in islice(read(sources, samples=spec.samples), most)]
     except (DsparkBatchError, OSError):  # the rows are worth showing without it
         return []

@@ -105,7 +105,7 @@ def said(words, capsys):
         (["show", "in.csv"], "expected an output, which ends in .jsonl or .parquet"),
         (["show", "half.parquet"], "no output of ours"),
         (["show", "text.jsonl"], "no output of ours"),
-        (["show", "array.jsonl"], "no output of ours (a line is no row)"),
+        (["show", "array.jsonl"], "no output of ours (expected a JSON object"),
         (["show", "out.jsonl"], "An output appears when its run is complete"),
         # columns
         (RUN, "columns are `question`, `topic`; name the right one with --prompt-column"),
