@@ -46,14 +46,14 @@ def pair():
 def opener(pair):
     """Make an `open_engine` over the same pair, with another identity or baseline if need be.
 
-    What was opened for a job is kept: looking at the machine again takes longer than most tests.
+    What was opened for a job is kept: checking a target takes longer than most tests.
     """
     kept = {}  # spec -> Opened
 
     def opener(baseline=None, **identity):
         def open_engine(spec, manifest):
             if repr(spec) not in kept:
-                kept[repr(spec)] = open_with(pair, spec, manifest)
+                kept[repr(spec)] = open_with(pair, spec)
             opened = kept[repr(spec)]
             known = opened.identity | identity
             return opened._replace(identity=known, baseline=baseline or opened.baseline)
