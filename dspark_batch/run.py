@@ -25,6 +25,7 @@ from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
+from dspark_batch.job.named_columns import needed_columns
 from dspark_batch.job.plan import plan_of
 from dspark_batch.job.reader import (
     STDIN,
@@ -269,7 +270,7 @@ def run(
     """
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, needed_columns(spec))
     check_out(run_dir.out, sources)
     with run_dir.lock():
         if spec.overwrite:

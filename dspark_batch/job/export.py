@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
+from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns, write_batch
 from dspark_batch.job.finish import write_output
 from dspark_batch.job.look import Look, look
 from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
@@ -194,6 +194,6 @@ def _write_row_groups(path: Path, rows: _Rows, types: ColumnTypes) -> int:
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for chunk in rows.chunks():
             arrays = input_columns(chunk, types)
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            write_batch(writer, pa.RecordBatch.from_arrays(arrays, schema=schema))
             written += len(chunk.records)
     return written

@@ -1,17 +1,21 @@
 """Columns that the options name: a name that no record has is a mistake, found before any work."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.mapping import has_prompt
+from dspark_batch.job.choices import COLUMN
+from dspark_batch.job.files import every
+from dspark_batch.job.mapping import CONVERSATIONS, TURNS, has_prompt
 from dspark_batch.job.messages import listed
 from dspark_batch.job.nearest import nearest
+from dspark_batch.job.rows import layout_of
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.template import columns_in
+from dspark_batch.job.template import ALL, columns_in
 from dspark_batch.types import Json
 
 _PROMPTS = ("prompt_column", "messages_column")
+_KNOWN = ("custom_id", "id", "method", "url", "body", COLUMN)  # asked by their own names
 
 
 class NamedColumns:
@@ -55,6 +59,17 @@ class NamedColumns:
                 f"a prompt; {columns}; name the right one with --prompt-column or "
                 "--messages-column."
             )
+
+
+def needed_columns(spec: Spec) -> Callable[[str], bool]:
+    """Say of a column whether a job asks it or passes it on; elsewhere no value matters."""
+    layout, names = layout_of(spec), columns_in(spec.template or "")
+    if ALL in (spec.template or ""):  # may ask for any
+        return every
+    names |= {*_KNOWN, spec.report_by}
+    if spec.template is None:
+        names |= {spec.prompt_column, spec.messages_column, CONVERSATIONS, TURNS}
+    return lambda column: column in names or (spec.format == "rows" and layout.has(column))
 
 
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:

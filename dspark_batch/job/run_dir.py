@@ -193,6 +193,10 @@ class RunDir:
             os.close(fd)
         return None
 
+    def has_job(self) -> bool:
+        """Whether a job of this directory has begun."""
+        return self._manifest.exists()
+
     def has_output(self) -> bool:
         """Whether a job of this directory was completed and its output is still there."""
         return self.out.exists() and self._report.exists()

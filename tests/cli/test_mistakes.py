@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch):
     write_lines(tmp_path / "text.jsonl", b"prompt,a")
     write_lines(tmp_path / "array.jsonl", b'[{"prompt": "a"}]')
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "in.csv").write_text("prompt\na\n")
+    (tmp_path / "in.txt").write_text("prompt\na\n")
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in.parquet")
     (tmp_path / "folder").mkdir()
@@ -96,14 +96,14 @@ def said(words, capsys):
         (["run", "no.jsonl", "-o", "out.jsonl"], "no.jsonl: no such file; check the path"),
         (["run", "no*.jsonl", "-o", "out.jsonl"], "no file matches this pattern"),
         (["run", "folder", "-o", "out.jsonl"], "name its files, for example 'folder/*.jsonl'"),
-        (["run", "in.csv", "-o", "out.jsonl"], "expected one of .jsonl, .jsonl.gz, .jsonl.zst"),
+        (["run", "in.txt", "-o", "out.jsonl"], "expected one of .jsonl, .json, .csv, .tsv, .parq"),
         (["run", "half.parquet", "-o", "out.jsonl"], "not a whole Parquet file"),
         (["run", "empty.jsonl", "-o", "out.jsonl"], "holds no records"),
         (["run", "in.jsonl", "-o", "out.csv"], "ends in .jsonl or .parquet; rename it"),
         (["run", "good.jsonl", "-o", "good.jsonl"], "choose another output"),
         (["run", "in.jsonl", "-o", "folder"], "expected an output that ends in"),
-        (["show", "in.csv"], "expected an output, which ends in .jsonl or .parquet"),
-        (["show", "half.parquet"], "no output of ours"),
+        (["show", "in.txt"], "expected an output, which ends in .jsonl or .parquet"),
+        (["show", "half.parquet"], "not a whole Parquet file"),
         (["show", "text.jsonl"], "no output of ours"),
         (["show", "array.jsonl"], "no output of ours (a line is no row)"),
         (["show", "out.jsonl"], "An output appears when its run is complete"),
