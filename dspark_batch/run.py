@@ -7,22 +7,28 @@ rows leaves nothing half done.
 """
 
 import logging
+import re
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+import orjson
 
 from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
-from dspark_batch.job.finish import Rows, changed_input, write_output
+from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
 from dspark_batch.job.named_columns import needed_columns
@@ -52,7 +58,7 @@ from dspark_batch.job.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.job.spec import Spec, number_or_none
+from dspark_batch.job.spec import STDOUT, Spec, number_or_none
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
@@ -268,6 +274,10 @@ def run(
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
             rows stay in the journal.
     """
+    if open_engine is None:
+        _refuse_unknown(spec)
+    if spec.out == STDOUT:
+        return _run_to_stdout(spec, observe, open_engine, stop)
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
     sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, needed_columns(spec))
@@ -294,6 +304,51 @@ def run(
                 *(observe, stop, budget),
             )
             return _continued(job, open_engine)
+
+
+def _refuse_unknown(spec: Spec) -> None:
+    """Refuse what no loading could find, before anything is made."""
+    from dspark_batch.models.pairs import known_pair
+
+    if spec.family is not None:
+        known_pair(spec.family)
+
+
+def _run_to_stdout(
+    spec: Spec, observe: Observe, open_engine: OpenEngine | None, stop: Stop
+) -> Report:
+    """Run a job whose rows are written as they finish, and of which nothing else is kept."""
+    with TemporaryDirectory(prefix="dspark-batch-") as folder:
+        kept = replace(spec, out=str(Path(folder, "rows.jsonl")))
+        line_of = line_maker(kept, datetime.now(UTC))
+
+        def write(tick: Tick) -> None:
+            if tick.outcome is not None:
+                line = line_of(tick.outcome.item, row_of(tick.outcome))
+                with _stdout_is_needed():
+                    sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                    sys.stdout.buffer.flush()
+            observe(tick)
+
+        try:
+            report = run(kept, observe=write, open_engine=open_engine, stop=stop)
+        except Resumable as error:
+            said = str(error).removeprefix(f"{kept.out}: ")
+            said, *_ = re.split(r"[,;.] (?:the same|Run the same|The finished rows)", said)
+            raise Resumable(
+                f"{STDOUT}: {said.removesuffix('.')}. Rows that were written are whole; nothing "
+                "else is kept. Name a file with -o to be able to continue."
+            ) from error
+    return replace(report, out=STDOUT)
+
+
+@contextmanager
+def _stdout_is_needed() -> Iterator[None]:
+    """End a run whose rows nobody takes any more."""
+    try:
+        yield
+    except OSError as error:
+        raise Resumable(f"cannot be written ({error.strerror or error})") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, read_job, text_of
 from dspark_batch.job.share import ALL, share_of
 from dspark_batch.job.spec import (
+    MOST_SLOTS,
+    STDOUT,
     Bits,
     Dtype,
     Format,
@@ -30,6 +32,7 @@ from dspark_batch.types import SamplingRule
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick
 
+_YAML = (".yaml", ".yml")
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
 
@@ -81,7 +84,7 @@ class _Share(click.ParamType):
     "--out",
     metavar="OUT",
     type=click.Path(),
-    help="Write rows to this file: *.parquet or *.jsonl.",
+    help="Write rows to this file, *.parquet or *.jsonl; - for standard output, row by row.",
 )
 @_option(
     "--family",
@@ -191,7 +194,7 @@ class _Share(click.ParamType):
 @_option(
     "--slots",
     metavar="N",
-    type=WholeOrAuto(min=1),
+    type=WholeOrAuto(min=1, max=MOST_SLOTS),
     help="Sequences that decode together; auto: as many as pay on this machine, by measurement.",
 )
 @_option(
@@ -308,10 +311,10 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False) -> int:
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)
-    page = _page(spec.out)
+    page = None if spec.out == STDOUT else _page(spec.out)
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
-            click.echo(summary(report, page))
+            click.echo(summary(report, page), err=spec.out == STDOUT)
     return report.exit_code
 
 
@@ -330,6 +333,10 @@ def spec_of(context: click.Context, choices: Mapping[str, object]) -> Spec:
     """Take options before the job file's keys, and both before the defaults."""
     given = typed(context, choices)
     first, *rest = given.pop("inputs")
+    if first.lower().endswith(_YAML):
+        raise UsageError(
+            f"{first}: job files are TOML; write its keys as `key = value` in a .toml."
+        )
     if first.endswith(SUFFIX):
         return Spec(**_job(first, given | ({"inputs": tuple(rest)} if rest else {})))
     if "out" not in given:

@@ -13,7 +13,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -125,7 +125,7 @@ def check(source: Source) -> None:
     """
     form = form_of(source)
     if form in ("parquet", "arrow"):
-        names = _columns(source, form)
+        names = _schema(source, form).names
     elif form in ("csv", "tsv"):
         names = _header(source, form)
     else:
@@ -432,23 +432,23 @@ def _parquet(source: Source) -> pq.ParquetFile:
         ) from error
 
 
-def _columns(source: Source, form: Form) -> Sequence[str]:
-    if form == "arrow":
-        with _opened_arrow(source) as file:
-            return _checked_names(source, file.schema)
+def _schema(source: Source, form: Form) -> pa.Schema:
+    """Read the names and types of a table's columns."""
     if printable(str(source.path)) != str(source.path):
         raise UsageError(f"{source.name}: has a name that is not UTF-8; rename it.")
-    with _parquet(source) as file:
-        return _checked_names(source, file.schema_arrow)
-
-
-def _checked_names(source: Source, schema: pa.Schema) -> Sequence[str]:
+    if form == "arrow":
+        with _opened_arrow(source) as file:
+            schema = file.schema
+    else:
+        with _parquet(source) as file:
+            schema = file.schema_arrow
     try:
-        return str(schema) and schema.names  # the text has the names of all fields
+        str(schema)  # has the names of all fields
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{source.name}: a column has a name that is not UTF-8 ({_reason(error)}); rename it."
+            f"{source.name}: a column has a name that is not UTF-8 ({error}); rename it."
         ) from error
+    return schema
 
 
 def _opened_arrow(source: Source) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
@@ -465,7 +465,7 @@ def _opened_arrow(source: Source) -> pa.RecordBatchFileReader | pa.RecordBatchSt
 def _batches(source: Source, form: Form) -> Iterator[pa.RecordBatch]:
     if form == "parquet":
         with _parquet(source) as file:
-            yield from file.iter_batches(batch_size=_CHUNK_RECORDS)
+            yield from _read(source, file)
         return
     with _opened_arrow(source) as file:
         batches = file if isinstance(file, pa.RecordBatchStreamReader) else _in_turn(file)
@@ -475,20 +475,64 @@ def _batches(source: Source, form: Form) -> Iterator[pa.RecordBatch]:
                 yield batch.slice(begin, _CHUNK_RECORDS)
 
 
+def _read(source: Source, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Read batches; where Arrow refuses text that is no UTF-8 in a dictionary, without that."""
+    done = 0
+    try:
+        for batch in file.iter_batches(batch_size=_CHUNK_RECORDS):
+            done += batch.num_rows
+            yield batch
+    except pa.ArrowInvalid:
+        names = [field.name for field in file.schema_arrow if "dictionary<" in str(field.type)]
+        if not names:
+            raise
+        for batch in _with_plain_columns(source, file, names):
+            if done <= 0:
+                yield batch
+            done -= batch.num_rows
+
+
+def _with_plain_columns(
+    source: Source, file: pq.ParquetFile, names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Read some columns as the types of Parquet, which has no dictionaries."""
+    all_names = file.schema_arrow.names
+    others = [name for name in all_names if name not in names]
+    with pq.ParquetFile(source.path, metadata=_without_arrow_schema(source.path)) as plain:
+        read = plain.iter_batches(_CHUNK_RECORDS, columns=names)
+        if not others:
+            yield from read
+            return
+        for rest, some in zip(file.iter_batches(_CHUNK_RECORDS, columns=others), read, strict=True):
+            columns = [(some if name in names else rest).column(name) for name in all_names]
+            yield pa.RecordBatch.from_arrays(columns, all_names)
+
+
+def _without_arrow_schema(path: Path) -> pq.FileMetaData:
+    """Read what a Parquet file says of itself, without the types that Arrow would give it."""
+    with path.open("rb") as file:
+        file.seek(-8, io.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, io.SEEK_END)
+        footer = file.read()
+    hidden = footer.replace(b"ARROW:schema", b"ARROW.schema")
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + hidden))
+
+
 def _in_turn(file: pa.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
     return (file.get_batch(i) for i in range(file.num_record_batches))
 
 
 def _table_chunks(source: Source, form: Form) -> Iterator[RawChunk]:
-    number = 1
+    number, schema = 1, _schema(source, form)
+    names = schema.names
     try:
         for batch in _batches(source, form):
-            names = batch.schema.names
             rows = zip(*map(_column, batch.columns), strict=True)
             raws = [
                 _raw(i, dict(zip(names, row, strict=True))) for i, row in enumerate(rows, number)
             ]
-            yield raws, _with_nulls(batch, raws)
+            yield raws, _as_declared(_with_nulls(batch, raws), schema)
             number += len(raws)
     except _NO_TABLE as error:
         raise UsageError(
@@ -502,8 +546,21 @@ def _with_nulls(batch: pa.RecordBatch, raws: Sequence[Raw]) -> pa.RecordBatch:
     for name in {name for raw in raws for name in raw.unreadable}:
         places = [None if name in raw.unreadable else i for i, raw in enumerate(raws)]
         index = batch.schema.get_field_index(name)
-        field = pa.field(name, batch.schema.field(index).type)
-        batch = batch.set_column(index, field, taken_of(batch.column(index), places))
+        column = batch.column(index)
+        if pa.types.is_dictionary(column.type):  # which would keep its words
+            column = column.dictionary_decode()
+        column = taken_of(column, places)
+        batch = batch.set_column(index, pa.field(name, column.type), column)
+    return batch
+
+
+def _as_declared(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Give columns that were read as something plainer the types of their file again."""
+    for index, declared in enumerate(schema):
+        if batch.column(index).type != declared.type:
+            with suppress(pa.ArrowException):
+                column = batch.column(index).cast(declared.type)
+                batch = batch.set_column(index, declared.with_nullable(True), column)
     return batch
 
 

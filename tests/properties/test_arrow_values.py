@@ -47,9 +47,12 @@ def check(folder: Path, seed: int) -> None:
     form = "arrow" if seed % 4 == 3 else "parquet"
     source = folder / f"in.{form}"
     table = stored(random_table(seed), source)
-    jobs = [(f"{folder}/out.{to}", {}) for to in ("parquet", "jsonl")]
-    jobs += [(f"{folder}/dropped.parquet", {"drop": tuple(table.schema.names[1:])})]
-    jobs += [(f"{folder}/twice.parquet", {"samples": 2})]
+    others = (
+        (f"{folder}/out.jsonl", {}),
+        (f"{folder}/dropped.parquet", {"drop": tuple(table.schema.names[1:])}),
+        (f"{folder}/twice.parquet", {"samples": 2, "temperature": 1.0}),
+    )
+    jobs = [(f"{folder}/out.parquet", {}), others[seed % 3]]
     for out, options in jobs:
         report = start(folder, inputs=(str(source),), out=out, **options)
         assert report.total == table.num_rows * options.get("samples", 1)
@@ -68,7 +71,11 @@ def check_columns(source, out, names):
     """What an answered record had comes out as it went in; what could not be read is null."""
     answered = [row["error"] is None for row in records_in(out)]
     for name in names:
-        before, after = column_in(source, name), column_in(out, name)
+        after = column_in(out, name)  # by Arrow alone: others can read it, too
+        try:
+            before = column_in(source, name)
+        except pa.ArrowInvalid:  # a dictionary with words that are no UTF-8, which Arrow refuses
+            continue
         if after.type == before.type:  # else no place in Parquet: JSON text
             shown = [repr(values_of(each)) for each in (before, after)]
             if all(answered):
