@@ -118,7 +118,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
         raise UsageError("-: check reads its input more than once; save it to a file first.")
     run_dir = RunDir(spec.out)
     sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, needed_columns(spec))
-    check_out(run_dir.out, sources)
+    check_out(run_dir, sources)
     manifest = None if spec.overwrite else run_dir.manifest()
     if not spec.overwrite:
         check_resume(spec, run_dir, manifest)
@@ -207,7 +207,7 @@ def _estimate(
         inputs = sum(each["bytes"] for each in found.inputs)
         result.disk_bytes = round(row_bytes * (to_do + result.total)) + inputs
         result.disk_is_measured = True
-    result.free_bytes = shutil.disk_usage(_existing(Path(spec.out).absolute().parent)).free
+    result.free_bytes = shutil.disk_usage(_existing(RunDir(spec.out).out.absolute().parent)).free
 
 
 def _existing(folder: Path) -> Path:

@@ -25,6 +25,7 @@ import orjson
 
 from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
+from dspark_batch.job import remote
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
@@ -281,12 +282,15 @@ def run(
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
     sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, needed_columns(spec))
-    check_out(run_dir.out, sources)
+    check_out(run_dir, sources)
     with run_dir.lock():
         if spec.overwrite:
             run_dir.discard()
         manifest = run_dir.manifest()
         check_resume(spec, run_dir, manifest)
+        if run_dir.url is not None and not run_dir.has_output():
+            begun = manifest is not None  # then what is there may be ours
+            remote.refuse_taken(run_dir.url, overwrite=spec.overwrite or begun)
         if STDIN in spec.inputs:
             run_dir.take_stdin(sys.stdin.buffer, manifest)
         with full_disk_is_resumable(run_dir.fetched):

@@ -87,6 +87,7 @@ class Source:
     path: Path  # what is opened
     # Column -> whether the job asks it or passes it on; if not, its values may be unreadable.
     needs: Callable[[str], bool] = field(default=every, compare=False, repr=False)
+    url: str | None = None  # where `path` is fetched from; None: it is here
 
 
 class Raw(NamedTuple):

@@ -19,7 +19,7 @@ import orjson
 import pyarrow as pa
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job import files, hub
+from dspark_batch.job import files, hub, remote
 from dspark_batch.job.files import Raw, Source, count_records, every, printable
 from dspark_batch.job.values import taken
 from dspark_batch.types import Failure, Item, Json
@@ -60,7 +60,7 @@ def locate(
     Args:
         inputs: as typed.
         stdin: where `spool` puts standard input.
-        fetched: the folder where `fetch` puts files of the Hub.
+        fetched: the folder where `fetch` puts files that are elsewhere.
         needs: column -> whether the job asks it or passes it on.
     """
     sources: list[Source] = []
@@ -68,7 +68,14 @@ def locate(
         if name == STDIN:
             sources.append(Source(STDIN_NAME, stdin, needs))
         elif name.startswith(hub.SCHEME):
-            sources += [Source(each, hub.place(each, fetched), needs) for each in hub.expand(name)]
+            sources += [
+                Source(each, hub.place(each, fetched), needs, each) for each in hub.expand(name)
+            ]
+        elif remote.is_url(name):
+            sources += [
+                Source(remote.shown(each), remote.place(each, fetched), needs, each)
+                for each in remote.expand(name)
+            ]
         else:
             paths = _expand(name)
             sources += [_checked(Source(printable(path), Path(path), needs)) for path in paths]
@@ -88,10 +95,11 @@ def spool(stream: BinaryIO, path: Path) -> str:
 
 
 def fetch(sources: Iterable[Source]) -> None:
-    """Get the files of the Hub that are not here yet, and refuse what cannot be read."""
+    """Get the files that are not here yet, and refuse what cannot be read."""
     for source in sources:
-        if source.name.startswith(hub.SCHEME):
-            hub.fetch(source.name, source.path)
+        if source.url is not None:
+            fetch_one = hub.fetch if source.url.startswith(hub.SCHEME) else remote.fetch
+            fetch_one(source.url, source.path)
             files.check(source)
 
 

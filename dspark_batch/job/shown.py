@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from glob import has_magic
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, UsageError
-from dspark_batch.job import hub
 from dspark_batch.job.files import form_of
 from dspark_batch.job.finish import line_maker
 from dspark_batch.job.look import look
 from dspark_batch.job.mapping import last_question
 from dspark_batch.job.named_columns import needed_columns
 from dspark_batch.job.reader import Source, item_of, locate, read
+from dspark_batch.job.remote import is_url
 from dspark_batch.job.rows import ROW_SCHEMA, layout_of
 from dspark_batch.job.run_dir import RunDir
 from dspark_batch.job.spec import OUTPUTS, Spec
@@ -99,7 +100,7 @@ def _lines_in(path: Path, out: str) -> Iterator[Row]:
 
 def _items(run_dir: RunDir, spec: Spec) -> Iterator[Item]:
     """Read the records again; none, if the input is not here any more."""
-    if not run_dir.has_output() or any(name.startswith(hub.SCHEME) for name in spec.inputs):
+    if not run_dir.has_output() or any(is_url(name) and has_magic(name) for name in spec.inputs):
         return
     try:
         kept = (run_dir.stdin, run_dir.fetched, needed_columns(spec))
