@@ -48,6 +48,7 @@ _TABLES: Mapping[bytes, Form] = {
     b"\xff\xff\xff\xff": "arrow",  # its stream, without the frame of a file
 }
 _UTF_16 = "is text in UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`."
+_NO_TEXT = "is no text and no table that we know; convert it."
 _REFUSED: Mapping[bytes, str] = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file; get it with `git lfs pull`.",
     b"PK\x03\x04": "is a ZIP archive or a spreadsheet; unpack it, or save it as CSV.",
@@ -57,8 +58,6 @@ _REFUSED: Mapping[bytes, str] = {
     b"Obj\x01": "is an Avro file; write it as Parquet.",
     b"SQLite format 3": "is an SQLite database; write its table as CSV or Parquet.",
     b"%PDF": "is a PDF; a job needs records, such as JSON lines.",
-    b"\xff\xfe": _UTF_16,
-    b"\xfe\xff": _UTF_16,
 }
 _HTML = re.compile(rb"<(!doctype|html|head|body|\?xml|error)\b", re.IGNORECASE)
 _BOM = b"\xef\xbb\xbf"
@@ -203,9 +202,9 @@ def _refuse(source: Source, head: bytes) -> None:
     sentence = _by_magic(head, _REFUSED)
     if sentence is None and _HTML.match(head.lstrip()):
         sentence = "is a page of HTML or XML and not the file; download it again, logged in."
-    if sentence is None and b"\0" in head[:4]:
-        is_text = len(head) > 1 and (head[0] == 0) != (head[1] == 0)
-        sentence = _UTF_16 if is_text else "is no text and no table that we know; convert it."
+    zeros = [head[i:16:2].count(0) for i in (0, 1)]  # UTF-16: every other byte
+    if sentence is None and max(zeros) >= 4:
+        sentence = _NO_TEXT if all(zeros) else _UTF_16
     if sentence is not None:
         raise UsageError(f"{source.name}: {sentence}")
 
