@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from dspark_batch.errors import UsageError
 from dspark_batch.job.journal import Found, Journal, Retries
 from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.named_columns import needed_columns
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.prompts import Prompts
 from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
 from dspark_batch.job.run_dir import RunDir, check_out, check_resume, refuse_another_job
@@ -117,7 +117,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     if STDIN in spec.inputs:
         raise UsageError("-: check reads its input more than once; save it to a file first.")
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, needed_columns(spec))
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, wanted_columns(spec))
     check_out(run_dir, sources)
     manifest = None if spec.overwrite else run_dir.manifest()
     if not spec.overwrite:

@@ -32,7 +32,7 @@ from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
-from dspark_batch.job.named_columns import needed_columns
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.plan import plan_of
 from dspark_batch.job.reader import (
     STDIN,
@@ -281,7 +281,7 @@ def run(
         return _run_to_stdout(spec, observe, open_engine, stop)
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, needed_columns(spec))
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, wanted_columns(spec))
     check_out(run_dir, sources)
     with run_dir.lock():
         if spec.overwrite:

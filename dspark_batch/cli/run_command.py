@@ -84,7 +84,7 @@ class _Share(click.ParamType):
     "--out",
     metavar="OUT",
     type=click.Path(),
-    help="Write rows to this file, *.parquet or *.jsonl; - for standard output, row by row.",
+    help="Write rows to this file or URL, *.parquet or *.jsonl; - for standard output, row by row.",
 )
 @_option(
     "--family",
@@ -287,9 +287,9 @@ def run_command(
 ) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
-    INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, - for standard input, or a job file
-    (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
-    shape. The same command continues a run that was stopped.
+    INPUT is a file (JSON lines, a JSON array, CSV, TSV, Parquet or Arrow; packed or not), a glob, a
+    URL, - for standard input, or a job file (.toml), whose keys are these options. A record has a
+    `prompt`, `messages`, or another known shape. The same command continues a run that was stopped.
     """
     return run_spec(spec_of(context, choices), quiet=quiet, json_progress=json_progress)
 

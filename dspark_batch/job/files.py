@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.values import Unreadable, taken_of, text_or_unreadable, values_of
+from dspark_batch.job.values import Unreadable, Values, taken_of, text_or_unreadable, values_of
 from dspark_batch.types import Json
 
 Form: TypeAlias = Literal["lines", "array", "objects", "csv", "tsv", "parquet", "arrow"]
@@ -73,9 +73,18 @@ _MARK = re.compile(rb'\\.|["\[\]{},]', re.DOTALL)  # what the shape of JSON depe
 _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1, b",": 0, b"": 0}  # mark -> how much deeper
 
 
-def every(column: str) -> bool:
-    """Need every column."""
-    return True
+class Wanted(NamedTuple):
+    """What a job wants of the columns of its inputs."""
+
+    asks: Callable[[str], bool] = lambda column: False  # binary in it is text
+    passes: Callable[[str], bool] = lambda column: True  # it comes out as it went in
+
+    def needs(self, column: str) -> bool:
+        """Whether a value that cannot be read costs its record."""
+        return self.asks(column) or self.passes(column)
+
+
+EVERY = Wanted()  # nothing is asked, and all comes out
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +93,7 @@ class Source:
 
     name: str  # as the user typed it: what messages and manifests say
     path: Path  # what is opened
-    # Column -> whether the job asks it or passes it on; if not, its values may be unreadable.
-    needs: Callable[[str], bool] = field(default=every, compare=False, repr=False)
+    wanted: Wanted = field(default=EVERY, compare=False, repr=False)
     url: str | None = None  # where `path` is fetched from; None: it is here
 
 
@@ -528,7 +536,7 @@ def _table_chunks(source: Source, form: Form) -> Iterator[RawChunk]:
     names = schema.names
     try:
         for batch in _batches(source, form):
-            rows = zip(*map(_column, batch.columns), strict=True)
+            rows = zip(*_said(source, batch), strict=True)
             raws = [
                 _raw(i, dict(zip(names, row, strict=True))) for i, row in enumerate(rows, number)
             ]
@@ -548,7 +556,7 @@ def _with_nulls(batch: pa.RecordBatch, raws: Sequence[Raw]) -> pa.RecordBatch:
         index = batch.schema.get_field_index(name)
         column = batch.column(index)
         if pa.types.is_dictionary(column.type):  # which would keep its words
-            column = column.dictionary_decode()
+            column = taken_of(column.dictionary, column.indices.to_pylist())
         column = taken_of(column, places)
         batch = batch.set_column(index, pa.field(name, column.type), column)
     return batch
@@ -564,8 +572,9 @@ def _as_declared(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return batch
 
 
-def _column(array: pa.Array) -> "list[Json | Unreadable]":
-    try:
-        return values_of(array)
-    except RecursionError:
-        return [Unreadable("nested too deeply", str(i)) for i in range(len(array))]
+def _said(source: Source, batch: pa.RecordBatch) -> Iterator[Values]:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            yield values_of(column, binary_is_text=source.wanted.asks(name))
+        except RecursionError:
+            yield [Unreadable("nested too deeply", str(i)) for i in range(len(column))]

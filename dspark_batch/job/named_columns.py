@@ -1,11 +1,11 @@
 """Columns that the options name: a name that no record has is a mistake, found before any work."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.choices import COLUMN
-from dspark_batch.job.files import every
+from dspark_batch.job.files import Wanted
 from dspark_batch.job.mapping import CONVERSATIONS, TURNS, has_prompt
 from dspark_batch.job.messages import listed
 from dspark_batch.job.nearest import nearest
@@ -61,15 +61,17 @@ class NamedColumns:
             )
 
 
-def needed_columns(spec: Spec) -> Callable[[str], bool]:
-    """Say of a column whether a job asks it or passes it on; elsewhere no value matters."""
-    layout, names = layout_of(spec), columns_in(spec.template or "")
-    if ALL in (spec.template or ""):  # may ask for any
-        return every
-    names |= {*_KNOWN, spec.report_by}
+def wanted_columns(spec: Spec) -> Wanted:
+    """Say what a job wants of the columns of its inputs."""
+    names = {*_KNOWN, spec.report_by} | columns_in(spec.template or "")
     if spec.template is None:
         names |= {spec.prompt_column, spec.messages_column, CONVERSATIONS, TURNS}
-    return lambda column: column in names or (spec.format == "rows" and layout.has(column))
+    asks_any = ALL in (spec.template or "")  # all columns at once, so any of them
+    layout = layout_of(spec)
+    return Wanted(
+        asks=lambda column: asks_any or column in names,
+        passes=lambda column: spec.format == "rows" and layout.has(column),
+    )
 
 
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:

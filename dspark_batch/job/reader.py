@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import compress
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job import files, hub, remote
-from dspark_batch.job.files import Raw, Source, count_records, every, printable
+from dspark_batch.job.files import EVERY, Raw, Source, Wanted, count_records, printable
 from dspark_batch.job.values import taken
 from dspark_batch.types import Failure, Item, Json
 
@@ -53,7 +53,7 @@ def locate(
     inputs: Iterable[str],
     stdin: Path,
     fetched: Path = Path("fetched"),
-    needs: Callable[[str], bool] = every,
+    wanted: Wanted = EVERY,
 ) -> tuple[Source, ...]:
     """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
 
@@ -61,24 +61,24 @@ def locate(
         inputs: as typed.
         stdin: where `spool` puts standard input.
         fetched: the folder where `fetch` puts files that are elsewhere.
-        needs: column -> whether the job asks it or passes it on.
+        wanted: what the job wants of their columns.
     """
     sources: list[Source] = []
     for name in inputs:
         if name == STDIN:
-            sources.append(Source(STDIN_NAME, stdin, needs))
+            sources.append(Source(STDIN_NAME, stdin, wanted))
         elif name.startswith(hub.SCHEME):
             sources += [
-                Source(each, hub.place(each, fetched), needs, each) for each in hub.expand(name)
+                Source(each, hub.place(each, fetched), wanted, each) for each in hub.expand(name)
             ]
         elif remote.is_url(name):
             sources += [
-                Source(remote.shown(each), remote.place(each, fetched), needs, each)
+                Source(remote.shown(each), remote.place(each, fetched), wanted, each)
                 for each in remote.expand(name)
             ]
         else:
             paths = _expand(name)
-            sources += [_checked(Source(printable(path), Path(path), needs)) for path in paths]
+            sources += [_checked(Source(printable(path), Path(path), wanted)) for path in paths]
     return tuple(sources)
 
 
@@ -206,7 +206,7 @@ def _judged(record: Item | Failure, source: Source, raw: Raw) -> Item | Failure:
     if isinstance(record, Failure):
         return record._replace(item=item)
     for name, flaw in raw.unreadable.items():
-        if source.needs(name):
+        if source.wanted.needs(name):
             message = f"{item.where}: the value of column `{name}` is {flaw.why}; repair it"
             return Failure(item, "bad_record", f"{message}, or leave it out with --drop.")
     return item

@@ -12,7 +12,7 @@ from dspark_batch.job.files import form_of
 from dspark_batch.job.finish import line_maker
 from dspark_batch.job.look import look
 from dspark_batch.job.mapping import last_question
-from dspark_batch.job.named_columns import needed_columns
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.reader import Source, item_of, locate, read
 from dspark_batch.job.remote import is_url
 from dspark_batch.job.rows import ROW_SCHEMA, layout_of
@@ -103,7 +103,7 @@ def _items(run_dir: RunDir, spec: Spec) -> Iterator[Item]:
     if not run_dir.has_output() or any(is_url(name) and has_magic(name) for name in spec.inputs):
         return
     try:
-        kept = (run_dir.stdin, run_dir.fetched, needed_columns(spec))
+        kept = (run_dir.stdin, run_dir.fetched, wanted_columns(spec))
         yield from map(item_of, read(locate(spec.inputs, *kept), samples=spec.samples))
     except (DsparkBatchError, OSError):  # the rows are worth showing without it
         return

@@ -8,6 +8,7 @@ Unreadable: it costs its record, and nothing else.
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 from uuid import UUID
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from dspark_batch.types import Json
 
 Values: TypeAlias = "list[Json | Unreadable]"
+Say: TypeAlias = "Callable[[pa.Array], Values]"  # values_of, for what is nested
 
 _OUT_OF_RANGE = "<value out of range: "  # how Arrow prints a time that no calendar has
 
@@ -30,14 +32,22 @@ class Unreadable:
     value: str  # what it was, for digests
 
 
-def values_of(array: pa.Array) -> Values:
-    """Say the values of an array in JSON, in order."""
+def values_of(array: pa.Array, *, binary_is_text: bool = False) -> Values:
+    """Say the values of an array in JSON, in order.
+
+    Args:
+        array: of any type.
+        binary_is_text: decode binary, as some writers of tables store text; else it is base64.
+    """
     kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _of_extension(array)
-    for is_kind, of_kind in _BY_KIND:
+    if _is_binary(kind) and binary_is_text:
+        return _of_raw_texts(array)
+    for is_kind, of_kind in _FLAT:
         if is_kind(kind):
             return of_kind(array)
+    for is_kind, of_nested in _NESTED:
+        if is_kind(kind):
+            return of_nested(array, partial(values_of, binary_is_text=binary_is_text))
     return array.to_pylist()
 
 
@@ -66,8 +76,8 @@ def taken_of(array: pa.Array, places: Sequence[int | None]) -> pa.Array:
         return pa.concat_arrays([null if i is None else array.slice(i, 1) for i in places])
 
 
-def _of_extension(array: pa.ExtensionArray) -> Values:
-    values = values_of(array.storage)
+def _of_extension(array: pa.ExtensionArray, say: Say) -> Values:
+    values = say(array.storage)
     if array.type.extension_name == "arrow.uuid":
         raw = array.storage.to_pylist()
         return [None if each is None else str(UUID(bytes=each)) for each in raw]
@@ -81,8 +91,11 @@ def _of_texts(array: pa.Array) -> Values:
         return array.to_pylist()
     except UnicodeDecodeError:
         is_view = pa.types.is_string_view(array.type)
-        raw = array.cast(pa.binary_view() if is_view else pa.large_binary()).to_pylist()
-        return [None if each is None else text_or_unreadable(each) for each in raw]
+        return _of_raw_texts(array.cast(pa.binary_view() if is_view else pa.large_binary()))
+
+
+def _of_raw_texts(array: pa.Array) -> Values:
+    return [None if each is None else text_or_unreadable(each) for each in array.to_pylist()]
 
 
 def _of_binary(array: pa.Array) -> Values:
@@ -127,23 +140,23 @@ def _of_intervals(array: pa.Array) -> Values:
     return [None if each is None else list(each) for each in array.to_pylist()]
 
 
-def _of_dictionary(array: pa.DictionaryArray) -> Values:
-    words = values_of(array.dictionary)
+def _of_dictionary(array: pa.DictionaryArray, say: Say) -> Values:
+    words = say(array.dictionary)
     return [None if index is None else words[index] for index in array.indices.to_pylist()]
 
 
-def _of_runs(array: pa.RunEndEncodedArray) -> Values:
-    return values_of(pc.run_end_decode(array))
+def _of_runs(array: pa.RunEndEncodedArray, say: Say) -> Values:
+    return say(pc.run_end_decode(array))
 
 
-def _of_union(array: pa.UnionArray) -> Values:
-    return [values_of(pa.repeat(scalar.value, 1))[0] for scalar in array]
+def _of_union(array: pa.UnionArray, say: Say) -> Values:
+    return [say(pa.repeat(scalar.value, 1))[0] for scalar in array]
 
 
-def _of_struct(array: pa.StructArray) -> Values:
+def _of_struct(array: pa.StructArray, say: Say) -> Values:
     names = [field.name for field in array.type]
     make = dict if len(set(names)) == len(names) else _pairs
-    columns = [values_of(column) for column in array.flatten()]
+    columns = [say(column) for column in array.flatten()]
     rows = zip(*columns, strict=True) if columns else [()] * len(array)
     return [
         make(zip(names, row, strict=True)) if is_there else None
@@ -151,11 +164,11 @@ def _of_struct(array: pa.StructArray) -> Values:
     ]
 
 
-def _of_map(array: pa.MapArray) -> Values:
+def _of_map(array: pa.MapArray, say: Say) -> Values:
     spans = _spans(array)
     first, end = _reach(spans)
-    keys = values_of(array.keys.slice(first, end - first))
-    items = values_of(array.items.slice(first, end - first))
+    keys = say(array.keys.slice(first, end - first))
+    items = say(array.items.slice(first, end - first))
     pairs = _pairs(zip(keys, items, strict=True))
     return [None if span is None else pairs[span[0] - first : span[1] - first] for span in spans]
 
@@ -164,10 +177,10 @@ def _pairs(pairs: Iterator[tuple[Json, Json]]) -> list[Json]:
     return [list(pair) for pair in pairs]
 
 
-def _of_lists(array: pa.ListArray) -> Values:
+def _of_lists(array: pa.ListArray, say: Say) -> Values:
     spans = _spans(array)
     first, end = _reach(spans)
-    values = values_of(array.values.slice(first, end - first))
+    values = say(array.values.slice(first, end - first))
     return [None if span is None else values[span[0] - first : span[1] - first] for span in spans]
 
 
@@ -189,6 +202,10 @@ def _reach(spans: Sequence[tuple[int, int] | None]) -> tuple[int, int]:
     """Find the part of all elements that is asked for; a slice of an array keeps the others."""
     there = [span for span in spans if span is not None]
     return min((b for b, _ in there), default=0), max((e for _, e in there), default=0)
+
+
+def _is_extension(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.BaseExtensionType)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -216,7 +233,7 @@ _LISTS = (
     *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
     *(pa.types.is_list_view, pa.types.is_large_list_view),
 )
-_BY_KIND: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], Values]], ...] = (
+_FLAT: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], Values]], ...] = (
     (_is_text, _of_texts),
     (_is_binary, _of_binary),
     (pa.types.is_decimal, _of_decimals),
@@ -224,6 +241,9 @@ _BY_KIND: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], Values
     (pa.types.is_interval, _of_intervals),
     (_is_zoned, _of_zoned),
     (pa.types.is_temporal, _of_times),
+)
+_NESTED: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array, Say], Values]], ...] = (
+    (_is_extension, _of_extension),
     (pa.types.is_dictionary, _of_dictionary),
     (pa.types.is_run_end_encoded, _of_runs),
     (pa.types.is_union, _of_union),

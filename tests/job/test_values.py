@@ -85,6 +85,18 @@ def test_a_value_that_cannot_be_said_costs_its_record_and_nothing_if_it_is_dropp
         assert [row["error"] for row in rows_in(copy)] == [None] * 3
 
 
+def test_a_bad_word_of_a_dictionary_does_not_get_into_the_output(tmp_path):
+    words = bad_text(b"good", b"h\xffe")
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        x = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], pa.int8()), words.cast(kind))
+        given = table(x=x)
+        with pa.ipc.new_file(f"{tmp_path}/in.arrow", given.schema) as writer:
+            writer.write_table(given)
+        out = f"{tmp_path}/out.parquet"
+        start(tmp_path, inputs=(f"{tmp_path}/in.arrow",), out=out, overwrite=True)
+        assert [row["x"] for row in rows_in(tmp_path / "out.parquet")] == ["good", None, None]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -160,3 +172,31 @@ def test_what_a_value_is_in_json(array, values):
     assert values_of(array.slice(1)) == values[1:]
     assert values_of(taken_of(array, [0, None, 0])) == [values[0], None, values[0]]
     assert values_of(taken_of(array, [])) == []
+
+
+MESSAGES = pa.list_(pa.struct({"role": pa.binary(), "content": pa.large_binary()}))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(3)])
+def test_text_that_is_stored_as_binary_is_asked_as_text(tmp_path, kind):
+    given = pa.table({"prompt": pa.array([b"abc", b"d\xc3\xa9", b"x\xffy"], kind)})
+    answered(tmp_path, given)
+    first, second, bad = rows_in(tmp_path / "out.parquet")
+    assert [first["usage"]["prompt_tokens"], second["usage"]["prompt_tokens"]] == [9, 8]
+    assert [first["prompt"], bad["prompt"]] == [b"abc", None]  # as it went in
+    assert "the value of column `prompt` is not valid UTF-8" in bad["error"]["message"]
+    answered(tmp_path, given, "out.jsonl", template="{{ prompt }}", overwrite=True)
+    assert [row.get("prompt") for row in rows_in(tmp_path / "out.jsonl")] == [
+        "abc",
+        "d\u00e9",
+        None,
+    ]
+
+
+def test_messages_that_are_stored_as_binary_are_a_conversation(tmp_path):
+    chat = [{"role": b"user", "content": b"hello"}]
+    given = pa.table({"id": [b"one"], "messages": pa.array([chat], MESSAGES), "x": [b"\xff\x00"]})
+    answered(tmp_path, given, "out.jsonl")
+    [row] = rows_in(tmp_path / "out.jsonl")
+    assert (row["custom_id"], row["usage"]["prompt_tokens"]) == ("one", len("user:hello\n"))
+    assert (row["error"], row["x"]) == (None, "/wA=")  # nobody asks it: base64
