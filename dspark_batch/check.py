@@ -72,6 +72,8 @@ class Check:
     disk_bytes: int = 0  # that journal and output may still grow by
     disk_is_measured: bool = False  # else it is the most that could be
     free_bytes: int = 0
+    hints: tuple[str, ...] = ()  # what the columns suggest
+    ignored: Mapping[str, int] = field(default_factory=dict)  # field left aside -> records
 
     @property
     def exit_code(self) -> int:
@@ -132,6 +134,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     result = Check(spec.out, spec.samples, slots, reads.context_length)
     result.has_job, result.holder = manifest is not None, run_dir.holder()
     result.total, result.resumed = found.total, found.resumed
+    result.hints, result.ignored = found.hints, found.ignored
     for record in read(sources, spec.limit):
         _count(result, record, spec, reads, examples)
     result.audited = _count_audited(sources, spec, found)

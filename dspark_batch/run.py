@@ -21,8 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-import orjson
-
 from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
 from dspark_batch.job import remote
@@ -31,9 +29,11 @@ from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
 from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
 from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
+from dspark_batch.job.json_text import dump
+from dspark_batch.job.mapping import Render, said_in, to_request
 from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.plan import plan_of
+from dspark_batch.job.question import num_turns
 from dspark_batch.job.reader import (
     STDIN,
     Source,
@@ -330,7 +330,8 @@ def _run_to_stdout(
             if tick.outcome is not None:
                 line = line_of(tick.outcome.item, row_of(tick.outcome))
                 with _stdout_is_needed():
-                    sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                    is_odd = bool(tick.outcome.item.notes)
+                    sys.stdout.buffer.write(dump(line, is_odd=is_odd) + b"\n")
                     sys.stdout.buffer.flush()
             observe(tick)
 
@@ -381,6 +382,9 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
         saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick)
     _warn_of_little_space(job)
+    if job.manifest is None:
+        for hint in job.found.hints:
+            log.warning("%s", hint)
     _warn_of_equal_samples(job.spec)
     began = time.monotonic()
     job.observe(tick)
@@ -487,7 +491,7 @@ def _settle(job: _Job, opened: Opened) -> None:
     manifest = new_manifest(
         job.spec, fields, opened.identity, job.found.inputs, job.run_id, opened.setup
     )
-    job.run_dir.write_manifest(manifest)
+    job.run_dir.write_manifest(manifest | {"ignored": job.found.ignored})
 
 
 def _note_start(job: _Job, load_s: float) -> None:
@@ -594,9 +598,7 @@ def _answered(
 
 def _split(job: _Job, opened: Opened, completion: Completion) -> Completion:
     """Tell the reasoning from the answer; a text that is continued has none."""
-    if is_continued(completion.item.record, job.spec):
-        return completion
-    said = opened.split(completion.text)
+    said = said_in(completion.text, completion.item.record, job.spec, opened.split)
     return completion._replace(text=said.answer, reasoning=said.reasoning)
 
 

@@ -593,10 +593,10 @@ def test_a_failure_with_another_reason(folder, audit):
     def change(row):
         return row | {"error": row["error"] | {"message": "in.jsonl:5: it rained"}}
 
-    change_row("4", change)
+    change_row("#4", change)
     [sentence] = said(audit(), "rows")
     assert sentence.startswith(
-        "in.jsonl:5 (custom_id 4): error is bad_record: in.jsonl:5: it rained"
+        "in.jsonl:5 (custom_id #4): error is bad_record: in.jsonl:5: it rained"
     )
 
 

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from dspark_batch.cli.numbers import Number, Whole, WholeOrAuto
 from dspark_batch.errors import DsparkBatchError, UsageError
-from dspark_batch.job.job_file import SUFFIX, read_job, text_of
+from dspark_batch.job.job_file import SUFFIX, TEXTS, read_job, text_of
 from dspark_batch.job.share import ALL, share_of
 from dspark_batch.job.spec import (
     MOST_SLOTS,
@@ -21,10 +21,13 @@ from dspark_batch.job.spec import (
     Bits,
     Dtype,
     Format,
+    LastAssistant,
     Mode,
     Overflow,
+    Regenerate,
     Resume,
     Spec,
+    SpecialTokens,
     Thinking,
 )
 from dspark_batch.types import SamplingRule
@@ -120,15 +123,51 @@ class _Share(click.ParamType):
     type=click.Choice(get_args(Dtype)),
     help="Compute in this type.  [default: the faster, measured]",
 )
-@_option("--system-prompt", metavar="TEXT", help="For every item that brings none of its own.")
+@_option(
+    "--system-prompt",
+    metavar="TEXT",
+    help="For every item that brings none of its own. @FILE reads it from a file.",
+)
+@_option("--system-column", metavar="COLUMN", help="Field that holds a record's system prompt.")
 @_option(
     "--thinking",
     type=click.Choice(get_args(Thinking)),
     help="Let the target think before it answers.  [default: as the family's drafter was trained; "
     "without --family as the chat template does]",
 )
-@_option("--prompt-column", metavar="COLUMN", help="Field that holds a prompt.")
-@_option("--messages-column", metavar="COLUMN", help="Field that holds a list of chat messages.")
+@_option(
+    "--prompt-column",
+    metavar="COLUMN",
+    help="Ask what this field holds, a prompt.  [default: prompt]",
+)
+@_option(
+    "--messages-column",
+    metavar="COLUMN",
+    help="Ask what this field holds, a list of chat messages.  [default: messages]",
+)
+@_option(
+    "--last-assistant",
+    type=click.Choice(get_args(LastAssistant)),
+    help="An assistant turn at the end of a conversation: drop it and answer the turn before, go "
+    "on with its text, or refuse the record.",
+)
+@_option(
+    "--regenerate",
+    type=click.Choice(get_args(Regenerate)),
+    help="Make the last answer of a conversation again, or all, each behind the new ones, and "
+    "write the conversation back in its shape.",
+)
+@_option(
+    "--ignore-fields",
+    metavar="NAME,...",
+    multiple=True,
+    help="Leave these fields of a record aside instead of refusing it; repeatable.",
+)
+@_option(
+    "--special-tokens",
+    type=click.Choice(get_args(SpecialTokens)),
+    help="Names of control tokens inside messages: plain text, or the tokens.",
+)
 @_option(
     "--template",
     metavar="TEXT",
@@ -139,6 +178,11 @@ class _Share(click.ParamType):
     type=click.Choice(get_args(Overflow)),
     help="A prompt that leaves no room for an answer: a failure row, a skipped row, or cut at "
     "its beginning or end.",
+)
+@_option(
+    "--id-column",
+    metavar="COLUMN",
+    help="Field that names a record.  [default: custom_id, else id]",
 )
 @_option("--samples", metavar="N", type=Whole(min=1), help="Answers to each record.")
 @_option("--keep", metavar="COLUMN", multiple=True, help="Only these input columns; repeatable.")
@@ -362,6 +406,9 @@ def typed(context: click.Context, choices: Mapping[str, object]) -> dict[str, ob
         for name, value in choices.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    if "template" in given:
-        given["template"] = text_of(given["template"], Path())
+    for name in TEXTS & given.keys():
+        given[name] = text_of(given[name], Path())
+    if "ignore_fields" in given:
+        named = (name.strip() for each in given["ignore_fields"] for name in each.split(","))
+        given["ignore_fields"] = tuple(filter(None, named))
     return given

@@ -39,6 +39,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "output", f"{report.out}   (dspark-batch show {report.out})"
     yield "rows", _rows(report)
     yield from _failures(report)
+    for note, rows in report.input_notes.items():
+        yield "noted", one_line(f"{note} in {count(rows)} rows")
     tokens = f"{count(report.prompt_tokens)} prompt, {count(report.completion_tokens)} completion"
     yield "tokens", tokens
     if report.new_tokens and report.decode_s:

@@ -4,15 +4,15 @@ A Parquet input brings its types. Those of JSON lines are inferred from all reco
 column may begin with nulls. Where no Arrow type holds every value, the column becomes JSON text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeAlias
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.reader import Chunk, item_of
-from dspark_batch.types import Json
+from dspark_batch.types import Item, Json
 
 ColumnTypes: TypeAlias = dict[str, pa.DataType | None]  # None: JSON text
 
@@ -42,8 +42,7 @@ def input_columns(chunk: Chunk, types: ColumnTypes) -> list[pa.Array]:
     Raises:
         Misfit: a value does not fit the type that was found for its column.
     """
-    records = _records(chunk)
-    return [_array(chunk, records, name, kind) for name, kind in types.items()]
+    return [_array(chunk, name, kind) for name, kind in types.items()]
 
 
 def write_batch(writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
@@ -61,12 +60,10 @@ def write_batch(writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         raise
 
 
-def _array(
-    chunk: Chunk, records: Sequence[dict[str, Json]], name: str, kind: pa.DataType | None
-) -> pa.Array:
-    values = [record.get(name) for record in records]
+def _array(chunk: Chunk, name: str, kind: pa.DataType | None) -> pa.Array:
     if kind is None:
-        return pa.array([None if value is None else _text(value) for value in values], pa.string())
+        return pa.array([_text(item, name) for item in map(item_of, chunk.records)], pa.string())
+    values = [record.get(name) for record in _records(chunk)]
     try:
         if chunk.batch is not None and name in chunk.batch.schema.names:
             column = chunk.batch.column(name)
@@ -124,5 +121,6 @@ def _can_store(array: pa.Array) -> bool:
     return True
 
 
-def _text(value: Json) -> str:
-    return orjson.dumps(value).decode()
+def _text(item: Item, name: str) -> str | None:
+    value = item.record.get(name)
+    return None if value is None else dump(value, is_odd=bool(item.notes)).decode()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +14,7 @@ from dspark_batch.errors import UsageError
 from dspark_batch.job import remote
 from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns, write_batch
 from dspark_batch.job.finish import write_output
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.look import Look, look
 from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
 from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
@@ -74,23 +74,24 @@ def export_inputs(
     written = 0
     with _draft_at(to, overwrite=overwrite) as draft, draft.open("wb") as file:
         for item in _answered(job, _meant(where)):
-            is_named = item.custom_id in (str(item.record.get(key)) for key in ("custom_id", "id"))
-            name = {} if is_named else {"custom_id": item.custom_id}
-            file.write(orjson.dumps(name | item.record, option=orjson.OPT_APPEND_NEWLINE))
+            name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
+            file.write(dump(name | item.record, is_odd=bool(item.notes)) + b"\n")
             written += 1
     return written
 
 
 def _answered(job: Look, is_meant: Holds) -> Iterator[Item]:
-    """Yield each record that has a meant row; a line that is no record is none."""
+    """Yield each record that has a meant row; a line that could not be read whole is none."""
     names, last = layout_of(job.spec).our_names, ""
     with job.rows() as rows:
-        for item, entry in rows.answered():
-            row = item.record | {names[name]: value for name, value in entry.row.items()}
+        for record, entry in rows.recorded():
+            if isinstance(record, Failure):
+                continue
+            row = record.record | {names[name]: value for name, value in entry.row.items()}
             # The samples of a record stand beside each other.
-            if item.record and item.where != last and is_meant(row):
-                last = item.where
-                yield item
+            if record.where != last and is_meant(row):
+                last = record.where
+                yield record
 
 
 @contextmanager
@@ -187,7 +188,7 @@ def _write_jsonl(path: Path, rows: _Rows, ours: ColumnTypes, columns: Sequence[s
                 line = record.record
                 if names is not None:
                     line = {name: line.get(name) for name in names}
-                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                file.write(dump(line, is_odd=bool(record.notes)) + b"\n")
             written += len(chunk.records)
     return written
 

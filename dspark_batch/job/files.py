@@ -78,6 +78,7 @@ class Wanted(NamedTuple):
 
     asks: Callable[[str], bool] = lambda column: False  # binary in it is text
     passes: Callable[[str], bool] = lambda column: True  # it comes out as it went in
+    id_column: str | None = None  # names the records; None: `custom_id`, else `id`
 
     def needs(self, column: str) -> bool:
         """Whether a value that cannot be read costs its record."""

@@ -5,8 +5,7 @@ columns of a table from its Arrow data, so only `Item.record` says a value as JS
 """
 
 import hashlib
-import json
-import re
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow as pa
 from dspark_batch.errors import UsageError
 from dspark_batch.job import files, hub, remote
 from dspark_batch.job.files import EVERY, Raw, Source, Wanted, count_records, printable
+from dspark_batch.job.json_text import is_text, parse
 from dspark_batch.job.values import taken
 from dspark_batch.types import Failure, Item, Json
 
@@ -28,8 +28,6 @@ __all__ = ["Source", "count_records", "printable"]
 
 STDIN = "-"
 STDIN_NAME = "<stdin>"
-
-_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +191,9 @@ def _record_of(index: int, source: Source, raw: Raw) -> Item | Failure:
     """Make an Item of a record, unless a value that the job needs cannot be read."""
     where = f"{source.name}:{raw.number}"
     if raw.flaw is not None:
-        item = Item(index, str(index), digest_of(raw.line), where)
+        item = Item(index, f"#{index}", digest_of(raw.line), where)
         return Failure(item, "bad_record", f"{where}: {raw.flaw}; repair it.")
-    record = _record(index, where, raw.line)
+    record = _record(index, where, raw.line, source.wanted.id_column)
     return _judged(record, source, raw) if raw.unreadable else record
 
 
@@ -212,62 +210,44 @@ def _judged(record: Item | Failure, source: Source, raw: Raw) -> Item | Failure:
     return item
 
 
-def _record(index: int, where: str, line: bytes) -> Item | Failure:
-    """Parse one line, strictly: no NaN, no invalid UTF-8, no lone surrogates, only objects."""
-    digest = digest_of(line)
-    nameless = Item(index, str(index), digest, where, {})
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return Failure(nameless, "bad_record", f"{where}: not JSON ({error}); repair the line.")
-    too_large = _too_large_integer(line)
-    if too_large is not None:
+def _record(index: int, where: str, line: bytes, id_column: str | None) -> Item | Failure:
+    """Parse one line. What it is called, and what of it can be read, is kept whatever is wrong."""
+    found = parse(line)
+    nameless = Item(index, f"#{index}", digest_of(line), where, found.record, notes=found.notes)
+    named = _named(nameless, id_column)
+    if found.problem is None:
+        return named
+    return Failure(item_of(named), "bad_record", f"{where}: {found.problem}")
+
+
+def _named(nameless: Item, id_column: str | None) -> Item | Failure:
+    """Give an item its `custom_id`, else its `id`, or what the option says; else its position."""
+    column, record = id_column or "custom_id", nameless.record
+    given = record.get(column)
+    name = _name(given)
+    if name is None and not _is_absent(given):
         return Failure(
             nameless,
             "bad_record",
-            f"{where}: {too_large} is beyond 64 bits and would be rounded; make it a string.",
+            f"{nameless.where}: `{column}` is {given!a}, expected a string or a number.",
         )
-    if not isinstance(record, dict):
-        found = type(record).__name__
-        return Failure(
-            nameless,
-            "bad_record",
-            f'{where}: expected a JSON object such as {{"prompt": "…"}}, found a {found}.',
-        )
-    return _named(nameless, record)
+    if name is None and id_column is None:
+        name = _name(record.get("id"))
+    return nameless if name is None else nameless._replace(custom_id=name)
 
 
-def _too_large_integer(line: bytes) -> str | None:
-    """Find an integer that orjson has turned into a float, shortened for a message."""
-    if not _LONG_NUMBER.search(line):  # nearly always
+def _name(value: Json) -> str | None:
+    """Read a value as a name: 1.0, as tables with nulls have 1, is `1`; None: it is none."""
+    if isinstance(value, bool) or _is_absent(value):
         return None
-    found: list[str] = []
-    try:
-        json.loads(line, parse_int=found.append)
-    except RecursionError:
-        return "a number so deeply nested"
-    outside = (digits for digits in found if not _fits_64_bits(digits))
-    return next((f"{digits[:20]}…" for digits in outside), None)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) or _is_word(value) else None
 
 
-def _fits_64_bits(digits: str) -> bool:
-    return len(digits) <= 20 and -(2**63) <= int(digits) < 2**64  # 20: with a sign
+def _is_absent(value: Json) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _named(nameless: Item, record: dict[str, Json]) -> Item | Failure:
-    """Give an item its columns and its `custom_id`, else its `id`, else its index."""
-    index, where = nameless.index, nameless.where
-    given = record.get("custom_id")
-    if given is not None and not _is_name(given):
-        return Failure(
-            Item(index, str(index), nameless.digest, where, record),
-            "bad_record",
-            f"{where}: `custom_id` is {type(given).__name__}, expected a string or an integer.",
-        )
-    name = record.get("id") if given is None else given
-    custom_id = str(name) if _is_name(name) else nameless.custom_id
-    return Item(index, custom_id, nameless.digest, where, record)
-
-
-def _is_name(value: Json) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+def _is_word(value: Json) -> bool:
+    return isinstance(value, str) and is_text(value)

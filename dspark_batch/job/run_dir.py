@@ -34,7 +34,8 @@ SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
-    *("template", "on_overflow", "keep", "drop", "output_column", "format"),
+    *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
+    *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling", "mode"),
 )
 MODEL_FIELDS = (

@@ -135,8 +135,8 @@ def test_an_item_in_full_has_all_its_text_with_its_line_breaks(folder, capsys, m
     for part in (first, second):
         assert LONG.strip().replace("\x1b", " ") in part
         assert "completion:\n" in part
-    assert "bad_record: " in shown(capsys, folder, "--full", "1")
-    assert "in.jsonl:2: not JSON" in shown(capsys, folder, "--full", "1")
+    assert "bad_record: " in shown(capsys, folder, "--full", "#1")
+    assert "in.jsonl:2: not JSON" in shown(capsys, folder, "--full", "#1")
 
 
 def test_an_item_that_is_not_there_is_said_so(folder, capsys):
@@ -147,8 +147,8 @@ def test_an_item_that_is_not_there_is_said_so(folder, capsys):
 @pytest.mark.parametrize(
     ("where", "ids"),
     [
-        (["my_status=errored"], ["1", "1"]),
-        (["my_error.code=bad_record", "id=id-c"], ["1", "1", "id-c", "id-c"]),
+        (["my_status=errored"], ["#1", "#1"]),
+        (["my_error.code=bad_record", "id=id-c"], ["#1", "#1", "id-c", "id-c"]),
         (["my_status=nothing"], []),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_file_that_is_not_whole_is_one_sentence(tmp_path, name, content, said)
 
 
 def test_a_bad_element_of_an_array_costs_itself(tmp_path):
-    content = b'[{"prompt":"a"}, {"prompt":NaN}, 7, , {"prompt":"]"},\n]'
+    content = b'[{"prompt":"a"}, {"prompt":nan}, 7, , {"prompt":"]"},\n]'
     good, nan, number, empty, last = read([written(tmp_path, "in.json", content)])
     assert (good.record, last.record) == ({"prompt": "a"}, {"prompt": "]"})
     assert nan.message.startswith("in.json:2: not JSON")
@@ -162,7 +162,7 @@ def test_an_array_that_is_read_in_small_pieces_is_the_same(tmp_path, monkeypatch
 def test_a_row_of_a_table_costs_itself(tmp_path):
     content = b'custom_id,prompt\n1,a\n2,b,c\n3,"d"e\n4,\xff\n5\n007,NA\n'
     records = list(read([written(tmp_path, "in.csv", content)]))
-    assert [item_of(each).custom_id for each in records] == ["1", "1", "2", "4", "4", "007"]
+    assert [item_of(each).custom_id for each in records] == ["1", "#1", "#2", "4", "#4", "007"]
     assert [getattr(each, "message", "").partition("(")[0] for each in records] == [
         "",
         "in.csv:3: 3 fields, where the header has 2; repair it.",
