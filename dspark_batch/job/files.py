@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
@@ -69,7 +70,8 @@ _CUT = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _NO_TABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 _OURS = orjson.OPT_PASSTHROUGH_DATACLASS  # what is Unreadable goes to `default`
-_MARK = re.compile(rb'\\.|["\[\]{},]', re.DOTALL)  # what the shape of JSON depends on
+# What the shape of JSON depends on; strings are passed over.
+_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1, b",": 0, b"": 0}  # mark -> how much deeper
 
 
@@ -209,6 +211,8 @@ def _refuse_packed(source: Source, table: Form) -> None:
 
 def _refuse(source: Source, head: bytes) -> None:
     sentence = _by_magic(head, _REFUSED)
+    if sentence is None and head[257:262] == b"ustar":
+        sentence = "is a tar archive; unpack it."
     if sentence is None and _HTML.match(head.lstrip()):
         sentence = "is a page of HTML or XML and not the file; download it again, logged in."
     zeros = [head[i:16:2].count(0) for i in (0, 1)]  # UTF-16: every other byte
@@ -288,20 +292,18 @@ def _marks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
     The last piece has no mark.
     """
-    piece, in_string, begin = bytearray(), False, 0
-    while block := stream.read(_PIECE_BYTES):
-        while block.endswith(b"\\") and (more := stream.read(1)):
-            block += more
-        begin = 0
+    rest = b""
+    while block := stream.read(max(_PIECE_BYTES, len(rest))):
+        block, begin = rest + block, 0
         for match in _MARK.finditer(block):
             mark = match[0]
-            if mark == b'"':
-                in_string = not in_string
-            elif not in_string and len(mark) == 1:
-                yield bytes(piece + block[begin : match.end()]), mark
-                piece, begin = bytearray(), match.end()
-        piece += block[begin:]
-    yield bytes(piece), b""
+            if mark == b'"':  # of a string that goes on in the next block
+                break
+            if len(mark) == 1:
+                yield block[begin : match.end()], mark
+                begin = match.end()
+        rest = block[begin:]
+    yield rest, b""
 
 
 def _elements(source: Source, stream: BinaryIO) -> Iterator[bytes]:
@@ -434,11 +436,34 @@ def _flaw_of(value: "Json | Unreadable") -> Unreadable | None:
 
 def _parquet(source: Source) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(source.path)
+        unit = _unit_of_int96(source.path, source.path.stat().st_mtime_ns)
+        return pq.ParquetFile(source.path, coerce_int96_timestamp_unit=unit)
     except _NO_TABLE as error:
         raise UsageError(
             f"{source.name}: not a whole Parquet file ({_reason(error)}); copy or write it again."
         ) from error
+
+
+@lru_cache(maxsize=64)
+def _unit_of_int96(path: Path, changed_at: int) -> Literal["us"] | None:
+    """Say how the times of Hive and Spark are read; None: with nanoseconds, which reach 1677-2262.
+
+    Arrow does not notice that a time lies outside: year 9999 becomes 1816.
+    """
+    with (
+        pq.ParquetFile(path) as fine,
+        pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as wide,
+    ):
+        leaves = (fine.schema.column(i) for i in range(fine.metadata.num_columns))
+        names = {leaf.path.split(".")[0] for leaf in leaves if leaf.physical_type == "INT96"}
+        if not names:
+            return None
+        batches = (each.iter_batches(columns=list(names)) for each in (fine, wide))
+        for narrow, right in zip(*batches, strict=True):
+            columns = zip(narrow.columns, right.columns, strict=True)
+            if any(not a.cast(b.type, safe=False).equals(b) for a, b in columns):
+                return "us"
+    return None
 
 
 def _schema(source: Source, form: Form) -> pa.Schema:

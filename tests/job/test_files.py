@@ -101,6 +101,7 @@ PAGE = "is a page of HTML or XML and not the file; download it again, logged in.
         (b"SQLite format 3\0", "is an SQLite database; write its table as CSV or Parquet."),
         (b"\0" * 4096, "is no text and no table that we know; convert it."),
         (gzip.compress(LFS), LFS_SAID),
+        (gzip.compress(b"in.jsonl".ljust(257, b"\0") + b"ustar"), "is a tar archive; unpack it."),
         (gzip.compress(parquet()), "is a packed parquet file; unpack it first."),
     ],
 )
@@ -133,6 +134,13 @@ def test_a_file_that_is_not_whole_is_one_sentence(tmp_path, name, content, said)
     with pytest.raises(UsageError, match=r"^[^\n]*$") as error:
         start(tmp_path, inputs=(f"{tmp_path}/{name}",), opener=refuse_to_open)
     assert str(error.value).removeprefix(f"{tmp_path}/{name}:").strip().startswith(said)
+
+
+def test_a_long_string_and_escapes_at_the_end_of_a_piece_are_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_batch.job.files._PIECE_BYTES", 7)
+    records = [{"a": "\\" * n + '"],[{' * n + "x" * n * n} for n in range(40)]
+    source = written(tmp_path, "in.json", json.dumps(records).encode())
+    assert [item.record for item in read([source])] == records
 
 
 def test_a_bad_element_of_an_array_costs_itself(tmp_path):

@@ -174,6 +174,25 @@ def test_what_a_value_is_in_json(array, values):
     assert values_of(taken_of(array, [])) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "numbers", "said"),
+    [
+        ("us", [253402214400000000, -1], "9999-12-31 00:00:00.000000"),  # nanoseconds end in 2262
+        ("ns", [1700000000000000001, 5], "2023-11-14 22:13:20.000000001"),
+    ],
+)
+def test_the_times_of_hive_and_spark_are_right_in_any_year(tmp_path, kind, numbers, said):
+    at = pa.array([numbers[0], None, numbers[1]], pa.timestamp(kind))
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), at)
+    int96 = {"use_deprecated_int96_timestamps": True}
+    pq.write_table(table(at=at, lists=lists), tmp_path / "in.parquet", **int96)
+    for out in ("out.parquet", "out.jsonl"):
+        start(tmp_path, inputs=(f"{tmp_path}/in.parquet",), out=f"{tmp_path}/{out}")
+    assert pq.read_table(tmp_path / "out.parquet").column("at").combine_chunks().equals(at)
+    first = rows_in(tmp_path / "out.jsonl")[0]
+    assert (first["at"], first["lists"]) == (said, [said])
+
+
 MESSAGES = pa.list_(pa.struct({"role": pa.binary(), "content": pa.large_binary()}))
 
 
