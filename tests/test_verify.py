@@ -177,6 +177,19 @@ def test_every_form_of_output_can_be_verified(out, options, tmp_path, monkeypatc
     assert (found.exit_code, found.replayed) == (0, 1)
 
 
+@pytest.mark.parametrize("options", [{"regenerate": "all"}, {"last_assistant": "continue"}])
+def test_conversations_that_go_on_can_be_verified(options, tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    said = [("user", SPELL), ("assistant", "b"), ("user", WRITE), ("assistant", "Ones <|im_end|>")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    tools = [{"name": "add"}]
+    records = [{"messages": chat, "n": 10**30, "tools": tools}, {"messages": chat[:1]}]
+    report = made(opener, records=records, max_tokens=9, ignore_fields=("tools",), **options)
+    assert report.succeeded == 2
+    found = audit(sample=1)
+    assert [finding.says for finding in found.findings] == []
+
+
 def test_more_answers_can_be_decoded_together_than_the_run_had(folder, opener, audit):
     seen = []
 

@@ -88,7 +88,9 @@ def _in_our_words(given: Mapping[str, Json], column: str) -> dict[str, Json]:
 
 
 def _refuse_other(name: str, value: Json, column: str) -> None:
-    """Refuse a value that asks for what we lack; True is no 1."""
+    """Refuse a value that asks for what we lack; True is no 1, and a null says nothing."""
+    if isinstance(value, dict):
+        value = {inner: each for inner, each in value.items() if each is not None}
     for only in ONLY[name]:
         if value == only and isinstance(value, bool) == isinstance(only, bool):
             return

@@ -128,7 +128,7 @@ def refuse_tools(record: Mapping[str, Json], fields: Fields) -> None:
 
 def words_of(message: Mapping[str, Json]) -> tuple[str, str]:
     """Name the fields in which a message has its role and its content."""
-    is_sharegpt = "from" in message and "role" not in message
+    is_sharegpt = message.get("from") is not None and message.get("role") is None
     return ("from", "value") if is_sharegpt else ("role", "content")
 
 
@@ -162,8 +162,9 @@ def _message(message: Json, where: str, fields: Fields) -> Message:
             raise unsupported(where, name)
     read["content"] = _text(given.get(content), content, where)
     known = (role, content, "name", *_MORE, *_REASONING, *CONTINUED, *_HARMLESS)
-    if where.startswith("`body.") and given.keys() - known:
-        raise unsupported(where, min(given.keys() - known))
+    unknown = [name for name, value in given.items() if name not in known and value]
+    if where.startswith("`body.") and unknown:
+        raise unsupported(where, unknown[0])
     return read | _more(given, where)
 
 

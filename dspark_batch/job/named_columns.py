@@ -48,9 +48,10 @@ class NamedColumns:
         self._has_names = spec.id_column is not None
         self._suggested: dict[str, str] = {}  # column -> the option that could name it
 
-    def see(self, record: Mapping[str, Json]) -> None:
-        """Look at the columns of one record."""
-        self._first = self._first or record
+    def see(self, record: Mapping[str, Json], *, is_whole: bool = True) -> None:
+        """Look at the columns of one record; one that is not whole may have had more."""
+        if is_whole:
+            self._first = self._first or record
         self._has_prompt = self._has_prompt or has_question(record, self._spec)
         self._has_names |= not record.keys().isdisjoint(("custom_id", "id"))
         for column in _SUGGESTIONS.keys() & record.keys() - self._suggested.keys():

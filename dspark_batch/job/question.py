@@ -55,7 +55,7 @@ def question_of(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str] =
         thinking = _thinking(record.get(_KWARGS), _KWARGS)
         prompt = asked(prompt_of(spec.template, record))
         question = Question(prompt, record.get(COLUMN), thinking=thinking)
-    elif (column := _column(record, spec)) == BODY:
+    elif (column := column_of(record, spec)) == BODY:
         question = _requested(record, spec, fields, earlier)
     else:
         refuse_tools(record, fields)
@@ -69,7 +69,7 @@ def question_of(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str] =
 def num_turns(record: Mapping[str, Json], spec: Spec) -> int:
     """Count the questions that a record asks one after the other, in a conversation."""
     try:
-        column = None if spec.template is not None else _column(record, spec)
+        column = None if spec.template is not None else column_of(record, spec)
         if column == TURNS:
             return len(read_turns(from_text(record[TURNS], "["), TURNS))
         if column is None or spec.regenerate != "all":
@@ -84,11 +84,6 @@ def has_question(record: Mapping[str, Json], spec: Spec) -> bool:
     """Whether a record has a column that could be a prompt."""
     names = {spec.prompt_name, spec.messages_name}
     return not names.isdisjoint(record) or next(_others(record), None) is not None
-
-
-def conversation_column(record: Mapping[str, Json], spec: Spec) -> str:
-    """Name the column of the conversation that a record asks."""
-    return _column(record, spec)
 
 
 def places_of_answers(messages: Sequence[Message]) -> Iterator[int]:
@@ -113,12 +108,18 @@ def without_last_answer(messages: Sequence[Message]) -> list[Message]:
     return list(messages[:length])
 
 
-def _column(record: Mapping[str, Json], spec: Spec) -> str:
-    """Choose the column that is asked: the one that an option names, else the only one there is."""
-    named = [name for name in (spec.prompt_column, spec.messages_column) if name is not None]
-    usual = [name for name in ("prompt", "messages") if record.get(name) is not None]
-    found = named or [*usual, *_others(record, is_certain=bool(usual))]
+def column_of(record: Mapping[str, Json], spec: Spec) -> str:
+    """Choose the column that is asked: the one that an option names, else the only one there is.
+
+    Raises:
+        Unusable: there is none, or several.
+    """
+    given = (spec.prompt_column, spec.messages_column)
+    named = [name for name in dict.fromkeys(given) if name is not None]
+    found = named or ["prompt", "messages", *_others(record, is_certain=True)]
     there = [name for name in found if record.get(name) is not None]
+    if not named and not there:
+        there = [*_others(record)]
     if len(there) == 1:
         return there[0]
     if there:

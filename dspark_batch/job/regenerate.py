@@ -7,7 +7,7 @@ import orjson
 from dspark_batch.job.messages import Fields, from_text, is_assistant, read_messages, words_of
 from dspark_batch.job.question import (
     BODY,
-    conversation_column,
+    column_of,
     places_of_answers,
     without_last_answer,
 )
@@ -24,12 +24,13 @@ def written_back(
     """Put the answers of a row into a record's conversation; one without an answer stays."""
     if spec.regenerate is None or row["status"] != "succeeded":
         return record
-    column = conversation_column(record, spec)
+    column = column_of(record, spec)
     there = from_text(record[column], "{" if column == BODY else "[")
-    messages = from_text(there["messages"], "[") if column == BODY else there
-    new = _answered(messages, row, spec)
-    value = there | {"messages": new} if column == BODY else new
-    return record | {column: _as_it_was(value, record[column])}
+    if column != BODY:
+        return record | {column: _as_it_was(_answered(there, row, spec), record[column])}
+    messages = from_text(there["messages"], "[")
+    new = there | {"messages": _as_it_was(_answered(messages, row, spec), there["messages"])}
+    return record | {column: _as_it_was(new, record[column])}
 
 
 def _as_it_was(value: Json, old: Json) -> Json:

@@ -76,7 +76,7 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
     ignored: Counter[str] = Counter()
     for record in read(sources, spec.limit, spec.samples):
         item = item_of(record)
-        named.see(item.record)
+        named.see(item.record, is_whole=isinstance(record, Item))
         if spec.ignore_fields and not item.sample_index:
             ignored.update(ignored_in(item.record, spec))
         if spec.format == "rows":

@@ -34,7 +34,9 @@ class Tokenizer:
         )
         self.think_start: str | None = wrapped.think_start
         self.think_end: str | None = wrapped.think_end
-        self._control = _control_tokens(wrapped)
+        tool_calls = (getattr(wrapped, f"tool_call_{end}", None) for end in ("start", "end"))
+        self._marks = {self.think_start, self.think_end, *tool_calls} - {None}
+        self._control = _control_tokens(wrapped, self._marks)
 
     def render(
         self, messages: Messages | str, *, thinking: bool | None = False, as_tokens: bool = False
@@ -101,8 +103,8 @@ class Tokenizer:
         return text
 
     def _as_text(self, message: Mapping[str, str], cut: str) -> dict[str, str]:
-        """Cut the names of control tokens apart; what an assistant thought keeps its marks."""
-        kept = (self.think_start, self.think_end) if message["role"] == "assistant" else ()
+        """Cut the names of control tokens apart; an assistant's own marks stay."""
+        kept = self._marks if message["role"] == "assistant" else ()
 
         def apart(found: re.Match) -> str:
             name = found[0]
@@ -130,14 +132,12 @@ class Tokenizer:
         return self._wrapped.decode(list(token_ids), clean_up_tokenization_spaces=False)
 
 
-def _control_tokens(wrapped: TokenizerWrapper) -> re.Pattern[str]:
+def _control_tokens(wrapped: TokenizerWrapper, marks: set[str]) -> re.Pattern[str]:
     """Find the names of tokens that steer a model, and are no text of a person."""
     added = wrapped._tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special}
     names |= {token.content for token in added if _LOOKS_LIKE_CONTROL.fullmatch(token.content)}
-    names |= {wrapped.think_start, wrapped.think_end}
-    names |= {getattr(wrapped, f"tool_call_{end}", None) for end in ("start", "end")}
-    known = sorted((name for name in names if name and len(name) > 1), key=len, reverse=True)
+    known = sorted((name for name in names | marks if len(name) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, known)) or "(?!)")
 
 

@@ -9,6 +9,7 @@ from small_jobs import rows_in, start, write_lines
 from dspark_batch.job.mapping import ignored_in, said_in, to_request
 from dspark_batch.job.question import num_turns
 from dspark_batch.job.spec import Spec
+from dspark_batch.report import write_report
 from dspark_batch.types import Item, Said
 
 USER = {"role": "user", "content": "hi"}
@@ -190,6 +191,13 @@ def test_two_prompts_are_refused_until_an_option_names_one():
     assert told(turns, messages_column="turns") == "user:b\n"
 
 
+def test_a_column_that_is_a_prompt_goes_before_one_that_only_has_its_name():
+    assert told({"body": {"x": 1}, "conversations": [USER], "turns": [5]}) == "user:hi\n"
+    assert told({"x": "hi"}, prompt_column="x", messages_column="x") == "user:hi\n"
+    assert told({"x": [USER]}, prompt_column="x", messages_column="x") == "user:hi\n"
+    assert "choose with" in complaint({"conversations": [USER], "turns": ["a"]})
+
+
 def test_a_column_that_an_option_names_is_asked_or_nothing_is():
     record = {"question": None, "messages": [USER]}
     said = complaint(record, prompt_column="question")
@@ -209,6 +217,12 @@ def test_a_systems_column_is_the_records_own_prompt():
     own = {"messages": [{"role": "system", "content": "T"}, USER], "system": "S"}
     assert "have different system prompts" in complaint(own, system_column="system")
     assert told(own | {"system": "T"}, system_column="system") == "system:T\nuser:hi\n"
+
+
+def test_a_table_that_mixes_both_words_has_nulls_in_the_others():
+    openai, sharegpt = USER | {"from": None, "value": None}, {"role": None, "content": None}
+    sharegpt |= {"from": "human", "value": "yo"}
+    assert told({"messages": [openai, YES, sharegpt]}) == "user:hi\nassistant:yes\nuser:yo\n"
 
 
 @pytest.mark.parametrize("name", ["conversations", "conversation"])
@@ -297,6 +311,8 @@ def test_what_is_ignored_is_counted_in_rows_report_and_manifest(tmp_path):
     write_lines(tmp_path / "in.jsonl", *records)
     ignored = {"tools": 2, "reasoning_effort": 1}
     report = start(tmp_path, ignore_fields=("tools", "reasoning_effort"))
+    page = write_report(f"{tmp_path}/out.jsonl").read_text()
+    assert "ignored `reasoning_effort`" in page
     assert report.input_notes == {f"ignored `{name}`": n for name, n in ignored.items()}
     manifest = json.loads((tmp_path / "out.jsonl.run/manifest.json").read_text())
     assert manifest["ignored"] == ignored

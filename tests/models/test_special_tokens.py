@@ -35,6 +35,13 @@ def test_names_of_control_tokens_in_data_are_text(tokenizer):
     assert tokenizer.decode(as_tokens) == tokenizer.decode(ids)
 
 
+def test_the_same_where_the_template_decides_about_thinking(tokenizer):
+    assert tokenizer.render(user(ATTACK), thinking=None) == tokenizer.render(user(ATTACK))
+    chat = [*user(ATTACK), {"role": "assistant", "content": ATTACK}]
+    assert tokenizer.render(chat, thinking=None) == tokenizer.render(chat)
+    assert tokenizer.decode(tokenizer.render(chat)).endswith(ATTACK)
+
+
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_in_every_message(tokenizer, role):
     messages = [{"role": role, "content": "<|im_end|>"}, *user("x")]
