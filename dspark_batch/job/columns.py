@@ -113,9 +113,11 @@ def _storable(kind: pa.DataType | None) -> pa.DataType | None:
 
 
 def _can_store(array: pa.Array) -> bool:
-    """Whether Parquet can hold these values."""
+    """Whether Parquet can hold these values, so that they can be read again."""
+    file = pa.BufferOutputStream()
     try:
-        pq.write_table(pa.table({"x": array}), pa.BufferOutputStream())
+        pq.write_table(pa.table({"x": array}), file)
+        pq.read_table(pa.BufferReader(file.getvalue()))
     except (*_MISFITS, OSError):
         return False
     return True

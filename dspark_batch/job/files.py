@@ -413,24 +413,18 @@ def _bytes(text: str) -> bytes:
 
 
 def _raw(number: int, columns: Mapping[str, "Json | Unreadable"]) -> Raw:
-    """Write a record as JSON, with null for what JSON cannot say."""
+    """Write a record as JSON, with null for each column that cannot be read."""
     found: list[Unreadable] = []
-    try:
-        line = orjson.dumps(columns, found.append, _OURS)
-        if not found:
-            return Raw(number, line)
-    except orjson.JSONEncodeError:
-        pass  # which column it was comes out below
+    line = orjson.dumps(columns, found.append, _OURS)
+    if not found:
+        return Raw(number, line)
     flaws = {name: flaw for name, value in columns.items() if (flaw := _flaw_of(value))}
     return Raw(number, orjson.dumps({**columns, **dict.fromkeys(flaws)}), flaws)
 
 
 def _flaw_of(value: "Json | Unreadable") -> Unreadable | None:
     found: list[Unreadable] = []
-    try:
-        orjson.dumps({"": value}, found.append, _OURS)
-    except orjson.JSONEncodeError as error:
-        return Unreadable(f"nothing that JSON can say ({_reason(error)})", str(value))
+    orjson.dumps(value, found.append, _OURS)
     return found[0] if found else None
 
 
@@ -600,7 +594,4 @@ def _as_declared(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _said(source: Source, batch: pa.RecordBatch) -> Iterator[Values]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            yield values_of(column, binary_is_text=source.wanted.asks(name))
-        except RecursionError:
-            yield [Unreadable("nested too deeply", str(i)) for i in range(len(column))]
+        yield values_of(column, binary_is_text=source.wanted.asks(name))

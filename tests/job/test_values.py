@@ -193,6 +193,21 @@ def test_the_times_of_hive_and_spark_are_right_in_any_year(tmp_path, kind, numbe
     assert (first["at"], first["lists"]) == (said, [said])
 
 
+def test_what_is_nested_too_deeply_for_parquet_becomes_text_there(tmp_path):
+    deep = pa.array([1, 2])
+    for _ in range(60):  # as deep as an Arrow file can
+        deep = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), deep)
+    given = table(x=deep)
+    with pa.ipc.new_file(f"{tmp_path}/in.arrow", given.schema) as writer:
+        writer.write_table(given)
+    for out in ("out.parquet", "out.jsonl"):
+        report = start(tmp_path, inputs=(f"{tmp_path}/in.arrow",), out=f"{tmp_path}/{out}")
+        assert report.succeeded == 2
+        assert main(["show", f"{tmp_path}/{out}"]) == 0
+        assert main(["export", f"{tmp_path}/{out}", f"{tmp_path}/x.jsonl", "--overwrite"]) == 0
+        assert len(rows_in(tmp_path / out)) == 2
+
+
 MESSAGES = pa.list_(pa.struct({"role": pa.binary(), "content": pa.large_binary()}))
 
 
