@@ -7,25 +7,31 @@ rows leaves nothing half done.
 """
 
 import logging
+import re
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
+from dspark_batch.job import remote
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
-from dspark_batch.job.finish import Rows, changed_input, write_output
+from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
 from dspark_batch.job.journal import Entry, Journal
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.mapping import Render, said_in, to_request
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.plan import plan_of
 from dspark_batch.job.question import num_turns
 from dspark_batch.job.reader import (
@@ -53,7 +59,7 @@ from dspark_batch.job.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.job.spec import Spec, number_or_none
+from dspark_batch.job.spec import STDOUT, Spec, number_or_none
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
@@ -264,15 +270,22 @@ def run(
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
             rows stay in the journal.
     """
+    if open_engine is None:
+        _refuse_unknown(spec)
+    if spec.out == STDOUT:
+        return _run_to_stdout(spec, observe, open_engine, stop)
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, spec.id_column)
-    check_out(run_dir.out, sources)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, wanted_columns(spec))
+    check_out(run_dir, sources)
     with run_dir.lock():
         if spec.overwrite:
             run_dir.discard()
         manifest = run_dir.manifest()
         check_resume(spec, run_dir, manifest)
+        if run_dir.url is not None and not run_dir.has_output():
+            begun = manifest is not None  # then what is there may be ours
+            remote.refuse_taken(run_dir.url, overwrite=spec.overwrite or begun)
         if STDIN in spec.inputs:
             run_dir.take_stdin(sys.stdin.buffer, manifest)
         with full_disk_is_resumable(run_dir.fetched):
@@ -290,6 +303,52 @@ def run(
                 *(observe, stop, budget),
             )
             return _continued(job, open_engine)
+
+
+def _refuse_unknown(spec: Spec) -> None:
+    """Refuse what no loading could find, before anything is made."""
+    from dspark_batch.models.pairs import known_pair
+
+    if spec.family is not None:
+        known_pair(spec.family)
+
+
+def _run_to_stdout(
+    spec: Spec, observe: Observe, open_engine: OpenEngine | None, stop: Stop
+) -> Report:
+    """Run a job whose rows are written as they finish, and of which nothing else is kept."""
+    with TemporaryDirectory(prefix="dspark-batch-") as folder:
+        kept = replace(spec, out=str(Path(folder, "rows.jsonl")))
+        line_of = line_maker(kept, datetime.now(UTC))
+
+        def write(tick: Tick) -> None:
+            if tick.outcome is not None:
+                line = line_of(tick.outcome.item, row_of(tick.outcome))
+                with _stdout_is_needed():
+                    is_odd = bool(tick.outcome.item.notes)
+                    sys.stdout.buffer.write(dump(line, is_odd=is_odd) + b"\n")
+                    sys.stdout.buffer.flush()
+            observe(tick)
+
+        try:
+            report = run(kept, observe=write, open_engine=open_engine, stop=stop)
+        except Resumable as error:
+            said = str(error).removeprefix(f"{kept.out}: ")
+            said, *_ = re.split(r"[,;.] (?:the same|Run the same|The finished rows)", said)
+            raise Resumable(
+                f"{STDOUT}: {said.removesuffix('.')}. Rows that were written are whole; nothing "
+                "else is kept. Name a file with -o to be able to continue."
+            ) from error
+    return replace(report, out=STDOUT)
+
+
+@contextmanager
+def _stdout_is_needed() -> Iterator[None]:
+    """End a run whose rows nobody takes any more."""
+    try:
+        yield
+    except OSError as error:
+        raise Resumable(f"cannot be written ({error.strerror or error})") from error
 
 
 @dataclass(frozen=True, slots=True)

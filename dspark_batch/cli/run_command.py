@@ -16,6 +16,8 @@ from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.job.job_file import SUFFIX, TEXTS, read_job, text_of
 from dspark_batch.job.share import ALL, share_of
 from dspark_batch.job.spec import (
+    MOST_SLOTS,
+    STDOUT,
     Bits,
     Dtype,
     Format,
@@ -32,6 +34,7 @@ from dspark_batch.types import SamplingRule
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick
 
+_YAML = (".yaml", ".yml")
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
 
@@ -83,7 +86,7 @@ class _Share(click.ParamType):
     "--out",
     metavar="OUT",
     type=click.Path(),
-    help="Write rows to this file: *.parquet or *.jsonl.",
+    help="Write rows to this file or URL, *.parquet or *.jsonl; - for standard output, row by row.",
 )
 @_option(
     "--family",
@@ -234,8 +237,8 @@ class _Share(click.ParamType):
 @_option(
     "--slots",
     metavar="N",
-    type=WholeOrAuto(min=1),
-    help="Sequences that decode together; auto: as many as are worth a pass and fit into the memory.",
+    type=WholeOrAuto(min=1, max=MOST_SLOTS),
+    help="Sequences that decode together; auto: as many as are worth a pass and fit into memory.",
 )
 @_option(
     "--draft-length",
@@ -321,9 +324,9 @@ def run_command(
 ) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
-    INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, - for standard input, or a job file
-    (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
-    shape. The same command continues a run that was stopped.
+    INPUT is a file (JSON lines, a JSON array, CSV, TSV, Parquet or Arrow; packed or not), a glob, a
+    URL, - for standard input, or a job file (.toml), whose keys are these options. A record has a
+    `prompt`, `messages`, or another known shape. The same command continues a run that was stopped.
     """
     return run_spec(spec_of(context, choices), quiet=quiet, json_progress=json_progress)
 
@@ -345,10 +348,10 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False) -> int:
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)
-    page = _page(spec.out)
+    page = None if spec.out == STDOUT else _page(spec.out)
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
-            click.echo(summary(report, page))
+            click.echo(summary(report, page), err=spec.out == STDOUT)
     return report.exit_code
 
 
@@ -367,6 +370,10 @@ def spec_of(context: click.Context, choices: Mapping[str, object]) -> Spec:
     """Take options before the job file's keys, and both before the defaults."""
     given = typed(context, choices)
     first, *rest = given.pop("inputs")
+    if first.lower().endswith(_YAML):
+        raise UsageError(
+            f"{first}: job files are TOML; write its keys as `key = value` in a .toml."
+        )
     if first.endswith(SUFFIX):
         return Spec(**_job(first, given | ({"inputs": tuple(rest)} if rest else {})))
     if "out" not in given:

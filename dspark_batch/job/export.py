@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
+from dspark_batch.job import remote
+from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns, write_batch
 from dspark_batch.job.finish import write_output
 from dspark_batch.job.json_text import dump
 from dspark_batch.job.look import Look, look
@@ -47,7 +48,7 @@ def export(
     if target.suffix not in OUTPUTS:
         raise UsageError(f"{to}: expected a name that ends in {' or '.join(OUTPUTS)}; rename it.")
     write = _write_parquet if target.suffix == ".parquet" else _write_jsonl
-    with _draft_of(target, overwrite=overwrite) as draft, _whole(out, target.parent) as whole:
+    with _draft_at(to, overwrite=overwrite) as draft, _whole(out, draft.parent) as whole:
         return write(draft, _Rows(Source(out, whole), where), _types(out), columns)
 
 
@@ -71,7 +72,7 @@ def export_inputs(
     if target.suffix != ".jsonl":
         raise UsageError(f"{to}: --inputs are written to a name that ends in .jsonl; rename it.")
     written = 0
-    with _draft_of(target, overwrite=overwrite) as draft, draft.open("wb") as file:
+    with _draft_at(to, overwrite=overwrite) as draft, draft.open("wb") as file:
         for item in _answered(job, _meant(where)):
             name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
             file.write(dump(name | item.record, is_odd=bool(item.notes)) + b"\n")
@@ -94,8 +95,22 @@ def _answered(job: Look, is_meant: Holds) -> Iterator[Item]:
 
 
 @contextmanager
-def _draft_of(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def _draft_at(to: str, *, overwrite: bool) -> Iterator[Path]:
     """Give a file to write, which then takes its place whole or not at all."""
+    if not remote.is_url(to):
+        with _draft_of(Path(to), overwrite=overwrite) as draft:
+            yield draft
+        return
+    remote.refuse_unwritable(to)
+    remote.refuse_taken(to, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="dspark-batch-") as folder:
+        draft = Path(folder, remote.local_name(to))
+        yield draft
+        remote.put(draft, to)
+
+
+@contextmanager
+def _draft_of(target: Path, *, overwrite: bool) -> Iterator[Path]:
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists; choose another name, or replace it with --overwrite.")
     draft = target.with_name(f".{target.name}.tmp")
@@ -120,8 +135,8 @@ def _whole(out: str, folder: Path) -> Iterator[Path]:
         out: the output.
         folder: where such a file finds room.
     """
-    if Path(out).exists():
-        yield Path(out)
+    if RunDir(out).out.exists():
+        yield RunDir(out).out
         return
     job = look(out)
     begun = datetime.fromisoformat(job.manifest["created"])
@@ -195,6 +210,6 @@ def _write_row_groups(path: Path, rows: _Rows, types: ColumnTypes) -> int:
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for chunk in rows.chunks():
             arrays = input_columns(chunk, types)
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            write_batch(writer, pa.RecordBatch.from_arrays(arrays, schema=schema))
             written += len(chunk.records)
     return written

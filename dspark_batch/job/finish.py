@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import Resumable
-from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
+from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns, write_batch
 from dspark_batch.job.journal import Entry, Journal
 from dspark_batch.job.json_text import dump
 from dspark_batch.job.openai import response_line
@@ -117,18 +117,29 @@ def write_output(out: Path, rows: Rows, spec: Spec, begun: datetime) -> Path:
 
 
 def _write(path: Path, rows: Rows, spec: Spec, begun: datetime) -> int:
-    layout = layout_of(spec)
     if spec.out.endswith(".parquet"):
         return _write_parquet(path, rows, spec)
+    return _write_jsonl(path, rows, line_maker(spec, begun))
+
+
+def line_maker(spec: Spec, begun: datetime) -> Callable[[Item, Row], Row]:
+    """Make the function that joins an item and its row to a line of the output.
+
+    Args:
+        spec: says what the output looks like.
+        begun: when the job began.
+    """
+    if spec.format == "openai":
+        created = int(begun.timestamp())
+        return lambda item, row: response_line(item, row, spec.model_name, created)
+    layout = layout_of(spec)
     names = layout.our_names
 
     def line_of(item: Item, row: Row) -> Row:
-        if spec.format == "openai":
-            return response_line(item, row, spec.model_name, int(begun.timestamp()))
         record = written_back(item.record, row, spec)
-        return layout.passed_through(record) | {names[k]: row[k] for k in names}
+        return layout.passed_through(record) | {names[name]: row[name] for name in names}
 
-    return _write_jsonl(path, rows, line_of)
+    return line_of
 
 
 def _write_jsonl(path: Path, rows: Rows, line_of: Callable[[Item, Row], Row]) -> int:
@@ -163,7 +174,7 @@ def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, spec: Spec) ->
         for chunk, chunk_rows in rows.joined():
             columns = input_columns(_written_back(chunk, chunk_rows, spec), types)
             columns += pa.RecordBatch.from_pylist(chunk_rows, ROW_SCHEMA).columns
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            write_batch(writer, pa.RecordBatch.from_arrays(columns, schema=schema))
             written += len(chunk_rows)
     return written
 

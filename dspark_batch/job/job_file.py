@@ -22,7 +22,7 @@ TEXTS = {"template", "system_prompt"}  # that @FILE may hold
 _FILES = ("inputs", "out")
 _MODELS = ("target", "drafter")  # a directory if there is one, else a Hub id
 _NEVER_HERE = "trust_remote_code"  # a job file may come from anybody
-_ELSEWHERE = re.compile(r"-$|/|~|[a-z]+://")  # names that no directory changes
+_ELSEWHERE = re.compile(r"-$|/|~|[a-zA-Z][a-zA-Z0-9+.-]*://")  # names that no directory changes
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 

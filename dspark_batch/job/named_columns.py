@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping
 
 from dspark_batch.errors import UsageError
+from dspark_batch.job.choices import COLUMN
+from dspark_batch.job.files import Wanted
 from dspark_batch.job.messages import listed
 from dspark_batch.job.nearest import nearest
-from dspark_batch.job.question import has_question
+from dspark_batch.job.question import BODY, CONVERSATIONS, TURNS, has_question
+from dspark_batch.job.rows import layout_of
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.template import columns_in
+from dspark_batch.job.template import ALL, columns_in
 from dspark_batch.types import Json
 
 _SUGGESTIONS = {
@@ -17,6 +20,16 @@ _SUGGESTIONS = {
     **dict.fromkeys(("sample_id", "task_id", "problem_id", "instruction_id"), "--id-column"),
 }
 _PROMPTS = ("prompt_column", "messages_column")
+_KNOWN = (
+    "custom_id",
+    "id",
+    "method",
+    "url",
+    COLUMN,
+    "chat_template_kwargs",
+    "tools",
+    "functions",
+)  # asked by their own names
 
 
 class NamedColumns:
@@ -81,6 +94,21 @@ class NamedColumns:
                 f"a prompt; {columns}; name the right one with --prompt-column or "
                 "--messages-column."
             )
+
+
+def wanted_columns(spec: Spec) -> Wanted:
+    """Say what a job wants of the columns of its inputs."""
+    names = {*_KNOWN, spec.report_by} | columns_in(spec.template or "")
+    names |= {spec.system_column, spec.id_column}
+    if spec.template is None:
+        names |= {spec.prompt_name, spec.messages_name, *CONVERSATIONS, TURNS, BODY}
+    asks_any = ALL in (spec.template or "")  # all columns at once, so any of them
+    layout = layout_of(spec)
+    return Wanted(
+        asks=lambda column: asks_any or column in names,
+        passes=lambda column: spec.format == "rows" and layout.has(column),
+        id_column=spec.id_column,
+    )
 
 
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:

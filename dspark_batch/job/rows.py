@@ -108,15 +108,16 @@ class Layout:
         Without a prefix an input `custom_id` is no clash if ours comes from it.
         """
         names = list(self.our_names.values())
-        shared = {name for name in columns if self._has(name) and name in names}
+        shared = {name for name in columns if self.has(name) and name in names}
         return shared if self.output_prefix else shared - {self.id_column or "custom_id"}
 
     def passed_through(self, record: Mapping[str, T]) -> dict[str, T]:
         """Select the input columns that stand before ours in the output."""
         ours = self.our_names.values()
-        return {name: v for name, v in record.items() if self._has(name) and name not in ours}
+        return {name: v for name, v in record.items() if self.has(name) and name not in ours}
 
-    def _has(self, column: str) -> bool:
+    def has(self, column: str) -> bool:
+        """Whether an input column is not left out."""
         return column not in self.drop and (not self.keep or column in self.keep)
 
 

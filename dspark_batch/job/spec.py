@@ -24,6 +24,8 @@ Regenerate = Literal["last", "all"]
 SpecialTokens = Literal["as-text", "as-tokens"]
 
 OUTPUTS = (".jsonl", ".parquet")
+STDOUT = "-"  # as an output
+MOST_SLOTS = 1024  # more than any machine has room and use for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,7 @@ class Spec:
     """One job, resolved: where prompts come from, what answers them, where rows go."""
 
     inputs: tuple[str, ...]  # paths, globs, or "-" for JSONL on standard input
-    out: str  # *.parquet or *.jsonl
+    out: str  # *.parquet or *.jsonl, or "-" for JSONL on standard output as answers finish
     family: str | None = (
         None  # a name in the registry of pairs; None: "tiny" unless target is given
     )
@@ -91,7 +93,7 @@ class Spec:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise UsageError("no input: name at least one file, or - for standard input.")
-        if PurePath(self.out).suffix not in OUTPUTS:
+        if self.out != STDOUT and PurePath(self.out).suffix not in OUTPUTS:
             raise UsageError(
                 f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
             )
@@ -106,6 +108,8 @@ class Spec:
         _at_least(1, max_tokens=self.max_tokens, fsync_every=self.fsync_every)
         _number_or_auto(slots=self.slots, draft_length=self.draft_length)
         _at_least(1, slots=number_or_none(self.slots))
+        if (number_or_none(self.slots) or 1) > MOST_SLOTS:
+            raise UsageError(f"slots is {self.slots}, expected 1 to {MOST_SLOTS}, or auto.")
         _at_least(1, limit=self.limit, samples=self.samples, max_mismatches=self.max_mismatches)
         _at_least(0, draft_length=number_or_none(self.draft_length), grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
@@ -149,7 +153,9 @@ class Spec:
     def _check_output(self) -> None:
         if self.keep and self.drop:
             raise UsageError("keep and drop exclude each other; name the columns in one of them.")
-        if self.format == "openai" and PurePath(self.out).suffix != ".jsonl":
+        if self.out == STDOUT and self.resume == "always":
+            raise UsageError("-o - keeps nothing to resume; drop resume=always, or name a file.")
+        if self.format == "openai" and not self.out.endswith((STDOUT, ".jsonl")):
             raise UsageError(f"{self.out}: format openai is written to .jsonl only; rename it.")
         if self.format == "openai":
             self._refuse_with_openai()

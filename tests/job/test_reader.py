@@ -81,7 +81,7 @@ def test_a_line_that_is_not_json_is_a_failure_with_its_reason(tmp_path, line, re
 
 @pytest.mark.parametrize(("line", "kind"), [(b"[1]", "list"), (b'"x"', "str"), (b"7", "int")])
 def test_a_line_that_is_not_an_object_is_a_failure(tmp_path, line, kind):
-    (failure,) = read_bytes(tmp_path, line)
+    (_, failure) = read_bytes(tmp_path, b"{}\n" + line)
     assert failure.message.endswith(f"found a {kind}.")
 
 
