@@ -1,4 +1,4 @@
-"""A step may have rows behind those of the slots, as on a GPU: they change no bit and stay unseen."""
+"""A step may have rows behind those of the slots, as on a GPU, which change no bit."""
 
 import mlx.core as mx
 import pytest

@@ -1,4 +1,4 @@
-"""Layers keep their place and their parameters, and give a row its bits whatever others there are."""
+"""Layers keep place and parameters, and give a row its bits whatever others there are."""
 
 import mlx.core as mx
 import mlx.nn as nn
