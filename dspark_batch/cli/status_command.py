@@ -57,7 +57,7 @@ def _facts(found: "Status") -> Iterator[tuple[str, str]]:
     if found.accept_length is not None:
         yield "accept length", f"{found.accept_length:.2f} tokens per round"
     if found.plan is not None:
-        yield "plan", f"{found.plan['dtype']}, slots {found.plan['slots']}, draft length {found.plan['draft_length']} at first; {found.plan['why']}"
+        yield "plan", plan_text(found.plan)
     if found.starts > 1:
         yield "starts", count(found.starts)
     if found.last_row_at is not None:

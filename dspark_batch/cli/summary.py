@@ -52,7 +52,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.finish_s:
         yield "time", _times(report)
     if report.plan and report.new_tokens:
-        yield "plan", f"{report.plan['dtype']}, slots {report.plan['slots']}, draft length {report.plan['draft_length']} at first; {report.plan['why']}"
+        yield "plan", plan_text(report.plan)
 
 
 def _rows(report: Report) -> str:

@@ -1,7 +1,6 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -160,9 +159,7 @@ def _refuse_impossible(
 ) -> None:
     problems = []
     if slots is not None and slots > most_slots:
-        problems.append(
-            f"--slots {slots} do not fit into the memory here: 1 to {most_slots} do"
-        )
+        problems.append(f"--slots {slots} do not fit into the memory here: 1 to {most_slots} do")
     if draft_length is not None and draft_length > block_size:
         problems.append(f"--draft-length {draft_length} is too long: 0 to {block_size} work")
     if problems:

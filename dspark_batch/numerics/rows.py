@@ -1,7 +1,7 @@
 """Products whose rows have the same bits, however many rows run together.
 
-Example: `x @ W` with 3 rows and with 48 rows of which 3 are the same. OpenBLAS takes another kernel
-for few rows, so those 3 rows may differ in their last bits. If 3 rows are padded to 16, they do not.
+Example: `x @ W` with 3 rows, and with 48 rows of which 3 are the same. OpenBLAS has another kernel
+for few rows, so the 3 rows may differ in their last bits. Padded to 16 rows, they do not.
 
 A count of rows is *safe* for a product of a size if every row, wherever it stands, has the bits
 that it has in a product of the reference count. Whether a count is safe is a fact about the machine

@@ -38,7 +38,9 @@ def read_verdicts() -> None:
 
 def keep_verdicts() -> None:
     """Keep what this process knows; a folder that cannot be written costs time only."""
-    verdicts = [[list(p), count, safe] for (p, count), safe in sorted(rows.VERDICTS.items(), key=str)]
+    verdicts = [
+        [list(p), count, safe] for (p, count), safe in sorted(rows.VERDICTS.items(), key=str)
+    ]
     _keep("verdicts", {"verdicts": verdicts, "bits": _bits()})
 
 

@@ -51,7 +51,8 @@ class _Seen(NamedTuple):
 
     @property
     def usual_s(self) -> float:
-        return median(self.seconds)
+        """Of few rounds the shortest: another program may have had the machine in one of them."""
+        return median(self.seconds) if len(self.seconds) >= _LEAST_SEEN else min(self.seconds)
 
 
 class Costs:
