@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dspark_batch.job.plan import plan_text
 from dspark_batch.job.wording import count, duration, speed
 
 if TYPE_CHECKING:

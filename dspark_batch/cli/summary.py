@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import click
 
+from dspark_batch.job.plan import plan_text
 from dspark_batch.job.report import Report
 from dspark_batch.job.wording import count, duration, one_line, speed
 
