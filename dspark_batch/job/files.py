@@ -234,7 +234,8 @@ def _form_of_text(source: Source, text: bytes) -> Form:
         is_open = (
             rest and name.partition(".json")[2][:1] != "l" and not first.rstrip().endswith(b"}")
         )
-        return "objects" if first.strip() == b"{" or is_open else "lines"
+        is_alone = first.strip() == b"{" and rest.strip()
+        return "objects" if is_alone or is_open else "lines"
     if known and known[4]:
         return "arrow" if known[4] != "parquet" else "parquet"
     if not known:
