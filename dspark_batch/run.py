@@ -100,7 +100,7 @@ class Opened(NamedTuple):
     context_length: int  # most positions of prompt and answer together
     identity: Mapping[str, Json]  # digests of what is loaded
     slots: int = 1  # that were chosen, or given
-    setup: Mapping[str, Json] | None = None  # plan, shape class, step curve; None: there is none
+    setup: Mapping[str, Json] | None = None  # plan, shape of passes, machine; None: there is none
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
     split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
     baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited

@@ -120,7 +120,7 @@ class _Share(click.ParamType):
 @_option(
     "--dtype",
     type=click.Choice(get_args(Dtype)),
-    help="Compute in this type.  [default: the faster, measured]",
+    help="Compute in this type.  [default: float32 on a CPU, as stored elsewhere]",
 )
 @_option(
     "--system-prompt",
