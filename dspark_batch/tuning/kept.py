@@ -28,6 +28,7 @@ def read_verdicts() -> None:
     A file that is torn, of another version or machine, or with bits that its products do not have
     here is ignored; then the verdicts are found anew.
     """
+    rows.forget()  # a resume may have set another number of threads
     kept = _read("verdicts")
     if kept is None:
         return
