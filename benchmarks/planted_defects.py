@@ -19,7 +19,7 @@ from benchmarks.planted_mistakes import ROOT, plant
 
 JOB = ["--slots", "8"]
 INPUT = "sample_inputs/prompts.jsonl"
-FOUND = 3  # exit code
+FOUND, REFUSED = 3, 2  # exit codes: of verify, and of a target that is refused when it is loaded
 
 
 def command(copy, *words):
@@ -27,7 +27,7 @@ def command(copy, *words):
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     line = [sys.executable, "-m", "dspark_batch", *words]
     done = subprocess.run(line, cwd=copy, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, FOUND):
+    if done.returncode not in (0, FOUND, REFUSED):
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}\n{done.stderr}")
     return done.returncode, done.stdout
 
@@ -43,8 +43,11 @@ def verified(given=INPUT, defect=None):
         shutil.copy(ROOT / given, copy / given)
         if defect is not None:
             plant(defect, copy)
-        command(copy, "run", given, "-o", "out.jsonl", "-q", *JOB)
+        code, _ = command(copy, "run", given, "-o", "out.jsonl", "-q", *JOB)
         print(f"$ dspark-batch run {given} -o out.jsonl {' '.join(JOB)}")
+        if code == REFUSED:
+            print("refused when the target is loaded\n", flush=True)
+            return FOUND
         code, said = command(copy, "verify", "out.jsonl", "-q")
         print(f"$ dspark-batch verify out.jsonl\n{said}$ echo $?\n{code}\n", flush=True)
         return code

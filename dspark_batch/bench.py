@@ -10,20 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.plan import plan_of, plan_text
 from dspark_batch.job.reader import STDIN, fetch, locate, read
 from dspark_batch.job.replay import Baseline, Claim, Difference, compare
 from dspark_batch.job.report import Tick
 from dspark_batch.job.rows import ratio
-from dspark_batch.job.run_dir import RunDir
 from dspark_batch.job.spec import Spec, number_or_none
 from dspark_batch.run import load, open_baseline
-from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request
+from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
     from dspark_batch.engine.setup import Setup
@@ -158,7 +160,7 @@ def bench(
     questions the first is asked.
 
     Args:
-        spec: what a run would be given; nothing is written to its `out`.
+        spec: what a run would be given; its `out` is never written, so "-" will do.
         turns: how many times each of them answers everything, at least 1.
         outside: whether mlx-lm takes part; it does not if an item is sampled.
         observe: called with a `Tick` when models are loaded and after every answer.
@@ -172,10 +174,7 @@ def bench(
         raise UsageError("-: bench reads its input more than once; save it to a file first.")
     if turns < 1:
         raise UsageError(f"turns is {turns}, expected 1 or more.")
-    run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
-    fetch(sources)
-    records = list(read(sources, spec.limit))
+    records = _records(spec)
     tick = Tick("load", len(records), 0, 0, 0)
     observe(tick)
     open_contest = open_contest or partial(open_pair_for, on_download=_told(tick, observe))
@@ -193,6 +192,14 @@ def bench(
         first_failures=[each.message for each in failures[:_FIRST_FAILURES]],
         left_out=left_out,
     )
+
+
+def _records(spec: Spec) -> list[Item | Failure]:
+    """Read all of the input; what has to be downloaded is gone afterwards."""
+    with TemporaryDirectory(prefix="dspark-batch-") as folder:
+        sources = locate(spec.inputs, Path(folder), Path(folder), wanted_columns(spec))
+        fetch(sources)
+        return list(read(sources, spec.limit))
 
 
 def open_pair_for(
@@ -326,6 +333,7 @@ class _Race:
 
     def run(self) -> None:
         """Take all turns, each in another order."""
+        self._observe(self._tick)
         names = list(self._standings)
         for turn in range(self._turns):
             first = turn % len(names)
@@ -405,6 +413,6 @@ def _difference(
         outcome.text,
         token_ids=outcome.token_ids,
         finish_reason=outcome.finish_reason,
-        is_continued=True,  # the text as it came, reasoning and all
     )
-    return compare(claim, expected, contest.baseline, contest.divergence)
+    whole = contest.baseline._replace(split=partial(Said, None))  # reasoning and all
+    return compare(claim, expected, whole, contest.divergence)

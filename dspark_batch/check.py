@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 from dspark_batch.errors import UsageError
 from dspark_batch.job.journal import Found, Journal, Retries
 from dspark_batch.job.mapping import Render, to_request
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.prompts import Prompts
 from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
 from dspark_batch.job.run_dir import RunDir, check_out, check_resume, refuse_another_job
@@ -71,6 +72,8 @@ class Check:
     disk_bytes: int = 0  # that journal and output may still grow by
     disk_is_measured: bool = False  # else it is the most that could be
     free_bytes: int = 0
+    hints: tuple[str, ...] = ()  # what the columns suggest
+    ignored: Mapping[str, int] = field(default_factory=dict)  # field left aside -> records
 
     @property
     def exit_code(self) -> int:
@@ -116,8 +119,8 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     if STDIN in spec.inputs:
         raise UsageError("-: check reads its input more than once; save it to a file first.")
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
-    check_out(run_dir.out, sources)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, wanted_columns(spec))
+    check_out(run_dir, sources)
     manifest = None if spec.overwrite else run_dir.manifest()
     if not spec.overwrite:
         check_resume(spec, run_dir, manifest)
@@ -131,6 +134,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     result = Check(spec.out, spec.samples, slots, reads.context_length)
     result.has_job, result.holder = manifest is not None, run_dir.holder()
     result.total, result.resumed = found.total, found.resumed
+    result.hints, result.ignored = found.hints, found.ignored
     for record in read(sources, spec.limit):
         _count(result, record, spec, reads, examples)
     result.audited = _count_audited(sources, spec, found)
@@ -206,7 +210,7 @@ def _estimate(
         inputs = sum(each["bytes"] for each in found.inputs)
         result.disk_bytes = round(row_bytes * (to_do + result.total)) + inputs
         result.disk_is_measured = True
-    result.free_bytes = shutil.disk_usage(_existing(Path(spec.out).absolute().parent)).free
+    result.free_bytes = shutil.disk_usage(_existing(RunDir(spec.out).out.absolute().parent)).free
 
 
 def _existing(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.finish import Rows
+from dspark_batch.job.json_text import sayable
 from dspark_batch.job.look import Look, look
 from dspark_batch.job.measures import Measures
 from dspark_batch.job.plan import plan_of
@@ -50,7 +51,7 @@ def _report(job: Look, rows: Rows) -> Report:
 
 def _group(item: Item, by: str) -> str:
     value = item.record.get(by)
-    return "(none)" if value is None else str(value)
+    return "(none)" if value is None else sayable(str(value))
 
 
 def _measures(rows: Rows, by: str | None) -> Measures:

@@ -7,26 +7,33 @@ rows leaves nothing half done.
 """
 
 import logging
+import re
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
+from dspark_batch.job import remote
 from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.job.auditor import Auditor
 from dspark_batch.job.budget import Budget
-from dspark_batch.job.finish import Rows, changed_input, write_output
+from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
 from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
+from dspark_batch.job.json_text import dump
+from dspark_batch.job.mapping import Render, said_in, to_request
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.plan import plan_of
+from dspark_batch.job.question import num_turns
 from dspark_batch.job.reader import (
     STDIN,
     Source,
@@ -52,7 +59,7 @@ from dspark_batch.job.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.job.spec import Spec, number_or_none
+from dspark_batch.job.spec import STDOUT, Spec, number_or_none
 from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
@@ -93,7 +100,7 @@ class Opened(NamedTuple):
     context_length: int  # most positions of prompt and answer together
     identity: Mapping[str, Json]  # digests of what is loaded
     slots: int = 1  # that were chosen, or given
-    setup: Mapping[str, Json] | None = None  # plan, shape class, step curve; None: there is none
+    setup: Mapping[str, Json] | None = None  # plan, shape of passes, machine; None: there is none
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
     split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
     baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited
@@ -270,15 +277,22 @@ def run(
         DsparkBatchError: the run cannot begin or go on; its class knows the exit code. Finished
             rows stay in the journal.
     """
+    if open_engine is None:
+        _refuse_unknown(spec)
+    if spec.out == STDOUT:
+        return _run_to_stdout(spec, observe, open_engine, stop)
     budget = Budget(spec.deadline, spec.max_runtime)
     run_dir = RunDir(spec.out)
-    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
-    check_out(run_dir.out, sources)
+    sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched, wanted_columns(spec))
+    check_out(run_dir, sources)
     with run_dir.lock():
         if spec.overwrite:
             run_dir.discard()
         manifest = run_dir.manifest()
         check_resume(spec, run_dir, manifest)
+        if run_dir.url is not None and not run_dir.has_output():
+            begun = manifest is not None  # then what is there may be ours
+            remote.refuse_taken(run_dir.url, overwrite=spec.overwrite or begun)
         if STDIN in spec.inputs:
             run_dir.take_stdin(sys.stdin.buffer, manifest)
         with full_disk_is_resumable(run_dir.fetched):
@@ -296,6 +310,52 @@ def run(
                 *(observe, stop, budget),
             )
             return _continued(job, open_engine)
+
+
+def _refuse_unknown(spec: Spec) -> None:
+    """Refuse what no loading could find, before anything is made."""
+    from dspark_batch.models.pairs import known_pair
+
+    if spec.family is not None:
+        known_pair(spec.family)
+
+
+def _run_to_stdout(
+    spec: Spec, observe: Observe, open_engine: OpenEngine | None, stop: Stop
+) -> Report:
+    """Run a job whose rows are written as they finish, and of which nothing else is kept."""
+    with TemporaryDirectory(prefix="dspark-batch-") as folder:
+        kept = replace(spec, out=str(Path(folder, "rows.jsonl")))
+        line_of = line_maker(kept, datetime.now(UTC))
+
+        def write(tick: Tick) -> None:
+            if tick.outcome is not None:
+                line = line_of(tick.outcome.item, row_of(tick.outcome))
+                with _stdout_is_needed():
+                    is_odd = bool(tick.outcome.item.notes)
+                    sys.stdout.buffer.write(dump(line, is_odd=is_odd) + b"\n")
+                    sys.stdout.buffer.flush()
+            observe(tick)
+
+        try:
+            report = run(kept, observe=write, open_engine=open_engine, stop=stop)
+        except Resumable as error:
+            said = str(error).removeprefix(f"{kept.out}: ")
+            said, *_ = re.split(r"[,;.] (?:the same|Run the same|The finished rows)", said)
+            raise Resumable(
+                f"{STDOUT}: {said.removesuffix('.')}. Rows that were written are whole; nothing "
+                "else is kept. Name a file with -o to be able to continue."
+            ) from error
+    return replace(report, out=STDOUT)
+
+
+@contextmanager
+def _stdout_is_needed() -> Iterator[None]:
+    """End a run whose rows nobody takes any more."""
+    try:
+        yield
+    except OSError as error:
+        raise Resumable(f"cannot be written ({error.strerror or error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +384,9 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
         saved = job.run_dir.finished_report(found.inputs, found.total, job.spec.samples)
         return _nothing_to_do(saved) if saved else _finished(job, tick)
     _warn_of_little_space(job)
+    if job.manifest is None:
+        for hint in job.found.hints:
+            log.warning("%s", hint)
     _warn_of_equal_samples(job.spec)
     began = time.monotonic()
     job.observe(tick)
@@ -425,7 +488,7 @@ def _settle(job: _Job, opened: Opened) -> None:
     manifest = new_manifest(
         job.spec, fields, opened.identity, job.found.inputs, job.run_id, opened.setup
     )
-    job.run_dir.write_manifest(manifest)
+    job.run_dir.write_manifest(manifest | {"ignored": job.found.ignored})
 
 
 def _note_start(job: _Job, load_s: float) -> None:
@@ -534,9 +597,7 @@ def _answered(
 
 def _split(job: _Job, opened: Opened, completion: Completion) -> Completion:
     """Tell the reasoning from the answer; a text that is continued has none."""
-    if is_continued(completion.item.record, job.spec):
-        return completion
-    said = opened.split(completion.text)
+    said = said_in(completion.text, completion.item.record, job.spec, opened.split)
     return completion._replace(text=said.answer, reasoning=said.reasoning)
 
 

@@ -20,11 +20,13 @@ class Item(NamedTuple):
     """One input record, and what names it."""
 
     index: int  # position of its row among all rows of the job, from 0
-    custom_id: str  # the record's `custom_id` or `id`, else its index in decimal
+    custom_id: str  # the record's `custom_id` or `id`, else its position: "#7"
     digest: str  # hex digest of the record as it was read
     where: str  # "prompts.jsonl:12", for people
     record: Mapping[str, Json] = MappingProxyType({})  # the input columns
     sample_index: int = 0  # which of several answers to one record
+    # What its row says of the record: what strict JSON has no place for, and fields left aside.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

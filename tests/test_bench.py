@@ -70,7 +70,7 @@ def race(tmp_path):
             {"dtype": "float32"},
         )
         spec_fields = {k: options.pop(k) for k in list(options) if k in ("limit", "temperature")}
-        spec = Spec(inputs=(str(tmp_path / "in.jsonl"),), out="bench.jsonl", **spec_fields)
+        spec = Spec(inputs=(str(tmp_path / "in.jsonl"),), out="-", **spec_fields)
         return bench(spec, open_contest=lambda spec, num_items: contest, **options)
 
     race.turns = turns
@@ -166,7 +166,7 @@ def test_nothing_to_ask_is_refused(race):
 
 def test_standard_input_is_refused():
     with pytest.raises(UsageError, match="save it to a file"):
-        bench(Spec(inputs=("-",), out="bench.jsonl"))
+        bench(Spec(inputs=("-",), out="-"))
 
 
 def test_mlx_lm_stays_out_where_items_are_sampled(race):
@@ -196,7 +196,7 @@ def test_progress_counts_the_answers_of_all(race):
     ticks = []
     race(turns=2, observe=ticks.append)
     assert (ticks[0].stage, ticks[-1].done, ticks[-1].total) == ("load", 24, 24)
-    assert ticks[1].doing == "turn 1 of 2: plain decoding"
+    assert ticks[2].doing == "turn 1 of 2: plain decoding"
 
 
 # The pair that is bundled
@@ -207,7 +207,7 @@ def test_the_bundled_pair_gives_the_same_answers_three_times(tmp_path, monkeypat
         tmp_path / "in.jsonl", *prompts("Add 3 and 5.", 'Spell "cat".', "Write 62 in words.")
     )
     monkeypatch.chdir(tmp_path)
-    spec = Spec(inputs=("in.jsonl",), out="bench.jsonl", max_tokens=12, dtype="float32")
+    spec = Spec(inputs=("in.jsonl",), out="-", max_tokens=12, dtype="float32")
     found = bench(spec, turns=1)
     assert (found.items, found.exit_code, found.plain.slots) == (3, 0, 3)
     assert [each.name for each in found.standings] == [PLAIN, SPECULATION, MLX_LM]
@@ -218,7 +218,7 @@ def test_the_bundled_pair_gives_the_same_answers_three_times(tmp_path, monkeypat
 
 
 def test_without_drafts_nobody_speculates(tmp_path):
-    spec = Spec(inputs=("in.jsonl",), out="bench.jsonl", draft_length=0, dtype="float32")
+    spec = Spec(inputs=("in.jsonl",), out="-", draft_length=0, dtype="float32")
     assert list(open_pair_for(spec, 2).contestants) == [PLAIN, MLX_LM]
 
 

@@ -23,6 +23,8 @@ RUNS = {
     "drafter_bits": "--items 1 --bits 4",
     "exact": "--items 1 --dtype float32 --alone 1",
     "host": "--items 8 --job-items 8 --slots 2",
+    "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",
+    "one_digest": "--runs 1 --items 3 --blas auto",
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",
     "round": "--toy --slots 2 --context 40 --capacity 64",
     "sampling": "--items 1 --temperatures 1",

@@ -219,3 +219,21 @@ def test_nothing_else_talks_about_a_prompt_that_is_too_long(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     assert "1 prompt_too_long" in done.stdout
+
+
+def test_columns_that_nobody_asks_for_are_suggested(tmp_path, capsys):
+    record = {"uuid": "u", "system": "S", "prompt": "x", "question_id": None}
+    write_lines(tmp_path / "in.jsonl", record, record | {"system": ""})
+    named, system = look(tmp_path).hints[::-1]
+    assert named == "no record has a custom_id or an id; `uuid` could name them: --id-column uuid"
+    assert system.startswith("the column `system` is not asked; it is a system prompt with")
+    assert look(tmp_path, id_column="uuid", system_column="system").hints == ()
+    assert look(tmp_path, id_column="uuid", template="{{ prompt }}").hints == ()
+    write_lines(tmp_path / "in.jsonl", record | {"id": 1, "system": ""})
+    assert look(tmp_path).hints == ()
+
+
+def test_fields_that_are_left_aside_are_counted(tmp_path):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "x", "tools": [{}]}, {"prompt": "x"})
+    found = look(tmp_path, ignore_fields=("tools",))
+    assert (found.ignored, found.exit_code) == ({"tools": 1}, 0)

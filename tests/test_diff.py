@@ -62,7 +62,7 @@ def test_an_answer_that_parts_at_a_tie_is_tied(other):
     assert (found.exit_code, counts(found)) == (0, {"same": 3, "tied": 1})
 
 
-def test_what_a_probe_measured_says_how_near_a_tie_may_be(other, monkeypatch):
+def test_what_the_check_of_a_target_found_says_how_near_a_tie_may_be(other, monkeypatch):
     names = other(OtherEngine(others=frozenset({"id-b"})))
     module = importlib.import_module("dspark_batch.diff")
     monkeypatch.setattr(module, "divergence_of", lambda manifest: 0.5)

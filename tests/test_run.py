@@ -71,7 +71,7 @@ def asked(monkeypatch):
 def test_every_option_of_a_model_reaches_the_loader(tmp_path, asked, bits, asked_for):
     write_lines(tmp_path / "in.jsonl", *prompts("one"))
     options = {
-        "family": "f",
+        "family": "qwen3",
         "target": "t@v1",
         "drafter": "d",
         "target_bits": 4,

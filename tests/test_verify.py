@@ -46,14 +46,14 @@ def pair():
 def opener(pair):
     """Make an `open_engine` over the same pair, with another identity or baseline if need be.
 
-    What was opened for a job is kept: looking at the machine again takes longer than most tests.
+    What was opened for a job is kept: checking a target takes longer than most tests.
     """
     kept = {}  # spec -> Opened
 
     def opener(baseline=None, **identity):
         def open_engine(spec, manifest):
             if repr(spec) not in kept:
-                kept[repr(spec)] = open_with(pair, spec, manifest)
+                kept[repr(spec)] = open_with(pair, spec)
             opened = kept[repr(spec)]
             known = opened.identity | identity
             return opened._replace(identity=known, baseline=baseline or opened.baseline)
@@ -175,6 +175,19 @@ def test_every_form_of_output_can_be_verified(out, options, tmp_path, monkeypatc
     found = audit(out, sample=1)
     assert [finding.says for finding in found.findings] == []
     assert (found.exit_code, found.replayed) == (0, 1)
+
+
+@pytest.mark.parametrize("options", [{"regenerate": "all"}, {"last_assistant": "continue"}])
+def test_conversations_that_go_on_can_be_verified(options, tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    said = [("user", SPELL), ("assistant", "b"), ("user", WRITE), ("assistant", "Ones <|im_end|>")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    tools = [{"name": "add"}]
+    records = [{"messages": chat, "n": 10**30, "tools": tools}, {"messages": chat[:1]}]
+    report = made(opener, records=records, max_tokens=9, ignore_fields=("tools",), **options)
+    assert report.succeeded == 2
+    found = audit(sample=1)
+    assert [finding.says for finding in found.findings] == []
 
 
 def test_more_answers_can_be_decoded_together_than_the_run_had(folder, opener, audit):
@@ -593,10 +606,10 @@ def test_a_failure_with_another_reason(folder, audit):
     def change(row):
         return row | {"error": row["error"] | {"message": "in.jsonl:5: it rained"}}
 
-    change_row("4", change)
+    change_row("#4", change)
     [sentence] = said(audit(), "rows")
     assert sentence.startswith(
-        "in.jsonl:5 (custom_id 4): error is bad_record: in.jsonl:5: it rained"
+        "in.jsonl:5 (custom_id #4): error is bad_record: in.jsonl:5: it rained"
     )
 
 

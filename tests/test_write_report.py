@@ -60,9 +60,9 @@ def test_a_page_tells_the_plan_and_why(tmp_path):
     page = page_of(tmp_path / "out.jsonl")
     assert "Plan" in heads(page)
     for told in (
-        "exact: no setting",
+        "float32",
         "because",
-        "1 or 4 slots by 8 tokens",
+        "first draft length",
         "at most 5% of rounds",
     ):
         assert told in page

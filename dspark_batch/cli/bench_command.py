@@ -9,7 +9,7 @@ from dspark_batch.cli.numbers import Whole
 from dspark_batch.cli.run_command import run_command, typed
 from dspark_batch.errors import UsageError
 from dspark_batch.job.job_file import SUFFIX
-from dspark_batch.job.spec import Spec
+from dspark_batch.job.spec import STDOUT, Spec
 from dspark_batch.job.wording import count, one_line, speed, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ _MOST_SHOWN = 3
 # Options of `run` that say what is asked, of whom, and how it is decoded.
 _OF_RUN = (
     *("inputs", "family", "target", "drafter", "target_bits", "drafter_bits", "dtype"),
-    *("trust_remote_code", "system_prompt", "thinking", "prompt_column", "messages_column"),
+    *("trust_remote_code", "system_prompt", "system_column", "thinking", "prompt_column"),
+    *("messages_column", "last_assistant", "ignore_fields", "special_tokens", "id_column"),
     *("template", "on_overflow", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "slots", "draft_length", "no_prefix_cache", "confidence_threshold", "limit", "quiet"),
 )
@@ -49,7 +50,7 @@ def _bench(
     given = typed(context, choices)
     if given["inputs"][0].endswith(SUFFIX):
         raise UsageError(f"{given['inputs'][0]}: bench takes no job file; name its inputs.")
-    spec = Spec(**given, out="bench.jsonl")  # which is never written
+    spec = Spec(**given, out=STDOUT)  # where no row goes
     with watch(quiet=quiet) as show:
         found = bench(spec, turns=turns, outside=not no_mlx_lm, observe=show)
     if as_json:

@@ -77,6 +77,8 @@ def _facts(found: "Check") -> Iterator[tuple[str, str]]:
         yield "duplicates", f"{count(prompts.repeated_ids)} custom_id twice or more: {names}"
     if prompts.repeated_contents:
         yield "duplicates", f"{count(prompts.repeated_contents)} records equal an earlier one"
+    yield from (("ignored", f"`{k}` of {count(n)} records") for k, n in found.ignored.items())
+    yield from (("hint", one_line(hint)) for hint in found.hints)
     yield "to do", _to_do(found)
     if found.total > found.resumed:
         yield "time", _time(found)

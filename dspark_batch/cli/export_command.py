@@ -35,7 +35,7 @@ def export_command(  # noqa: PLR0913  one for each option
     licence: str | None,
     private: bool,
 ) -> None:
-    """Copy the rows of OUT to the file TO, *.jsonl or *.parquet, or to the Hub.
+    """Copy the rows of OUT to the file or URL TO, *.jsonl or *.parquet, or to the Hub.
 
     Of a job that is not finished, or still runs, TO has the rows that there are, in input order.
     Only a finished output can go to the Hub.

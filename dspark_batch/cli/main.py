@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from types import FrameType
 from typing import TextIO
 
@@ -166,8 +167,15 @@ def _how_to_continue(words: Sequence[str]) -> str:
         return "; run the same command to continue"
     if words[:1] not in (["run"], ["run-batch"]):
         return ""
+    if _names_stdout(words):
+        return "; the rows that were written are whole, and nothing else is kept"
     without = " without --overwrite" if "--overwrite" in words else ""
     return f"; finished items are safe, run the same command{without} to continue"
+
+
+def _names_stdout(words: Sequence[str]) -> bool:
+    pairs = {f"{option}={value}" for option, value in pairwise(words)} | set(words)
+    return not pairs.isdisjoint({"-o-", "-o=-", "--out=-", "--output-file=-"})
 
 
 def _say(sentence: str) -> None:

@@ -13,15 +13,20 @@ from click.core import ParameterSource
 
 from dspark_batch.cli.numbers import Number, Whole, WholeOrAuto
 from dspark_batch.errors import DsparkBatchError, UsageError
-from dspark_batch.job.job_file import SUFFIX, read_job, text_of
+from dspark_batch.job.job_file import SUFFIX, TEXTS, read_job, text_of
 from dspark_batch.job.share import ALL, share_of
 from dspark_batch.job.spec import (
+    MOST_SLOTS,
+    STDOUT,
     Bits,
     Dtype,
     Format,
+    LastAssistant,
     Overflow,
+    Regenerate,
     Resume,
     Spec,
+    SpecialTokens,
     Thinking,
 )
 from dspark_batch.types import SamplingRule
@@ -29,6 +34,7 @@ from dspark_batch.types import SamplingRule
 if TYPE_CHECKING:
     from dspark_batch.job.report import Tick
 
+_YAML = (".yaml", ".yml")
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
 
@@ -80,7 +86,7 @@ class _Share(click.ParamType):
     "--out",
     metavar="OUT",
     type=click.Path(),
-    help="Write rows to this file: *.parquet or *.jsonl.",
+    help="Write rows to this file or URL, *.parquet or *.jsonl; - for standard output, row by row.",
 )
 @_option(
     "--family",
@@ -114,17 +120,53 @@ class _Share(click.ParamType):
 @_option(
     "--dtype",
     type=click.Choice(get_args(Dtype)),
-    help="Compute in this type.  [default: the faster, measured]",
+    help="Compute in this type.  [default: float32 on a CPU, as stored elsewhere]",
 )
-@_option("--system-prompt", metavar="TEXT", help="For every item that brings none of its own.")
+@_option(
+    "--system-prompt",
+    metavar="TEXT",
+    help="For every item that brings none of its own. @FILE reads it from a file.",
+)
+@_option("--system-column", metavar="COLUMN", help="Field that holds a record's system prompt.")
 @_option(
     "--thinking",
     type=click.Choice(get_args(Thinking)),
     help="Let the target think before it answers.  [default: as the family's drafter was trained; "
     "without --family as the chat template does]",
 )
-@_option("--prompt-column", metavar="COLUMN", help="Field that holds a prompt.")
-@_option("--messages-column", metavar="COLUMN", help="Field that holds a list of chat messages.")
+@_option(
+    "--prompt-column",
+    metavar="COLUMN",
+    help="Ask what this field holds, a prompt.  [default: prompt]",
+)
+@_option(
+    "--messages-column",
+    metavar="COLUMN",
+    help="Ask what this field holds, a list of chat messages.  [default: messages]",
+)
+@_option(
+    "--last-assistant",
+    type=click.Choice(get_args(LastAssistant)),
+    help="An assistant turn at the end of a conversation: drop it and answer the turn before, go "
+    "on with its text, or refuse the record.",
+)
+@_option(
+    "--regenerate",
+    type=click.Choice(get_args(Regenerate)),
+    help="Make the last answer of a conversation again, or all, each behind the new ones, and "
+    "write the conversation back in its shape.",
+)
+@_option(
+    "--ignore-fields",
+    metavar="NAME,...",
+    multiple=True,
+    help="Leave these fields of a record aside instead of refusing it; repeatable.",
+)
+@_option(
+    "--special-tokens",
+    type=click.Choice(get_args(SpecialTokens)),
+    help="Names of control tokens inside messages: plain text, or the tokens.",
+)
 @_option(
     "--template",
     metavar="TEXT",
@@ -135,6 +177,11 @@ class _Share(click.ParamType):
     type=click.Choice(get_args(Overflow)),
     help="A prompt that leaves no room for an answer: a failure row, a skipped row, or cut at "
     "its beginning or end.",
+)
+@_option(
+    "--id-column",
+    metavar="COLUMN",
+    help="Field that names a record.  [default: custom_id, else id]",
 )
 @_option("--samples", metavar="N", type=Whole(min=1), help="Answers to each record.")
 @_option("--keep", metavar="COLUMN", multiple=True, help="Only these input columns; repeatable.")
@@ -190,8 +237,8 @@ class _Share(click.ParamType):
 @_option(
     "--slots",
     metavar="N",
-    type=WholeOrAuto(min=1),
-    help="Sequences that decode together; auto: as many as are worth a pass and fit into the memory.",
+    type=WholeOrAuto(min=1, max=MOST_SLOTS),
+    help="Sequences that decode together; auto: as many as are worth a pass and fit into memory.",
 )
 @_option(
     "--draft-length",
@@ -285,9 +332,9 @@ def run_command(
 ) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
-    INPUT is a JSONL (also .gz, .zst) or Parquet file, a glob, - for standard input, or a job file
-    (.toml), whose keys are these options. A record has a `prompt`, `messages`, or another known
-    shape. The same command continues a run that was stopped.
+    INPUT is a file (JSON lines, a JSON array, CSV, TSV, Parquet or Arrow; packed or not), a glob, a
+    URL, - for standard input, or a job file (.toml), whose keys are these options. A record has a
+    `prompt`, `messages`, or another known shape. The same command continues a run that was stopped.
     """
     spec = spec_of(context, choices)
     return run_spec(spec, quiet=quiet, json_progress=json_progress, num_shown=show)
@@ -319,10 +366,11 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False, num_shown:
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)
+    to_stdout = spec.out == STDOUT  # then rows go there, and words elsewhere
     if not quiet:
         with suppress(OSError):  # stdout may be gone or full; the run is over all the same
-            click.echo(summary(report))
-    page = _page(spec.out)  # takes a second, for which nobody has to wait
+            click.echo(summary(report), err=to_stdout)
+    page = None if to_stdout else _page(spec.out)  # takes a second, behind all that is waited for
     if page and not quiet:
         with suppress(OSError):
             click.echo(fact("report", page))
@@ -344,6 +392,10 @@ def spec_of(context: click.Context, choices: Mapping[str, object]) -> Spec:
     """Take options before the job file's keys, and both before the defaults."""
     given = typed(context, choices)
     first, *rest = given.pop("inputs")
+    if first.lower().endswith(_YAML):
+        raise UsageError(
+            f"{first}: job files are TOML; write its keys as `key = value` in a .toml."
+        )
     if first.endswith(SUFFIX):
         return Spec(**_job(first, given | ({"inputs": tuple(rest)} if rest else {})))
     if "out" not in given:
@@ -369,6 +421,9 @@ def typed(context: click.Context, choices: Mapping[str, object]) -> dict[str, ob
         for name, value in choices.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    if "template" in given:
-        given["template"] = text_of(given["template"], Path())
+    for name in TEXTS & given.keys():
+        given[name] = text_of(given[name], Path())
+    if "ignore_fields" in given:
+        named = (name.strip() for each in given["ignore_fields"] for name in each.split(","))
+        given["ignore_fields"] = tuple(filter(None, named))
     return given

@@ -9,6 +9,7 @@ from dspark_batch.job.report import Report
 from dspark_batch.job.wording import count, duration, one_line, speed
 
 _LABEL_WIDTH = 14
+_MOST_NOTES = 5
 
 
 def summary(report: Report) -> str:
@@ -37,6 +38,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "output", f"{report.out}   (dspark-batch show {report.out})"
     yield "rows", _rows(report)
     yield from _failures(report)
+    yield from _notes(report)
     tokens = f"{count(report.prompt_tokens)} prompt, {count(report.completion_tokens)} completion"
     yield "tokens", tokens
     if report.new_tokens and report.decode_s:
@@ -67,6 +69,14 @@ def _failures(report: Report) -> Iterator[tuple[str, str]]:
     more = report.errored - len(report.first_errors)
     if more:
         yield "", f"and {count(more)} more"
+
+
+def _notes(report: Report) -> Iterator[tuple[str, str]]:
+    """Say what rows note about their records, the most frequent first."""
+    notes = [f"{note}, rows: {count(rows)}" for note, rows in report.input_notes.items()]
+    yield from (("noted", one_line(note)) for note in notes[:_MOST_NOTES])
+    if notes[_MOST_NOTES:]:
+        yield "", f"and {count(len(notes) - _MOST_NOTES)} more"
 
 
 def _speed(report: Report) -> str:

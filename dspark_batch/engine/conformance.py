@@ -1,4 +1,4 @@
-"""Whether a target gives the same bits whatever the shape of its passes, and which bits these are."""
+"""Whether a target gives the same bits in passes of any shape, and which bits these are."""
 
 import hashlib
 from collections.abc import Sequence
@@ -108,9 +108,7 @@ class _Bench:
             except StopIteration as through:
                 return through.value
 
-    def _step(
-        self, cache: object, contents: Sequence[int], start: int, width: int
-    ) -> mx.array:
+    def _step(self, cache: object, contents: Sequence[int], start: int, width: int) -> mx.array:
         """Run tokens of all contents; return their logits, [contents, width, V]."""
         slots, wide = self._shapes.slots_for(len(contents)), self._shapes.width(width)
         tokens = np.zeros((slots, wide), dtype=np.int32)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.sampling import noise_key
 from dspark_batch.engine.shapes import Shapes
@@ -31,8 +32,8 @@ def margins(
     Returns:
         What the likeliest token has before the second, and before the less likely of `tokens`.
     """
-    alone = pair._replace(drafter=NoDrafter())
-    logits = prefill_alone(alone, Shapes(), (*request.prompt_ids, *answer)).logits[0]
+    passes = Passes(pair.target, NoDrafter())
+    logits = prefill_alone(passes, Shapes(), (*request.prompt_ids, *answer)).logits[0]
     deciding = _deciding(logits, request, len(answer))
     second, first = mx.topk(deciding, 2).tolist()
     chosen = [deciding[t].item() if 0 <= t < deciding.shape[0] else -mx.inf for t in tokens]

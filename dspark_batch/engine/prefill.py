@@ -11,7 +11,6 @@ from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.models.load import Pair
 
 Prompt: TypeAlias = Sequence[int]  # token ids, at least one
 
@@ -58,9 +57,9 @@ def prefill(
     return filled._replace(num_computed=filled.num_computed + num_computed)
 
 
-def prefill_alone(pair: Pair, shapes: Shapes, prompt: Prompt) -> Prefilled:
+def prefill_alone(passes: Passes, shapes: Shapes, prompt: Prompt) -> Prefilled:
     """Run one prompt through, with nothing cached, in one go."""
-    filling = prefill(Passes(pair.target, pair.drafter), shapes, [prompt], PrefixCache(0))
+    filling = prefill(passes, shapes, [prompt], PrefixCache(0))
     while True:
         try:
             next(filling)

@@ -1,7 +1,6 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -109,7 +108,8 @@ def set_up(
     most_slots = most_positions // longest
     if found.shapes.fixed is not None:
         most_slots, block_size = FALLBACK[0], min(block_size, FALLBACK[1] - 1)
-    _refuse_impossible(slots, draft_length, max(1, most_slots), block_size)
+    where = "the memory here" if found.shapes.fixed is None else "the only pass of this target"
+    _refuse_impossible(slots, draft_length, (max(1, most_slots), where), block_size)
     length = block_size if draft_length is None else draft_length
     limits = {
         "tokens that are worth a pass": max(1, min(_MOST_SLOTS, _ROUND_TOKENS // (1 + length))),
@@ -163,11 +163,11 @@ def _size(model: object) -> int:
 
 
 def _refuse_impossible(
-    slots: int | None, draft_length: int | None, most_slots: int, block_size: int
+    slots: int | None, draft_length: int | None, most: tuple[int, str], block_size: int
 ) -> None:
-    problems = []
+    (most_slots, where), problems = most, []
     if slots is not None and slots > most_slots:
-        problems.append(f"--slots {slots} do not fit into the memory here: 1 to {most_slots} do")
+        problems.append(f"--slots {slots} do not fit into {where}: 1 to {most_slots} do")
     if draft_length is not None and draft_length > block_size:
         problems.append(f"--draft-length {draft_length} is too long: 0 to {block_size} work")
     if problems:

@@ -4,14 +4,15 @@ A Parquet input brings its types. Those of JSON lines are inferred from all reco
 column may begin with nulls. Where no Arrow type holds every value, the column becomes JSON text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeAlias
 
-import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.reader import Chunk, item_of
-from dspark_batch.types import Json
+from dspark_batch.types import Item, Json
 
 ColumnTypes: TypeAlias = dict[str, pa.DataType | None]  # None: JSON text
 
@@ -41,19 +42,32 @@ def input_columns(chunk: Chunk, types: ColumnTypes) -> list[pa.Array]:
     Raises:
         Misfit: a value does not fit the type that was found for its column.
     """
-    records = _records(chunk)
-    return [_array(chunk, records, name, kind) for name, kind in types.items()]
+    return [_array(chunk, name, kind) for name, kind in types.items()]
 
 
-def _array(
-    chunk: Chunk, records: Sequence[dict[str, Json]], name: str, kind: pa.DataType | None
-) -> pa.Array:
-    values = [record.get(name) for record in records]
+def write_batch(writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
+    """Write rows.
+
+    Raises:
+        Misfit: a column has values that Parquet cannot hold, although it can hold their type.
+    """
+    try:
+        writer.write_batch(batch)
+    except pa.ArrowException as error:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if not _can_store(column):
+                raise Misfit(name) from error
+        raise
+
+
+def _array(chunk: Chunk, name: str, kind: pa.DataType | None) -> pa.Array:
     if kind is None:
-        return pa.array([None if value is None else _text(value) for value in values], pa.string())
+        return pa.array([_text(item, name) for item in map(item_of, chunk.records)], pa.string())
+    values = [record.get(name) for record in _records(chunk)]
     try:
         if chunk.batch is not None and name in chunk.batch.schema.names:
-            return chunk.batch.column(name).cast(kind)
+            column = chunk.batch.column(name)
+            return column if column.type == kind else column.cast(kind)
         return pa.array(values, kind)
     except _MISFITS as error:
         raise Misfit(name) from error
@@ -92,17 +106,23 @@ def _unified(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType 
 
 
 def _storable(kind: pa.DataType | None) -> pa.DataType | None:
-    """Replace what Parquet has no place for: a struct without fields, a column of nulls alone."""
-    if kind is None or _has_empty_struct(kind):
+    """Replace what Parquet has no place for, such as a struct without fields, or only nulls."""
+    if kind is None or not _can_store(pa.nulls(1, kind)):
         return None
     return pa.string() if pa.types.is_null(kind) else kind
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
-    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
+def _can_store(array: pa.Array) -> bool:
+    """Whether Parquet can hold these values, so that they can be read again."""
+    file = pa.BufferOutputStream()
+    try:
+        pq.write_table(pa.table({"x": array}), file)
+        pq.read_table(pa.BufferReader(file.getvalue()))
+    except (*_MISFITS, OSError):
+        return False
+    return True
 
 
-def _text(value: Json) -> str:
-    return orjson.dumps(value).decode()
+def _text(item: Item, name: str) -> str | None:
+    value = item.record.get(name)
+    return None if value is None else dump(value, is_odd=bool(item.notes)).decode()

@@ -7,13 +7,14 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
+from dspark_batch.job import remote
+from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns, write_batch
 from dspark_batch.job.finish import write_output
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.look import Look, look
 from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
 from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
@@ -47,7 +48,7 @@ def export(
     if target.suffix not in OUTPUTS:
         raise UsageError(f"{to}: expected a name that ends in {' or '.join(OUTPUTS)}; rename it.")
     write = _write_parquet if target.suffix == ".parquet" else _write_jsonl
-    with _draft_of(target, overwrite=overwrite) as draft, _whole(out, target.parent) as whole:
+    with _draft_at(to, overwrite=overwrite) as draft, _whole(out, draft.parent) as whole:
         return write(draft, _Rows(Source(out, whole), where), _types(out), columns)
 
 
@@ -71,30 +72,45 @@ def export_inputs(
     if target.suffix != ".jsonl":
         raise UsageError(f"{to}: --inputs are written to a name that ends in .jsonl; rename it.")
     written = 0
-    with _draft_of(target, overwrite=overwrite) as draft, draft.open("wb") as file:
+    with _draft_at(to, overwrite=overwrite) as draft, draft.open("wb") as file:
         for item in _answered(job, _meant(where)):
-            is_named = item.custom_id in (str(item.record.get(key)) for key in ("custom_id", "id"))
-            name = {} if is_named else {"custom_id": item.custom_id}
-            file.write(orjson.dumps(name | item.record, option=orjson.OPT_APPEND_NEWLINE))
+            name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
+            file.write(dump(name | item.record, is_odd=bool(item.notes)) + b"\n")
             written += 1
     return written
 
 
 def _answered(job: Look, is_meant: Holds) -> Iterator[Item]:
-    """Yield each record that has a meant row; a line that is no record is none."""
+    """Yield each record that has a meant row; a line that could not be read whole is none."""
     names, last = layout_of(job.spec).our_names, ""
     with job.rows() as rows:
-        for item, entry in rows.answered():
-            row = item.record | {names[name]: value for name, value in entry.row.items()}
+        for record, entry in rows.recorded():
+            if isinstance(record, Failure):
+                continue
+            row = record.record | {names[name]: value for name, value in entry.row.items()}
             # The samples of a record stand beside each other.
-            if item.record and item.where != last and is_meant(row):
-                last = item.where
-                yield item
+            if record.where != last and is_meant(row):
+                last = record.where
+                yield record
+
+
+@contextmanager
+def _draft_at(to: str, *, overwrite: bool) -> Iterator[Path]:
+    """Give a file to write, which then takes its place whole or not at all."""
+    if not remote.is_url(to):
+        with _draft_of(Path(to), overwrite=overwrite) as draft:
+            yield draft
+        return
+    remote.refuse_unwritable(to)
+    remote.refuse_taken(to, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="dspark-batch-") as folder:
+        draft = Path(folder, remote.local_name(to))
+        yield draft
+        remote.put(draft, to)
 
 
 @contextmanager
 def _draft_of(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a file to write, which then takes its place whole or not at all."""
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists; choose another name, or replace it with --overwrite.")
     draft = target.with_name(f".{target.name}.tmp")
@@ -119,8 +135,8 @@ def _whole(out: str, folder: Path) -> Iterator[Path]:
         out: the output.
         folder: where such a file finds room.
     """
-    if Path(out).exists():
-        yield Path(out)
+    if RunDir(out).out.exists():
+        yield RunDir(out).out
         return
     job = look(out)
     begun = datetime.fromisoformat(job.manifest["created"])
@@ -172,7 +188,7 @@ def _write_jsonl(path: Path, rows: _Rows, ours: ColumnTypes, columns: Sequence[s
                 line = record.record
                 if names is not None:
                     line = {name: line.get(name) for name in names}
-                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                file.write(dump(line, is_odd=bool(record.notes)) + b"\n")
             written += len(chunk.records)
     return written
 
@@ -194,6 +210,6 @@ def _write_row_groups(path: Path, rows: _Rows, types: ColumnTypes) -> int:
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for chunk in rows.chunks():
             arrays = input_columns(chunk, types)
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            write_batch(writer, pa.RecordBatch.from_arrays(arrays, schema=schema))
             written += len(chunk.records)
     return written

@@ -5,16 +5,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import Resumable
-from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns
+from dspark_batch.job.columns import ColumnTypes, Misfit, column_types, input_columns, write_batch
 from dspark_batch.job.journal import Entry, Journal
+from dspark_batch.job.json_text import dump
 from dspark_batch.job.openai import response_line
 from dspark_batch.job.reader import Chunk, Source, item_of, read, read_chunks
-from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
+from dspark_batch.job.regenerate import written_back
+from dspark_batch.job.rows import ROW_SCHEMA, layout_of
 from dspark_batch.job.run_dir import full_disk_is_resumable, sync_file
 from dspark_batch.job.spec import Spec
 from dspark_batch.job.survey import TO_DO
@@ -116,17 +117,29 @@ def write_output(out: Path, rows: Rows, spec: Spec, begun: datetime) -> Path:
 
 
 def _write(path: Path, rows: Rows, spec: Spec, begun: datetime) -> int:
-    layout = layout_of(spec)
     if spec.out.endswith(".parquet"):
-        return _write_parquet(path, rows, layout)
+        return _write_parquet(path, rows, spec)
+    return _write_jsonl(path, rows, line_maker(spec, begun))
+
+
+def line_maker(spec: Spec, begun: datetime) -> Callable[[Item, Row], Row]:
+    """Make the function that joins an item and its row to a line of the output.
+
+    Args:
+        spec: says what the output looks like.
+        begun: when the job began.
+    """
+    if spec.format == "openai":
+        created = int(begun.timestamp())
+        return lambda item, row: response_line(item, row, spec.model_name, created)
+    layout = layout_of(spec)
     names = layout.our_names
 
     def line_of(item: Item, row: Row) -> Row:
-        if spec.format == "openai":
-            return response_line(item, row, spec.model_name, int(begun.timestamp()))
-        return layout.passed_through(item.record) | {names[k]: row[k] for k in names}
+        record = written_back(item.record, row, spec)
+        return layout.passed_through(record) | {names[name]: row[name] for name in names}
 
-    return _write_jsonl(path, rows, line_of)
+    return line_of
 
 
 def _write_jsonl(path: Path, rows: Rows, line_of: Callable[[Item, Row], Row]) -> int:
@@ -134,32 +147,48 @@ def _write_jsonl(path: Path, rows: Rows, line_of: Callable[[Item, Row], Row]) ->
     with path.open("wb") as file:
         for chunk, ours in rows.joined():
             for record, row in zip(chunk.records, ours, strict=True):
-                line = line_of(item_of(record), row)
-                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                item = item_of(record)
+                file.write(dump(line_of(item, row), is_odd=bool(item.notes)) + b"\n")
             written += len(ours)
     return written
 
 
-def _write_parquet(path: Path, rows: Rows, layout: Layout) -> int:
+def _write_parquet(path: Path, rows: Rows, spec: Spec) -> int:
     """Write row groups; a column whose values turn out not to fit its type starts it over."""
+    layout = layout_of(spec)
     types = layout.passed_through(column_types(rows.chunks()))
     while True:
         try:
-            return _write_row_groups(path, rows, types, layout)
+            return _write_row_groups(path, rows, types, spec)
         except Misfit as misfit:
             types[misfit.column] = None
 
 
-def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, layout: Layout) -> int:
+def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, spec: Spec) -> int:
     theirs = pa.schema({name: kind or pa.string() for name, kind in types.items()})
-    names = layout.our_names
+    names = layout_of(spec).our_names
     ours = pa.schema([field.with_name(names[field.name]) for field in ROW_SCHEMA])
     schema = pa.schema([*theirs, *ours])
     written = 0
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for chunk, chunk_rows in rows.joined():
-            columns = input_columns(chunk, types)
+            columns = input_columns(_written_back(chunk, chunk_rows, spec), types)
             columns += pa.RecordBatch.from_pylist(chunk_rows, ROW_SCHEMA).columns
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            write_batch(writer, pa.RecordBatch.from_arrays(columns, schema=schema))
             written += len(chunk_rows)
     return written
+
+
+def _written_back(chunk: Chunk, rows: Sequence[Row], spec: Spec) -> Chunk:
+    """Give a chunk the conversations that were made again; their column has no Arrow data then."""
+    if spec.regenerate is None:
+        return chunk
+    items = [item_of(record) for record in chunk.records]
+    new = [written_back(item.record, row, spec) for item, row in zip(items, rows, strict=True)]
+    pairs = zip(items, new, strict=True)
+    changed = {n for item, record in pairs for n in record if record[n] is not item.record[n]}
+    records = tuple(item._replace(record=record) for item, record in zip(items, new, strict=True))
+    batch = chunk.batch
+    if batch is not None:
+        batch = batch.drop_columns([name for name in batch.schema.names if name in changed])
+    return Chunk(records, batch)

@@ -18,10 +18,11 @@ SUFFIX = ".toml"
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 
 _HINT_BY_KEY = get_type_hints(Spec)
+TEXTS = {"template", "system_prompt"}  # that @FILE may hold
 _FILES = ("inputs", "out")
 _MODELS = ("target", "drafter")  # a directory if there is one, else a Hub id
 _NEVER_HERE = "trust_remote_code"  # a job file may come from anybody
-_ELSEWHERE = re.compile(r"-$|/|~|[a-z]+://")  # names that no directory changes
+_ELSEWHERE = re.compile(r"-$|/|~|[a-zA-Z][a-zA-Z0-9+.-]*://")  # names that no directory changes
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -39,22 +40,26 @@ def read_job(path: Path, today: date) -> dict[str, Value]:
     for key in fields.keys() & _MODELS:
         if (path.parent / fields[key]).is_dir():
             fields[key] = _located(path, fields[key])
-    if "template" in fields:
-        fields["template"] = text_of(fields["template"], path.parent)
+    for key in fields.keys() & TEXTS:
+        fields[key] = text_of(fields[key], path.parent)
     return fields
 
 
 def text_of(argument: str, folder: Path) -> str:
-    """Read the file that `@FILE` names; any other argument is the text itself.
+    """Read the file that `@FILE` names, without its last line end; else the argument is the text.
+
+    `@@` stands for a text that begins with @.
 
     Raises:
         UsageError: the file cannot be read as text.
     """
     if not argument.startswith("@"):
         return argument
+    if argument.startswith("@@"):
+        return argument[1:]
     path = folder / argument[1:]
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); check what follows the @.") from error
 

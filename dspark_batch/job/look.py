@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dspark_batch.errors import UsageError
 from dspark_batch.job.finish import Rows
 from dspark_batch.job.journal import Journal
+from dspark_batch.job.named_columns import wanted_columns
 from dspark_batch.job.reader import locate
 from dspark_batch.job.run_dir import RunDir, Start
 from dspark_batch.job.spec import Spec
@@ -46,7 +47,9 @@ class Look(NamedTuple):
             UsageError: an input is gone.
             JournalError: the journal is damaged.
         """
-        sources = locate(self.spec.inputs, self.run_dir.stdin, self.run_dir.fetched)
+        sources = locate(
+            self.spec.inputs, self.run_dir.stdin, self.run_dir.fetched, wanted_columns(self.spec)
+        )
         with Journal(self.run_dir.rows, self.run_id, read_only=True) as journal:
             # A failure that waits to run again is a row all the same.
             spec = replace(self.spec, retry_failed=False, retry_where=())

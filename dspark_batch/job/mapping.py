@@ -2,31 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import NamedTuple, TypeAlias
 
 from jinja2 import TemplateError
 
-from dspark_batch.job import openai
-from dspark_batch.job.choices import COLUMN, choices_of
-from dspark_batch.job.messages import (
-    Conversation,
-    Message,
-    Unusable,
-    asked,
-    checked_messages,
-    checked_turns,
-    kind_of,
-    listed,
-)
+from dspark_batch.job.choices import choices_of
+from dspark_batch.job.json_text import is_text, sayable
+from dspark_batch.job.messages import Conversation, Fields, Unusable
 from dspark_batch.job.overflow import cut
+from dspark_batch.job.question import Question, num_turns, question_of
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.template import prompt_of
-from dspark_batch.types import Failure, Item, Json, Request
+from dspark_batch.types import Failure, Item, Json, Request, Said, Sampling
 
-Render: TypeAlias = Callable[[Conversation], Sequence[int]]  # conversation -> prompt token ids
-
-CONVERSATIONS, TURNS = "conversations", "turns"  # known by name where no other prompt is
+# Conversation -> prompt token ids. Keywords: `thinking` where a record chooses it, and `as_tokens`
+# where data may hold control tokens.
+Render: TypeAlias = Callable[..., Sequence[int]]
+Split: TypeAlias = Callable[..., Said]  # text -> its two parts; keyword: `thinking`, as above
 
 
 def to_request(
@@ -38,114 +31,69 @@ def to_request(
     earlier turns, the next turn is asked.
     """
     try:
-        question = _question(item.record, spec, earlier)
-        sampling, max_tokens = choices_of(question.choices, spec, question.column)
+        question, sampling, max_tokens = _asked(item.record, spec, earlier)
         if earlier:
             sampling = replace(sampling, seed=_seed_of_turn(sampling.seed, len(earlier)))
-        prompt_ids = _rendered(question.conversation, render)
+        ask = partial(_rendered, render=_told(render, question, spec))
+        prompt_ids = ask(question.conversation)
         if len(prompt_ids) >= context_length and spec.on_overflow.startswith("truncate"):
             shorter = cut(
                 question.conversation,
-                lambda conversation: _rendered(conversation, render),
+                ask,
                 room=context_length - max_tokens,
                 keep_end=spec.on_overflow == "truncate-left",
             )
             prompt_ids = prompt_ids if shorter is None else shorter
     except Unusable as error:
-        return Failure(item, "bad_record", f"{item.where}: {error}")
+        return Failure(item, "bad_record", f"{item.where}: {sayable(str(error))}")
+    ignored = (f"ignored `{name}`" for name in question.ignored)
+    item = item._replace(notes=(*item.notes, *ignored))
     room = context_length - len(prompt_ids)
     if room < 1:
         return _overflow(item, len(prompt_ids), context_length, spec)
     return Request(item, tuple(prompt_ids), min(max_tokens, room), sampling)
 
 
-def num_turns(record: Mapping[str, Json], spec: Spec) -> int:
-    """Count the questions that a record asks one after the other, in a conversation."""
-    return len(record[TURNS]) if _has_turns(record, spec) else 1
+def ignored_in(record: Mapping[str, Json], spec: Spec) -> tuple[str, ...]:
+    """Name the fields of a record that are left aside; none, if it cannot be asked."""
+    try:
+        return _asked(record, spec, ()).question.ignored
+    except Unusable:
+        return ()
+
+
+class _Asked(NamedTuple):
+    question: Question
+    sampling: Sampling
+    max_tokens: int  # most tokens of the answer
+
+
+def _asked(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) -> _Asked:
+    question, fields = question_of(record, spec, earlier), Fields(spec.ignore_fields)
+    chosen = choices_of(question.choices, spec, question.choices_column, fields)
+    ignored = tuple(dict.fromkeys((*question.ignored, *fields.ignored)))
+    return _Asked(question._replace(ignored=ignored), *chosen)
 
 
 def last_question(record: Mapping[str, Json], spec: Spec) -> str:
     """Say, for people, what the answer to a record answers; "" if it asks nothing."""
     try:
         earlier = [""] * (num_turns(record, spec) - 1)
-        conversation = _question(record, spec, earlier).conversation
+        conversation = question_of(record, spec, earlier).conversation
     except Unusable:
         return ""
     return conversation if isinstance(conversation, str) else conversation[-1]["content"]
 
 
-def is_continued(record: Mapping[str, Json], spec: Spec) -> bool:
-    """Whether a record is a text to be continued as it stands, without the chat template."""
-    return _is_body(record, spec) and record.get("url") == openai.COMPLETIONS
-
-
-def has_prompt(record: Mapping[str, Json], spec: Spec) -> bool:
-    """Whether a record has a column that could be a prompt."""
-    names = {spec.prompt_column, spec.messages_column}
-    return not names.isdisjoint(record) or _other_shape(record) is not None
-
-
-class _Question(NamedTuple):
-    """What a record asks, and what it chooses for its answer, in the words of `column`."""
-
-    conversation: Conversation
-    choices: Json  # None: nothing
-    column: str = COLUMN
-
-
-def _question(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) -> _Question:
-    own = record.get(COLUMN)
-    if spec.template is not None:
-        return _Question(_introduced(asked(prompt_of(spec.template, record)), spec), own)
-    if _is_body(record, spec):
-        batched = openai.request_in(record)
-        return _Question(_introduced(batched.conversation, spec), batched.choices, "body")
-    return _Question(_introduced(_conversation(record, spec, earlier), spec), own)
-
-
-def _is_plain(record: Mapping[str, Json], spec: Spec) -> bool:
-    """Whether neither of the columns that options name has anything."""
-    return record.get(spec.prompt_column) is None and record.get(spec.messages_column) is None
-
-
-def _is_body(record: Mapping[str, Json], spec: Spec) -> bool:
-    return spec.template is None and _is_plain(record, spec) and _other_shape(record) == "body"
-
-
-def _has_turns(record: Mapping[str, Json], spec: Spec) -> bool:
-    return spec.template is None and _is_plain(record, spec) and _other_shape(record) == TURNS
-
-
-def _conversation(record: Mapping[str, Json], spec: Spec, earlier: Sequence[str]) -> Conversation:
-    """Find the conversation in the column that has one; null means absent."""
-    prompt, messages = record.get(spec.prompt_column), record.get(spec.messages_column)
-    if prompt is not None and messages is not None:
-        raise Unusable(
-            f"both `{spec.prompt_column}` and `{spec.messages_column}` are given; keep one of them."
-        )
-    if messages is not None:
-        return checked_messages(messages, spec.messages_column)
-    if prompt is not None:
-        return _prompt(prompt, spec.prompt_column)
-    shape = _other_shape(record)
-    if shape == CONVERSATIONS:
-        return checked_messages(record[CONVERSATIONS], CONVERSATIONS)
-    if shape == TURNS:
-        return _turns_so_far(checked_turns(record[TURNS], TURNS), earlier)
-    if spec.prompt_column in record:
-        raise Unusable(f"`{spec.prompt_column}` is null, expected a string.")
-    raise Unusable(
-        f"no `{spec.prompt_column}` or `{spec.messages_column}`; columns are {listed(record)}; "
-        "name the right one with --prompt-column or --messages-column."
-    )
-
-
-def _turns_so_far(turns: Sequence[str], earlier: Sequence[str]) -> list[Message]:
-    """Ask the turn that follows the answers."""
-    messages = asked(turns[0])
-    for answer, question in zip(earlier, turns[1:], strict=False):
-        messages += [{"role": "assistant", "content": answer}, *asked(question)]
-    return messages
+def said_in(text: str, record: Mapping[str, Json], spec: Spec, split: Split) -> Said:
+    """Tell the reasoning of an answer from the answer; a text that is continued has none."""
+    try:
+        question = question_of(record, spec)
+    except Unusable:
+        return split(text)
+    if question.goes_on:
+        return Said(None, text)
+    return split(text) if question.thinking is None else split(text, thinking=question.thinking)
 
 
 def _seed_of_turn(seed: int, turn: int) -> int:
@@ -153,41 +101,40 @@ def _seed_of_turn(seed: int, turn: int) -> int:
     return int.from_bytes(sha256(f"{seed}/{turn}".encode()).digest()[:8], "big")
 
 
-def _prompt(prompt: Json, column: str) -> Conversation:
-    if not isinstance(prompt, str):
-        raise Unusable(f"`{column}` is {kind_of(prompt)}, expected a string.")
-    if not prompt:
-        raise Unusable(f"`{column}` is empty; there is nothing to answer.")
-    return asked(prompt)
-
-
-def _other_shape(record: Mapping[str, Json]) -> str | None:
-    """Recognise a record without prompt and messages by the name and type of a column."""
-    if openai.is_request(record):
-        return "body"
-    lists = (name for name in (CONVERSATIONS, TURNS) if isinstance(record.get(name), list))
-    return next(lists, None)
-
-
-def _introduced(conversation: Conversation, spec: Spec) -> Conversation:
-    """Put the shared system prompt first, unless the item brings one of its own."""
-    if spec.system_prompt is None:
-        return conversation
-    if isinstance(conversation, str):
-        raise Unusable("a text to be continued has no place for --system-prompt.")
-    if any(message["role"] == "system" for message in conversation):
-        return conversation
-    return [{"role": "system", "content": spec.system_prompt}, *conversation]
+def _told(render: Render, question: Question, spec: Spec) -> Render:
+    """Tell the renderer what a record or the job decided; without that, it decides itself."""
+    told = {} if question.thinking is None else {"thinking": question.thinking}
+    if spec.special_tokens == "as-tokens":
+        told["as_tokens"] = True
+    return partial(render, **told) if told else render
 
 
 def _rendered(conversation: Conversation, render: Render) -> Sequence[int]:
+    messages = [] if isinstance(conversation, str) else conversation
+    said = [text for message in messages for text in message.values()] or [conversation]
+    if not all(map(is_text, said)):
+        raise Unusable("the prompt has half of a surrogate pair, which is no text; repair it.")
     try:
         prompt_ids = render(conversation)
+        if any("name" in message for message in messages):
+            _refuse_lost_names(prompt_ids, messages, render)
     except (TemplateError, ValueError, TypeError, LookupError) as error:
         raise Unusable(f"the chat template refuses this conversation ({error}).") from error
     if not len(prompt_ids):
         raise Unusable("the prompt renders to no tokens.")
     return prompt_ids
+
+
+def _refuse_lost_names(
+    prompt_ids: Sequence[int], messages: Sequence[Mapping[str, str]], render: Render
+) -> None:
+    """Refuse names of speakers that the chat template does not write."""
+    nameless = [{k: v for k, v in message.items() if k != "name"} for message in messages]
+    if list(prompt_ids) == list(render(nameless)):
+        raise Unusable(
+            "a message has a `name`, which the chat template has no place for; write it into the "
+            "content, or leave it aside with --ignore-fields name."
+        )
 
 
 def _overflow(item: Item, prompt_tokens: int, context_length: int, spec: Spec) -> Failure:

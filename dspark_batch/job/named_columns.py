@@ -1,17 +1,35 @@
 """Columns that the options name: a name that no record has is a mistake, found before any work."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.mapping import has_prompt
+from dspark_batch.job.choices import COLUMN
+from dspark_batch.job.files import Wanted
 from dspark_batch.job.messages import listed
 from dspark_batch.job.nearest import nearest
+from dspark_batch.job.question import BODY, CONVERSATIONS, TURNS, has_question
+from dspark_batch.job.rows import layout_of
 from dspark_batch.job.spec import Spec
-from dspark_batch.job.template import columns_in
+from dspark_batch.job.template import ALL, columns_in
 from dspark_batch.types import Json
 
+_SUGGESTIONS = {
+    **dict.fromkeys(("system", "system_prompt"), "--system-column"),
+    **dict.fromkeys(("uuid", "guid", "uid", "_id", "prompt_id", "question_id"), "--id-column"),
+    **dict.fromkeys(("message_id", "conversation_id", "example_id"), "--id-column"),
+    **dict.fromkeys(("sample_id", "task_id", "problem_id", "instruction_id"), "--id-column"),
+}
 _PROMPTS = ("prompt_column", "messages_column")
+_KNOWN = (
+    "custom_id",
+    "id",
+    "method",
+    "url",
+    COLUMN,
+    "chat_template_kwargs",
+    "tools",
+    "functions",
+)  # asked by their own names
 
 
 class NamedColumns:
@@ -27,13 +45,34 @@ class NamedColumns:
         self._unseen = dict(_named(spec))  # column -> the option that names it
         self._has_prompt = spec.template is not None
         self._first: Mapping[str, Json] = {}  # the first record that has columns
+        self._has_names = spec.id_column is not None
+        self._suggested: dict[str, str] = {}  # column -> the option that could name it
 
-    def see(self, record: Mapping[str, Json]) -> None:
-        """Look at the columns of one record."""
-        self._first = self._first or record
-        self._has_prompt = self._has_prompt or has_prompt(record, self._spec)
+    def see(self, record: Mapping[str, Json], *, is_whole: bool = True) -> None:
+        """Look at the columns of one record; one that is not whole may have had more."""
+        if is_whole:
+            self._first = self._first or record
+        self._has_prompt = self._has_prompt or has_question(record, self._spec)
+        self._has_names |= not record.keys().isdisjoint(("custom_id", "id"))
+        for column in _SUGGESTIONS.keys() & record.keys() - self._suggested.keys():
+            if record[column] and isinstance(record[column], str | int):
+                self._suggested[column] = _SUGGESTIONS[column]
         for column in self._unseen.keys() & record.keys():
             del self._unseen[column]
+
+    def hints(self) -> tuple[str, ...]:
+        """Say which options the columns suggest."""
+        asks_system = self._spec.system_column is not None or self._spec.template is not None
+        settled = {"--id-column": self._has_names, "--system-column": asks_system}
+        said = {
+            "--id-column": "no record has a custom_id or an id; `{0}` could name them: {1} {0}",
+            "--system-column": "the column `{0}` is not asked; it is a system prompt with {1} {0}",
+        }
+        return tuple(
+            said[option].format(column, option)
+            for column, option in sorted(self._suggested.items())
+            if not settled[option]
+        )
 
     def check(self, where: str) -> None:
         """Refuse a name that no record had, unless there were no records to look at.
@@ -51,16 +90,31 @@ class NamedColumns:
             )
         if not self._has_prompt:
             raise UsageError(
-                f"{where}: no record has a `{self._spec.prompt_column}`, or another known shape of "
+                f"{where}: no record has a `{self._spec.prompt_name}`, or another known shape of "
                 f"a prompt; {columns}; name the right one with --prompt-column or "
                 "--messages-column."
             )
 
 
+def wanted_columns(spec: Spec) -> Wanted:
+    """Say what a job wants of the columns of its inputs."""
+    names = {*_KNOWN, spec.report_by} | columns_in(spec.template or "")
+    names |= {spec.system_column, spec.id_column}
+    if spec.template is None:
+        names |= {spec.prompt_name, spec.messages_name, *CONVERSATIONS, TURNS, BODY}
+    asks_any = ALL in (spec.template or "")  # all columns at once, so any of them
+    layout = layout_of(spec)
+    return Wanted(
+        asks=lambda column: asks_any or column in names,
+        passes=lambda column: spec.format == "rows" and layout.has(column),
+        id_column=spec.id_column,
+    )
+
+
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:
-    default = {field.name: field.default for field in fields(Spec)}
-    for name in _PROMPTS:
-        if spec.template is None and getattr(spec, name) != default[name]:
+    for name in ("prompt_column", "messages_column", "system_column", "id_column"):
+        is_read = spec.template is None or name not in _PROMPTS
+        if is_read and getattr(spec, name) is not None:
             yield getattr(spec, name), f"--{name.replace('_', '-')}"
     for column in columns_in(spec.template or ""):
         yield column, "--template"

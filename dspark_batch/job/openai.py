@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from dspark_batch.job.messages import Conversation, Message, Unusable, checked_messages, kind_of
+from dspark_batch.job.choices import CHOICES, ONLY, OTHER_WORDS
+from dspark_batch.job.messages import (
+    Conversation,
+    Fields,
+    Unusable,
+    from_text,
+    kind_of,
+    read_messages,
+)
 from dspark_batch.job.nearest import nearest
 from dspark_batch.types import Item, Json
 
@@ -18,15 +26,10 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # What they steer is not ours: who asks, who pays, what is kept, which model answers.
 HARMLESS = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "parallel_tool_calls"),
+    *("prompt_cache_key", "parallel_tool_calls", "stream_options", "priority", "request_id"),
 )
-CHOICES = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens")
-ONLY = {  # fields with one value that asks for nothing that we lack
-    **{"n": 1, "stream": False, "logprobs": False, "response_format": {"type": "text"}},
-    **{"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "modalities": ["text"]},
-    **{"tools": [], "tool_choice": "none", "echo": False, "best_of": 1, "suffix": ""},
-}
-_NEW_MAX_TOKENS = "max_completion_tokens"
+# How a chat is rendered: whether its last message goes on, and whether the model thinks.
+RENDERING = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
 
 
 class Batched(NamedTuple):
@@ -34,31 +37,77 @@ class Batched(NamedTuple):
 
     conversation: Conversation
     choices: dict[str, Json]  # as in `sampling_params`
+    goes_on: bool = False  # with its last message, an assistant's
+    template_kwargs: Json = None
 
 
-def is_request(record: Mapping[str, Json]) -> bool:
-    """Whether a record is a request of this dialect, good or bad."""
-    return isinstance(record.get("body"), dict)
+def body_of(record: Mapping[str, Json]) -> dict[str, Json] | None:
+    """Give the body of a request of this dialect, good or bad; None: the record is none."""
+    body = from_text(record.get("body"), "{")
+    return body if isinstance(body, dict) else None
 
 
-def request_in(record: Mapping[str, Json]) -> Batched:
+def is_text(record: Mapping[str, Json]) -> bool:
+    """Whether a record is a request to continue a text, and no chat."""
+    body = body_of(record)
+    return body is not None and _path(record.get("url"), body) == COMPLETIONS
+
+
+def request_in(record: Mapping[str, Json], fields: Fields) -> Batched:
     """Read a request.
 
     Raises:
         Unusable: it asks for what cannot be done here.
     """
-    method, url, body = record.get("method"), record.get("url"), record["body"]
-    if method not in (None, "POST"):
+    method, url, body = record.get("method"), record.get("url"), body_of(record)
+    if method is not None and str(method).upper() != "POST":
         raise Unusable(f"`method` is {method!r}, expected 'POST'.")
-    if url not in (CHAT, COMPLETIONS):
+    path = _path(url, body)
+    if path is None:
         raise Unusable(f"`url` is {url!r}, expected {CHAT} or {COMPLETIONS}.")
-    given = {name: value for name, value in body.items() if value is not None}
-    conversation = _chat(given) if url == CHAT else _text(given)
-    rest = given.keys() - {"messages" if url == CHAT else "prompt"}
-    for name in sorted(rest):
-        _refuse_unknown(name, given[name])
-    choices = {name: given[name] for name in CHOICES if name in given}
-    return Batched(conversation, choices | _limit(given))
+    given = fields.given(body)
+    is_chat = path == CHAT
+    for name in sorted(given.keys() - {"messages" if is_chat else "prompt"}):
+        _refuse_unknown(name)
+    choices = {name: given[name] for name in (*CHOICES, *OTHER_WORDS, *ONLY) if name in given}
+    if not is_chat:
+        if given.keys() & RENDERING:
+            name = min(given.keys() & RENDERING)
+            raise Unusable(f"`body.{name}` is about chats, and this is a text; take it out.")
+        return Batched(_text(given), choices)
+    messages = read_messages(given.get("messages"), "body.messages", fields)
+    return Batched(messages, choices, _goes_on(given), given.get("chat_template_kwargs"))
+
+
+def _path(url: Json, body: Mapping[str, Json]) -> str | None:
+    """Tell what a request asks for by how its url ends: each service has its own beginning.
+
+    Without a url, as Mistral has it, the body tells. None: something else.
+    """
+    if url is None:
+        return COMPLETIONS if "prompt" in body and "messages" not in body else CHAT
+    if not isinstance(url, str):
+        return None
+    path = url.partition("?")[0].rstrip("/")
+    if path.endswith("/chat/completions"):
+        return CHAT
+    return COMPLETIONS if path.endswith("/completions") else None
+
+
+def _goes_on(body: Mapping[str, Json]) -> bool:
+    """Whether the answer goes on with the last message, in vLLM's words.
+
+    Raises:
+        Unusable: the two fields contradict each other.
+    """
+    goes_on = body.get("continue_final_message", False)
+    begins = body.get("add_generation_prompt", not goes_on)
+    if not isinstance(goes_on, bool) or begins is not (not goes_on):
+        raise Unusable(
+            "`body.continue_final_message` and `body.add_generation_prompt` contradict each other; "
+            "one is true and the other false."
+        )
+    return goes_on
 
 
 def response_line(item: Item, row: Mapping[str, Json], model: str, created: int) -> dict[str, Json]:
@@ -74,38 +123,10 @@ def response_line(item: Item, row: Mapping[str, Json], model: str, created: int)
     line = {"id": f"batch_req_{name}", "custom_id": row["custom_id"]}
     if row["status"] != "succeeded":
         return line | {"response": None, "error": row["error"]}
-    body = _completion if item.record.get("url") == COMPLETIONS else _chat_completion
+    body = _completion if is_text(item.record) else _chat_completion
     head = {"created": created, "model": model}
     response = {"status_code": 200, "request_id": name, "body": body(name, head, row)}
     return line | {"response": response, "error": None}
-
-
-def _chat(body: Mapping[str, Json]) -> list[Message]:
-    messages = body.get("messages")
-    if isinstance(messages, list):
-        messages = [_plain(message, f"`body.messages[{i}]`") for i, message in enumerate(messages)]
-    return checked_messages(messages, "body.messages")
-
-
-def _plain(message: Json, where: str) -> Json:
-    """Bring a message to role and content, refusing what that would lose."""
-    if not isinstance(message, dict):
-        return message
-    given = {name: value for name, value in message.items() if value is not None}
-    for name in given.keys() - {"role", "content"}:
-        raise Unusable(f"{where} has `{name}`, which is not supported.")
-    if given.get("role") == "developer":
-        given["role"] = "system"
-    if isinstance(given.get("content"), list):
-        given["content"] = "".join(_part(part, where) for part in given["content"])
-    return given
-
-
-def _part(part: Json, where: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    found = part.get("type") if isinstance(part, dict) else kind_of(part)
-    raise Unusable(f"{where} has a part that is {found}; only text is supported.")
 
 
 def _text(body: Mapping[str, Json]) -> str:
@@ -117,26 +138,13 @@ def _text(body: Mapping[str, Json]) -> str:
     return prompt
 
 
-def _refuse_unknown(name: str, value: Json) -> None:
-    if name in (*HARMLESS, *CHOICES, _NEW_MAX_TOKENS):
-        return
-    if name not in ONLY:
-        known = (*HARMLESS, *CHOICES, *ONLY, _NEW_MAX_TOKENS)
-        raise Unusable(f"`body.{name}` is not supported{nearest(name, known)}.")
-    only = ONLY[name]
-    if value != only or isinstance(value, bool) != isinstance(only, bool):
-        instead = " Use --samples for several answers." if name == "n" else ""
-        raise Unusable(f"`body.{name}` is {value!r}, which is not supported.{instead}")
-
-
-def _limit(body: Mapping[str, Json]) -> dict[str, Json]:
-    """Take the newer name of `max_tokens` for the same thing."""
-    if _NEW_MAX_TOKENS not in body:
-        return {}
-    limit = body[_NEW_MAX_TOKENS]
-    if body.get("max_tokens", limit) != limit:
-        raise Unusable(f"`body.max_tokens` and `body.{_NEW_MAX_TOKENS}` differ; keep one of them.")
-    return {"max_tokens": limit}
+def _refuse_unknown(name: str) -> None:
+    known = (*HARMLESS, *CHOICES, *OTHER_WORDS, *ONLY, *RENDERING)
+    if name not in known:
+        raise Unusable(
+            f"`body.{name}` is not supported{nearest(name, known)}. Take it out, or leave it aside "
+            f"with --ignore-fields {name}."
+        )
 
 
 def _chat_completion(

@@ -5,6 +5,12 @@ from collections.abc import Mapping
 from dspark_batch.types import Json
 
 
+def plan_text(plan: Mapping[str, Json]) -> str:
+    """Say a plan in one line."""
+    first = f"slots {plan['slots']}, draft length {plan['draft_length']} at first"
+    return f"{plan['dtype']}, {first}; {plan['why']}"
+
+
 def plan_of(setup: Mapping[str, Json] | None) -> dict[str, Json] | None:
     """Take the plan out of a set-up, as the manifest has it; None: there is no set-up."""
     if setup is None:
@@ -15,9 +21,3 @@ def plan_of(setup: Mapping[str, Json] | None) -> dict[str, Json] | None:
         "dtype": setup["dtype"],
         "step_shape": "any" if shape is None else f"{shape[0]} slots by {shape[1]} tokens, always",
     }
-
-
-def plan_text(plan: Mapping[str, Json]) -> str:
-    """Say it in a line: `float32, slots 28, draft length 7 at first; slots by items`."""
-    slots, length = plan["slots"], plan["draft_length"]
-    return f"{plan['dtype']}, slots {slots}, draft length {length} at first; {plan['why']}"

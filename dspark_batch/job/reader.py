@@ -1,20 +1,12 @@
-r"""Stream records out of files; each becomes an Item or a Failure, and none is lost.
+"""Stream records out of files; each becomes an Item or a Failure, and none is lost.
 
-A line ends at `\n` and nowhere else (U+2028 and a bare `\r` are legal inside JSON). A line of
-blanks is not a record. A byte order mark at the start of a file and `\r\n` are tolerated.
-A Parquet row is read as the JSON line that says the same, so both share one path from there on:
-binary becomes base64, times and decimals become text, NaN becomes null. Only `Item.record` is
-affected; the output takes the columns from the Arrow data itself.
+What a file is and how its records become JSON is `job/files.py`'s to know. The output takes the
+columns of a table from its Arrow data, so only `Item.record` says a value as JSON has to.
 """
 
-import gzip
 import hashlib
-import io
-import json
-import re
+import math
 import shutil
-import zlib
-from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -24,33 +16,18 @@ from typing import BinaryIO
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job import hub
+from dspark_batch.job import files, hub, remote
+from dspark_batch.job.files import EVERY, Raw, Source, Wanted, count_records, printable
+from dspark_batch.job.json_text import is_text, parse
+from dspark_batch.job.values import taken
 from dspark_batch.types import Failure, Item, Json
 
-FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+__all__ = ["Source", "count_records", "printable"]
+
 STDIN = "-"
 STDIN_NAME = "<stdin>"
-
-_LONG_NUMBER = re.compile(rb"\d{19}")
-_BOM = b"\xef\xbb\xbf"
-_CHUNK_RECORDS = 1000
-_CHUNK_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One input file."""
-
-    name: str  # as the user typed it: what messages and manifests say
-    path: Path  # what is opened
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether `fetch` has to get it."""
-        return self.name.startswith(hub.SCHEME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +35,48 @@ class Chunk:
     """Neighbouring records of one file, few enough to hold in memory."""
 
     records: tuple[Item | Failure, ...]
-    batch: pa.RecordBatch | None = None  # the same records with their types; None: not from Parquet
+    batch: pa.RecordBatch | None = None  # the same records with their types; None: no table
 
     def only(self, keep: Sequence[bool]) -> "Chunk":
         """Select records."""
-        if all(keep):
-            return self
-        batch = None if self.batch is None else self.batch.filter(pa.array(keep, pa.bool_()))
-        return Chunk(tuple(compress(self.records, keep)), batch)
+        return self if all(keep) else self.at(list(compress(range(len(keep)), keep)))
+
+    def at(self, places: Sequence[int]) -> "Chunk":
+        """Select records by their places, one as often as it is named."""
+        batch = None if self.batch is None else taken(self.batch, places)
+        return Chunk(tuple(self.records[place] for place in places), batch)
 
 
 def locate(
-    inputs: Iterable[str], stdin: Path, fetched: Path = Path("fetched")
+    inputs: Iterable[str],
+    stdin: Path,
+    fetched: Path = Path("fetched"),
+    wanted: Wanted = EVERY,
 ) -> tuple[Source, ...]:
     """Resolve paths, globs (in name order) and `-`, and refuse what cannot be an input.
 
     Args:
         inputs: as typed.
         stdin: where `spool` puts standard input.
-        fetched: the folder where `fetch` puts files of the Hub.
+        fetched: the folder where `fetch` puts files that are elsewhere.
+        wanted: what the job wants of their columns.
     """
     sources: list[Source] = []
     for name in inputs:
         if name == STDIN:
-            sources.append(Source(STDIN_NAME, stdin))
+            sources.append(Source(STDIN_NAME, stdin, wanted))
         elif name.startswith(hub.SCHEME):
-            there = (_readable(each) for each in hub.expand(name))
-            sources += [Source(each, hub.place(each, fetched)) for each in there]
+            sources += [
+                Source(each, hub.place(each, fetched), wanted, each) for each in hub.expand(name)
+            ]
+        elif remote.is_url(name):
+            sources += [
+                Source(remote.shown(each), remote.place(each, fetched), wanted, each)
+                for each in remote.expand(name)
+            ]
         else:
-            sources += [_checked(Source(printable(path), Path(path))) for path in _expand(name)]
+            paths = _expand(name)
+            sources += [_checked(Source(printable(path), Path(path), wanted)) for path in paths]
     return tuple(sources)
 
 
@@ -103,11 +93,12 @@ def spool(stream: BinaryIO, path: Path) -> str:
 
 
 def fetch(sources: Iterable[Source]) -> None:
-    """Get the files of the Hub that are not here yet, and refuse what cannot be read."""
+    """Get the files that are not here yet, and refuse what cannot be read."""
     for source in sources:
-        if source.is_remote:
-            hub.fetch(source.name, source.path)
-            _check_arrow(source)
+        if source.url is not None:
+            fetch_one = hub.fetch if source.url.startswith(hub.SCHEME) else remote.fetch
+            fetch_one(source.url, source.path)
+            files.check(source)
 
 
 def read(
@@ -124,27 +115,16 @@ def read(
 def read_chunks(
     sources: Iterable[Source], limit: int | None = None, samples: int = 1
 ) -> Iterator[Chunk]:
-    """Yield what `read` yields, chunk by chunk, with the Arrow data of Parquet files."""
+    """Yield what `read` yields, chunk by chunk, with the Arrow data of tables."""
     index = 0
     for source in sources:
-        for lines, batch in _raw_chunks(source):
-            room = len(lines) if limit is None else limit - index
+        for raws, batch in files.raw_chunks(source):
+            room = len(raws) if limit is None else limit - index
             if room <= 0:
                 return
-            records = tuple(
-                _record(index + i, f"{source.name}:{number}", line)
-                for i, (number, line) in enumerate(lines[:room])
-            )
+            records = tuple(_record_of(index + i, source, raw) for i, raw in enumerate(raws[:room]))
             yield _repeated(Chunk(records, batch and batch.slice(0, room)), samples)
             index += len(records)
-
-
-def count_records(source: Source) -> int:
-    """Count the records of one file without parsing them."""
-    if source.path.suffix == ".parquet":
-        with _parquet(source) as file:
-            return file.metadata.num_rows
-    return sum(1 for _ in _lines(source))
 
 
 def item_of(record: Item | Failure) -> Item:
@@ -166,10 +146,8 @@ def _repeated(chunk: Chunk, samples: int) -> Chunk:
         for record in chunk.records
         for i in range(samples)
     )
-    if chunk.batch is None:
-        return Chunk(records)
     places = [place for place in range(len(chunk.records)) for _ in range(samples)]
-    return Chunk(records, chunk.batch.take(pa.array(places, pa.int64())))
+    return Chunk(records, chunk.at(places).batch)
 
 
 def _sample(record: Item | Failure, index: int, sample_index: int) -> Item | Failure:
@@ -194,11 +172,6 @@ def is_in_run_dir(path: Path) -> bool:
     return folder.name.endswith(".run") and (folder / "lock").exists()
 
 
-def printable(path: str) -> str:
-    """Replace the bytes of a file name that are not text, so that a row can say it."""
-    return path.encode("utf-8", "replace").decode()
-
-
 def _checked(source: Source) -> Source:
     """Refuse at once what the later passes could only stumble over."""
     name, path = source.name, source.path
@@ -210,182 +183,71 @@ def _checked(source: Source) -> Source:
         raise UsageError(f"{name}: is no file, but a job reads its input again; pipe it into -.")
     if is_in_run_dir(path):
         raise UsageError(f"{name}: belongs to the run directory of a job; name what it answered.")
-    _readable(name)
-    _check_arrow(source)
+    files.check(source)
     return source
 
 
-def _readable(name: str) -> str:
-    """Pass on a name whose ending says how to read the file."""
-    if not name.endswith(FORMATS):
-        job = " A job file comes first, and alone." if name.endswith(".toml") else ""
-        raise UsageError(
-            f"{name}: expected one of {', '.join(FORMATS)}; convert or rename it.{job}"
-        )
-    return name
+def _record_of(index: int, source: Source, raw: Raw) -> Item | Failure:
+    """Make an Item of a record, unless a value that the job needs cannot be read."""
+    where = f"{source.name}:{raw.number}"
+    if raw.flaw is not None:
+        item = Item(index, f"#{index}", digest_of(raw.line), where)
+        return Failure(item, "bad_record", f"{where}: {raw.flaw}; repair it.")
+    record = _record(index, where, raw.line, source.wanted.id_column)
+    return _judged(record, source, raw) if raw.unreadable else record
 
 
-def _check_arrow(source: Source) -> None:
-    """Refuse a file that Arrow opens for us, if it cannot, or not in a way that we can use."""
-    name, path = source.name, source.path
-    if path.suffix in (".parquet", ".zst") and printable(str(path)) != str(path):
-        raise UsageError(f"{name}: has a name that is not UTF-8; rename it.")
-    if path.suffix == ".parquet":
-        with _parquet(source) as file:
-            names = file.schema_arrow.names
-        if len(set(names)) < len(names):
-            raise UsageError(f"{name}: two columns share a name; rename one of them.")
+def _judged(record: Item | Failure, source: Source, raw: Raw) -> Item | Failure:
+    """Fail a record that has null where the job needs a value that cannot be read."""
+    said = [each.value for each in raw.unreadable.values()]
+    item = item_of(record)._replace(digest=digest_of(raw.line + orjson.dumps(said)))
+    if isinstance(record, Failure):
+        return record._replace(item=item)
+    for name, flaw in raw.unreadable.items():
+        if source.wanted.needs(name):
+            message = f"{item.where}: the value of column `{name}` is {flaw.why}; repair it"
+            return Failure(item, "bad_record", f"{message}, or leave it out with --drop.")
+    return item
 
 
-def _parquet(source: Source) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(source.path)
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(
-            f"{source.name}: not a whole Parquet file ({error}); copy or write it again."
-        ) from error
+def _record(index: int, where: str, line: bytes, id_column: str | None) -> Item | Failure:
+    """Parse one line. What it is called, and what of it can be read, is kept whatever is wrong."""
+    found = parse(line)
+    nameless = Item(index, f"#{index}", digest_of(line), where, found.record, notes=found.notes)
+    named = _named(nameless, id_column)
+    if found.problem is None:
+        return named
+    return Failure(item_of(named), "bad_record", f"{where}: {found.problem}")
 
 
-def _raw_chunks(
-    source: Source,
-) -> Iterator[tuple[list[tuple[int, bytes]], pa.RecordBatch | None]]:
-    """Yield the (number from 1, line) pairs of each chunk, and its Arrow data if there is any."""
-    if source.path.suffix == ".parquet":
-        return _parquet_chunks(source)
-    return ((lines, None) for lines in _line_chunks(_lines(source)))
-
-
-def _line_chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    """Group lines so that neither many short ones nor a few huge ones fill the memory."""
-    chunk: list[tuple[int, bytes]] = []
-    size = 0
-    for number, line in lines:
-        chunk.append((number, line))
-        size += len(line)
-        if len(chunk) == _CHUNK_RECORDS or size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, line without its ending) of every line that is not blank."""
-    try:
-        with _open(source.path) as stream:
-            for number, raw in enumerate(stream, 1):
-                line = raw.removeprefix(_BOM) if number == 1 else raw
-                line = line.removesuffix(b"\n").removesuffix(b"\r")
-                if line.strip(b" \t\r"):
-                    yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(
-            f"{source.name}: cannot be read to its end ({error}); copy or compress it again."
-        ) from error
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a file for its plain bytes. Zstandard by pyarrow: others read a cut file short."""
-    if path.suffix == ".gz":
-        return gzip.open(path)
-    if path.suffix == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _parquet_chunks(
-    source: Source,
-) -> Iterator[tuple[list[tuple[int, bytes]], pa.RecordBatch]]:
-    number = 1
-    try:
-        with _parquet(source) as file:
-            for batch in file.iter_batches(batch_size=_CHUNK_RECORDS):
-                rows = batch.cast(_speakable_schema(batch.schema)).to_pylist()
-                lines = [orjson.dumps(row, default=_speakable) for row in rows]
-                yield list(enumerate(lines, number)), batch
-                number += len(lines)
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(
-            f"{source.name}: cannot be read from row {number} on ({error}); write it again."
-        ) from error
-
-
-def _speakable_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field.with_type(_speakable_type(field.type)) for field in schema])
-
-
-def _speakable_type(kind: pa.DataType) -> pa.DataType:
-    """Replace times, which Python's own types would cut to microseconds, by text."""
-    if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_speakable_type(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_speakable_type(field.type)) for field in kind])
-    return kind
-
-
-def _speakable(value: object) -> Json:
-    """Say as JSON what orjson does not know: base64 for bytes, text for the rest."""
-    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _record(index: int, where: str, line: bytes) -> Item | Failure:
-    """Parse one line, strictly: no NaN, no invalid UTF-8, no lone surrogates, only objects."""
-    digest = digest_of(line)
-    nameless = Item(index, str(index), digest, where, {})
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return Failure(nameless, "bad_record", f"{where}: not JSON ({error}); repair the line.")
-    too_large = _too_large_integer(line)
-    if too_large is not None:
+def _named(nameless: Item, id_column: str | None) -> Item | Failure:
+    """Give an item its `custom_id`, else its `id`, or what the option says; else its position."""
+    column, record = id_column or "custom_id", nameless.record
+    given = record.get(column)
+    name = _name(given)
+    if name is None and not _is_absent(given):
         return Failure(
             nameless,
             "bad_record",
-            f"{where}: {too_large} is beyond 64 bits and would be rounded; make it a string.",
+            f"{nameless.where}: `{column}` is {given!a}, expected a string or a number.",
         )
-    if not isinstance(record, dict):
-        found = type(record).__name__
-        return Failure(
-            nameless,
-            "bad_record",
-            f'{where}: expected a JSON object such as {{"prompt": "…"}}, found a {found}.',
-        )
-    return _named(nameless, record)
+    if name is None and id_column is None:
+        name = _name(record.get("id"))
+    return nameless if name is None else nameless._replace(custom_id=name)
 
 
-def _too_large_integer(line: bytes) -> str | None:
-    """Find an integer that orjson has turned into a float, shortened for a message."""
-    if not _LONG_NUMBER.search(line):  # nearly always
+def _name(value: Json) -> str | None:
+    """Read a value as a name: 1.0, as tables with nulls have 1, is `1`; None: it is none."""
+    if isinstance(value, bool) or _is_absent(value):
         return None
-    found: list[str] = []
-    try:
-        json.loads(line, parse_int=found.append)
-    except RecursionError:
-        return "a number so deeply nested"
-    outside = (digits for digits in found if not _fits_64_bits(digits))
-    return next((f"{digits[:20]}…" for digits in outside), None)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) or _is_word(value) else None
 
 
-def _fits_64_bits(digits: str) -> bool:
-    return len(digits) <= 20 and -(2**63) <= int(digits) < 2**64  # 20: with a sign
+def _is_absent(value: Json) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _named(nameless: Item, record: dict[str, Json]) -> Item | Failure:
-    """Give an item its columns and its `custom_id`, else its `id`, else its index."""
-    index, where = nameless.index, nameless.where
-    given = record.get("custom_id")
-    if given is not None and not _is_name(given):
-        return Failure(
-            Item(index, str(index), nameless.digest, where, record),
-            "bad_record",
-            f"{where}: `custom_id` is {type(given).__name__}, expected a string or an integer.",
-        )
-    name = record.get("id") if given is None else given
-    custom_id = str(name) if _is_name(name) else nameless.custom_id
-    return Item(index, custom_id, nameless.digest, where, record)
-
-
-def _is_name(value: Json) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+def _is_word(value: Json) -> bool:
+    return isinstance(value, str) and is_text(value)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
-from dspark_batch.job.mapping import Render, is_continued, to_request
+from dspark_batch.job.mapping import Render, Split, said_in, to_request
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
 
@@ -44,7 +44,7 @@ class Claim:
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
     reasoning: str | None = None
-    is_continued: bool = False  # a text without the chat template, so nothing of it is reasoning
+    spec: Spec | None = None  # of the job: how the record's answer is split; None: as any other
 
     @property
     def is_whole(self) -> bool:
@@ -105,7 +105,7 @@ def claims_of(
         if isinstance(request, Failure):
             return request
         claim = Claim(request, *_said(row, earlier, turn))
-        claims.append(replace(claim, is_continued=is_continued(item.record, spec)))
+        claims.append(replace(claim, spec=spec))
     return claims
 
 
@@ -177,7 +177,7 @@ def compare(
         return _difference(claim, None, "an answer", f"a failure ({outcome.message})")
     if claim.is_whole and claim.token_ids != outcome.token_ids:
         return _of_tokens(claim, outcome, baseline, divergence)
-    said = Said(None, outcome.text) if claim.is_continued else baseline.split(outcome.text)
+    said = _split(claim, outcome.text, baseline.split)
     if claim.text != said.answer:
         row, other = _where_texts_part(claim.text, said.answer)
         return _difference(claim, None, f"the text {row}", f"the text {other}")
@@ -188,6 +188,12 @@ def compare(
         reasons = (claim.finish_reason, outcome.finish_reason)
         return _difference(claim, None, *(f"finish_reason {reason}" for reason in reasons))
     return None
+
+
+def _split(claim: Claim, text: str, split: Split) -> Said:
+    if claim.spec is None:
+        return split(text)
+    return said_in(text, claim.request.item.record, claim.spec, split)
 
 
 def first_difference(a: Sequence[T], b: Sequence[T]) -> int:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, Self
 
 from dspark_batch.errors import EqualityError
@@ -70,6 +70,8 @@ class Report:
     mean_acceptance_length: float | None  # tokens per round, bonus included; None: no rounds
     errors_by_code: Mapping[str, int]  # error.code -> rows, the most frequent first
     first_errors: Sequence[str]  # messages of the first few failures, in input order
+    # What rows note of their records -> rows: what was odd, and what was ignored.
+    input_notes: Mapping[str, int] = field(default_factory=dict)
     samples: int = 1  # rows per record
     verified: int = 0  # answers that were seen to be those of plain decoding
     mismatched: int = 0  # answers that were seen not to be
@@ -123,10 +125,12 @@ class Report:
         counts = dict.fromkeys(COUNTS, 0)
         committed = 0  # by rounds
         codes: Counter[str] = Counter()
+        notes: Counter[str] = Counter()
         first_errors: list[str] = []
         for row in rows:
             counts["total"] += 1
             counts[row["status"]] += 1
+            notes.update(row["input_notes"] or ())
             if row["status"] == "succeeded":
                 usage, speed = row["usage"], row["metrics"]["speculative_decoding"]
                 counts["prompt_tokens"] += usage["prompt_tokens"]
@@ -147,6 +151,7 @@ class Report:
             mean_acceptance_length=mean,
             errors_by_code=dict(codes.most_common()),
             first_errors=first_errors,
+            input_notes=dict(notes.most_common()),
             **known,
         )
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from dspark_batch.job.mapping import Render, is_continued, num_turns, to_request
+from dspark_batch.job.mapping import Render, said_in, to_request
+from dspark_batch.job.question import num_turns
 from dspark_batch.job.reader import item_of
 from dspark_batch.job.replay import first_difference
 from dspark_batch.job.rows import ROW_SCHEMA
@@ -38,7 +39,7 @@ class Reading(NamedTuple):
 
     def said(self, item: Item, text: str) -> Said:
         """Split an answer as the run did; a text that is continued has no reasoning."""
-        return Said(None, text) if is_continued(item.record, self.spec) else self.split(text)
+        return said_in(text, item.record, self.spec, self.split)
 
 
 def row_problems(

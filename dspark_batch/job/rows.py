@@ -31,6 +31,7 @@ ROW_SCHEMA = pa.schema(
         "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
         "token_ids": _COUNTS,  # with the stop token
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
+        "input_notes": _TEXTS,  # what was odd in the record, and what was ignored; null: nothing
         "metrics": pa.struct(
             {
                 "cached_tokens": pa.int64(),  # of usage.prompt_tokens
@@ -58,14 +59,13 @@ ROW_SCHEMA = pa.schema(
 """Our columns, after the input columns. Two outputs are equal when all but `metrics` is equal, and
 `verified`, which tells who looked."""
 
-INPUT_MAY_HAVE = frozenset({"custom_id"})  # there it is the same thing, so the two are one column
-
 
 def row_of(outcome: Outcome) -> dict[str, Json]:
     """Write an outcome as our columns, in the order of the schema."""
     row: dict[str, Json] = dict.fromkeys(ROW_SCHEMA.names)
     row["custom_id"] = outcome.item.custom_id
     row["sample_index"] = outcome.item.sample_index
+    row["input_notes"] = list(outcome.item.notes) or None
     if isinstance(outcome, Failure):
         return row | {
             "status": "skipped" if outcome.is_skipped else "errored",
@@ -95,6 +95,7 @@ class Layout:
     output_column: str | None = None  # the whole name of the completion; None: as the others
     keep: tuple[str, ...] = ()  # the only input columns; (): all
     drop: tuple[str, ...] = ()  # input columns to leave out
+    id_column: str | None = None  # the input column that `custom_id` comes from; None: `custom_id`
 
     @property
     def our_names(self) -> Mapping[str, str]:
@@ -104,18 +105,19 @@ class Layout:
     def clashes(self, columns: Iterable[str]) -> set[str]:
         """Find the input columns that would share a name with one of ours.
 
-        Without a prefix an input `custom_id` is no clash: it is where ours comes from.
+        Without a prefix an input `custom_id` is no clash if ours comes from it.
         """
         names = list(self.our_names.values())
-        shared = {name for name in columns if self._has(name) and name in names}
-        return shared if self.output_prefix else shared - INPUT_MAY_HAVE
+        shared = {name for name in columns if self.has(name) and name in names}
+        return shared if self.output_prefix else shared - {self.id_column or "custom_id"}
 
     def passed_through(self, record: Mapping[str, T]) -> dict[str, T]:
         """Select the input columns that stand before ours in the output."""
         ours = self.our_names.values()
-        return {name: v for name, v in record.items() if self._has(name) and name not in ours}
+        return {name: v for name, v in record.items() if self.has(name) and name not in ours}
 
-    def _has(self, column: str) -> bool:
+    def has(self, column: str) -> bool:
+        """Whether an input column is not left out."""
         return column not in self.drop and (not self.keep or column in self.keep)
 
 

@@ -23,6 +23,7 @@ from typing import BinaryIO
 import orjson
 
 from dspark_batch.errors import JournalError, OutputInUse, Resumable, ResumeMismatch, UsageError
+from dspark_batch.job import remote
 from dspark_batch.job.reader import STDIN_NAME, Source, printable, spool
 from dspark_batch.job.spec import Spec
 from dspark_batch.types import Json
@@ -33,7 +34,8 @@ SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 # Every field that can change a row, and no other. Those of the model come from the engine half.
 SPEC_FIELDS = (
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
-    *("template", "on_overflow", "keep", "drop", "output_column", "format"),
+    *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
+    *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
 )
 MODEL_FIELDS = (
@@ -71,8 +73,10 @@ class RunDir:
     """The files of one job. Owns none of their contents."""
 
     def __init__(self, out: str) -> None:
-        self.out = Path(out)
-        self.path = Path(f"{out}.run")
+        self.url = out if remote.is_url(out) else None  # where the output is put; None: here
+        local = remote.local_name(out) if self.url else out
+        self.out = Path(local)
+        self.path = Path(f"{local}.run")
         self.rows = self.path / "rows.jsonl"
         self.attempts = self.path / "attempts.jsonl"
         self.stdin = self.path / "stdin.jsonl"
@@ -193,6 +197,10 @@ class RunDir:
             os.close(fd)
         return None
 
+    def has_job(self) -> bool:
+        """Whether a job of this directory has begun."""
+        return self._manifest.exists()
+
     def has_output(self) -> bool:
         """Whether a job of this directory was completed and its output is still there."""
         return self.out.exists() and self._report.exists()
@@ -228,6 +236,8 @@ class RunDir:
         self, whole: Path, report: Mapping[str, Json], inputs: Sequence[Mapping[str, Json]]
     ) -> None:
         """Make a written and synced file the output."""
+        if self.url is not None:
+            remote.put(whole, self.url)
         _write_whole(self._report, {"report": report, "inputs": inputs})
         with full_disk_is_resumable(self.out):
             whole.replace(self.out)
@@ -268,8 +278,11 @@ def run_dir_of(name: str) -> RunDir:
     return RunDir(name.rstrip("/").removesuffix(".run") if is_run_dir else name)
 
 
-def check_out(out: Path, sources: Sequence[Source]) -> None:
-    """Refuse an output that is a directory or one of the inputs."""
+def check_out(run_dir: RunDir, sources: Sequence[Source]) -> None:
+    """Refuse an output that is a directory, one of the inputs, or where none can be written."""
+    out = run_dir.out
+    if run_dir.url is not None:
+        remote.refuse_unwritable(run_dir.url)
     if out.is_dir():
         raise UsageError(f"{out}: is a directory; name a file.")
     for source in sources:

@@ -1,25 +1,27 @@
-"""The first rows of an output as people want to see them: what was asked, what came."""
+"""Rows of an output as people want to see them: what was asked, what came."""
 
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from glob import has_magic
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import NamedTuple
-
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import NamedTuple, TypeAlias
 
 from dspark_batch.errors import DsparkBatchError, UsageError
-from dspark_batch.job import hub
+from dspark_batch.job.files import form_of
+from dspark_batch.job.finish import line_maker
 from dspark_batch.job.look import look
 from dspark_batch.job.mapping import last_question
-from dspark_batch.job.reader import item_of, locate, read
+from dspark_batch.job.named_columns import wanted_columns
+from dspark_batch.job.reader import Source, item_of, locate, read
+from dspark_batch.job.remote import is_url
 from dspark_batch.job.rows import ROW_SCHEMA, layout_of
 from dspark_batch.job.run_dir import RunDir
 from dspark_batch.job.spec import OUTPUTS, Spec
-from dspark_batch.types import Item, Json
+from dspark_batch.job.where import Where, any_of
+from dspark_batch.types import Failure, Item, Json
 
-Row = Mapping[str, Json]
+Row: TypeAlias = Mapping[str, Json]
 
 
 class Shown(NamedTuple):
@@ -29,55 +31,82 @@ class Shown(NamedTuple):
     prompt: str  # what the answer answers; "": nobody can tell
     answer: str  # or why there is none
     accept_length: float | None  # None: no rounds
+    reasoning: str | None = None  # None: the model did not think, or nobody can tell
+    sample_index: int | None = None  # None: nobody can tell
+    finish_reason: str | None = None  # None: there is no answer
 
 
-def first_rows(out: str, limit: int) -> list[Shown]:
-    """Show the first rows of an output.
+def rows_of(
+    out: str, *, where: Sequence[Where] = (), custom_id: str | None = None
+) -> Iterator[Shown]:
+    """Show the rows of an output, finished or not.
 
     What was asked is told by the input; where that is gone, by the columns of the output.
 
     Args:
-        out: an output that is there.
-        limit: most rows.
+        out: the output of a job.
+        where: only the rows for which one of these holds; (): all.
+        custom_id: only the rows of this item; None: of all.
+
+    Raises:
+        UsageError: there is no such output, or it is no output of ours.
     """
-    lines = _first_lines(Path(out), limit)
-    spec = look(out).spec if RunDir(out).has_output() else Spec(inputs=("-",), out=out)
-    items = _first_items(out, spec, len(lines))
-    items += [None] * (len(lines) - len(items))
-    return [_shown(line, item, spec) for line, item in zip(lines, items, strict=True)]
+    is_meant = any_of(where) if where else lambda line: True
+    lines, spec = _lines(out)
+    for line, item in lines:
+        if is_meant(line):
+            shown = _shown(line, item, spec)
+            if custom_id in (None, shown.custom_id):
+                yield shown
 
 
-def _first_lines(out: Path, limit: int) -> Sequence[Row]:
-    try:
-        lines = _read_lines(out, limit)
-    except (orjson.JSONDecodeError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{out}: no output of ours ({error}). Name the --out of a run.") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise UsageError(f"{out}: no output of ours (a line is no row). Name the --out of a run.")
-    return lines
+def first_rows(out: str, limit: int) -> list[Shown]:
+    """Show the first rows of an output; see `rows_of`."""
+    return list(islice(rows_of(out), limit))
 
 
-def _read_lines(out: Path, limit: int) -> Sequence[Row]:
-    if out.suffix not in OUTPUTS:
-        raise UsageError(f"{out}: expected an output, which ends in {' or '.join(OUTPUTS)}.")
-    if out.suffix == ".jsonl":
-        with out.open("rb") as lines:
-            return [orjson.loads(line) for line in islice(lines, limit)]
-    with pq.ParquetFile(out) as table:
-        batches = table.iter_batches(batch_size=limit)
-        return next(batches).to_pylist() if table.metadata.num_rows else []
-
-
-def _first_items(out: str, spec: Spec, most: int) -> list[Item | None]:
-    """Read the records of the first rows again; none, if the input is not here any more."""
+def _lines(out: str) -> tuple[Iterator[tuple[Row, Item | None]], Spec]:
+    """Give the lines of an output with the records that they answer, as far as they are here."""
     run_dir = RunDir(out)
-    if not run_dir.has_output() or any(name.startswith(hub.SCHEME) for name in spec.inputs):
-        return []
+    if not run_dir.out.exists():
+        return _lines_so_far(out), look(out).spec
+    if run_dir.out.suffix not in OUTPUTS:
+        raise UsageError(f"{out}: expected an output, which ends in {' or '.join(OUTPUTS)}.")
+    spec = look(out).spec if run_dir.has_output() else Spec(inputs=("-",), out=out)
+    pairs = zip_longest(_lines_in(run_dir.out, out), _items(run_dir, spec))
+    return ((line, item) for line, item in pairs if line is not None), spec
+
+
+def _lines_so_far(out: str) -> Iterator[tuple[Row, Item]]:
+    """Join the rows of a job that is not finished, in input order."""
+    job = look(out)
+    line_of = line_maker(job.spec, datetime.fromisoformat(job.manifest["created"]))
+    with job.rows() as rows:
+        for item, entry in rows.answered():
+            yield line_of(item, entry.row), item
+
+
+def _lines_in(path: Path, out: str) -> Iterator[Row]:
+    source = Source(out, path)
+    if form_of(source) not in ("lines", "parquet"):
+        raise UsageError(f"{out}: no output of ours (a line is no row). Name the --out of a run.")
+    for record in read([source]):
+        if isinstance(record, Failure):
+            raise UsageError(
+                f"{record.message} This is no output of ours: name the --out of a run."
+            )
+        yield record.record
+
+
+def _items(run_dir: RunDir, spec: Spec) -> Iterator[Item]:
+    """Read the records again; none, if the input is not here any more."""
+    if not run_dir.has_output() or any(is_url(name) and has_magic(name) for name in spec.inputs):
+        return
     try:
-        sources = locate(spec.inputs, run_dir.stdin, run_dir.fetched)
-        return [item_of(each) for each in islice(read(sources, samples=spec.samples), most)]
+        kept = (run_dir.stdin, run_dir.fetched, wanted_columns(spec))
+        yield from map(item_of, read(locate(spec.inputs, *kept), samples=spec.samples))
     except (DsparkBatchError, OSError):  # the rows are worth showing without it
-        return []
+        return
 
 
 def _shown(line: Row, item: Item | None, spec: Spec) -> Shown:
@@ -90,15 +119,16 @@ def _shown(line: Row, item: Item | None, spec: Spec) -> Shown:
         last_question(item.record if is_its else line, spec),
         _answer(row),
         speed.get("mean_acceptance_length"),
+        row.get("reasoning"),
+        row.get("sample_index"),
+        row.get("finish_reason"),
     )
 
 
 def _answer(row: Row) -> str:
     if row.get("error"):
         return f"{row['error'].get('code')}: {row['error'].get('message')}"
-    if row.get("completion"):
-        return row["completion"]
-    return f"(still thinking) {row['reasoning']}" if row.get("reasoning") else ""
+    return row.get("completion") or ""
 
 
 def _of_row(line: Row, spec: Spec) -> Row:
@@ -116,6 +146,7 @@ def _of_response(line: Row) -> Row:
         "custom_id": line["custom_id"],
         "completion": message.get("content"),
         "reasoning": message.get("reasoning_content"),
+        "finish_reason": choice.get("finish_reason"),
         "error": line.get("error"),
         "metrics": body.get("metrics"),
     }

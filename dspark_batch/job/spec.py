@@ -19,8 +19,13 @@ Auto = Literal["auto"]
 Overflow = Literal["error", "skip", "truncate-left", "truncate-right"]
 Format = Literal["rows", "openai"]
 Thinking = Literal["on", "off"]
+LastAssistant = Literal["drop", "continue", "refuse"]
+Regenerate = Literal["last", "all"]
+SpecialTokens = Literal["as-text", "as-tokens"]
 
 OUTPUTS = (".jsonl", ".parquet")
+STDOUT = "-"  # as an output
+MOST_SLOTS = 1024  # more than any machine has room and use for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,7 @@ class Spec:
     """One job, resolved: where prompts come from, what answers them, where rows go."""
 
     inputs: tuple[str, ...]  # paths, globs, or "-" for JSONL on standard input
-    out: str  # *.parquet or *.jsonl
+    out: str  # *.parquet or *.jsonl, or "-" for JSONL on standard output as answers finish
     family: str | None = (
         None  # a name in the registry of pairs; None: "tiny" unless target is given
     )
@@ -41,10 +46,17 @@ class Spec:
     dtype: Dtype | None = None  # None: chosen by measurement at the first start
     system_prompt: str | None = None  # for every item that brings none of its own
     thinking: Thinking | None = None  # before an answer; None: the family's, else the template's
-    prompt_column: str = "prompt"
-    messages_column: str = "messages"
+    system_column: str | None = None  # holds a record's own system prompt; None: no column does
+    # What is asked; None: `prompt`, `messages` or another known shape, whichever a record has.
+    prompt_column: str | None = None
+    messages_column: str | None = None
+    last_assistant: LastAssistant = "refuse"  # what becomes of an assistant turn at the end
+    regenerate: Regenerate | None = None  # answers of a conversation that are made again
+    ignore_fields: tuple[str, ...] = ()  # of a record, that are left aside instead of refused
+    special_tokens: SpecialTokens = "as-text"  # what names of control tokens are inside data
     template: str | None = None  # Jinja over the columns: what it renders is the prompt
     on_overflow: Overflow = "error"  # what becomes of a prompt that leaves no room for an answer
+    id_column: str | None = None  # names the records; None: `custom_id`, else `id`
     samples: int = 1  # rows per record
     keep: tuple[str, ...] = ()  # the only input columns of the output; (): all
     drop: tuple[str, ...] = ()  # input columns that the output has not
@@ -81,11 +93,12 @@ class Spec:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise UsageError("no input: name at least one file, or - for standard input.")
-        if PurePath(self.out).suffix not in OUTPUTS:
+        if self.out != STDOUT and PurePath(self.out).suffix not in OUTPUTS:
             raise UsageError(
                 f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
             )
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
+        _must_be_text(self.id_column, self.system_column, *self.ignore_fields)
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
@@ -95,6 +108,8 @@ class Spec:
         _at_least(1, max_tokens=self.max_tokens, fsync_every=self.fsync_every)
         _number_or_auto(slots=self.slots, draft_length=self.draft_length)
         _at_least(1, slots=number_or_none(self.slots))
+        if (number_or_none(self.slots) or 1) > MOST_SLOTS:
+            raise UsageError(f"slots is {self.slots}, expected 1 to {MOST_SLOTS}, or auto.")
         _at_least(1, limit=self.limit, samples=self.samples, max_mismatches=self.max_mismatches)
         _at_least(0, draft_length=number_or_none(self.draft_length), grace=self.grace)
         if not 0 <= self.confidence_threshold <= 1:
@@ -117,6 +132,9 @@ class Spec:
         _one_of(Overflow, on_overflow=self.on_overflow)
         _one_of(Format, format=self.format)
         _one_of(Thinking, thinking=self.thinking)
+        _one_of(LastAssistant, last_assistant=self.last_assistant)
+        _one_of(Regenerate, regenerate=self.regenerate)
+        _one_of(SpecialTokens, special_tokens=self.special_tokens)
 
     def _check_audit(self) -> None:
         try:
@@ -135,10 +153,22 @@ class Spec:
     def _check_output(self) -> None:
         if self.keep and self.drop:
             raise UsageError("keep and drop exclude each other; name the columns in one of them.")
-        if self.format == "openai" and PurePath(self.out).suffix != ".jsonl":
+        if self.out == STDOUT and self.resume == "always":
+            raise UsageError("-o - keeps nothing to resume; drop resume=always, or name a file.")
+        if self.format == "openai" and not self.out.endswith((STDOUT, ".jsonl")):
             raise UsageError(f"{self.out}: format openai is written to .jsonl only; rename it.")
         if self.format == "openai":
             self._refuse_with_openai()
+        if self.regenerate is not None:
+            self._refuse_with_regenerate()
+
+    def _refuse_with_regenerate(self) -> None:
+        if self.template is not None:
+            raise UsageError("regenerate is about conversations, and a template is none; drop one.")
+        if self.format == "openai":
+            raise UsageError("regenerate writes conversations back, which format openai cannot.")
+        if self.last_assistant == "continue":
+            raise UsageError("regenerate makes the last answer again; drop last_assistant.")
 
     def _refuse_with_openai(self) -> None:
         if self.samples > 1:
@@ -155,6 +185,16 @@ class Spec:
             seconds_until(self.deadline, now=0.0)
         if self.max_runtime is not None:
             seconds_of(self.max_runtime)
+
+    @property
+    def prompt_name(self) -> str:
+        """The column of a prompt."""
+        return self.prompt_column or "prompt"
+
+    @property
+    def messages_name(self) -> str:
+        """The column of a conversation."""
+        return self.messages_column or "messages"
 
     @property
     def model_name(self) -> str:

@@ -1,6 +1,7 @@
 """The first pass over the input: what there is, and which of it is finished already."""
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -8,6 +9,7 @@ from typing import Protocol
 
 from dspark_batch.errors import UsageError
 from dspark_batch.job.journal import Found, Retries
+from dspark_batch.job.mapping import ignored_in
 from dspark_batch.job.named_columns import NamedColumns
 from dspark_batch.job.reader import Source, count_records, item_of, read
 from dspark_batch.job.rows import Layout, layout_of
@@ -37,6 +39,8 @@ class Survey:
     offsets: array  # Item.index -> offset of its row in the journal, or TO_DO
     resumed: int  # rows that earlier starts left
     failed: int  # of these, how many are failures; what the job says to skip is none
+    ignored: Mapping[str, int]  # field that is left aside -> records that have it
+    hints: tuple[str, ...] = ()  # what the columns suggest, for people
 
     @property
     def total(self) -> int:
@@ -69,16 +73,20 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
     offsets = array("q")
     failed = 0
     layout, named, retries = layout_of(spec), NamedColumns(spec), spec.retries()
+    ignored: Counter[str] = Counter()
     for record in read(sources, spec.limit, spec.samples):
         item = item_of(record)
-        named.see(item.record)
+        named.see(item.record, is_whole=isinstance(record, Item))
+        if spec.ignore_fields and not item.sample_index:
+            ignored.update(ignored_in(item.record, spec))
         if spec.format == "rows":
             _refuse_clash(item, layout)
         row = journal.claim(item, retries)
         offsets.append(TO_DO if row is None else row.offset)
         failed += row is not None and row.errored
     named.check(", ".join(source.name for source in sources))
-    return Survey(inputs, offsets, len(offsets) - offsets.count(TO_DO), failed)
+    resumed = len(offsets) - offsets.count(TO_DO)
+    return Survey(inputs, offsets, resumed, failed, dict(ignored), named.hints())
 
 
 def _describe(source: Source) -> dict[str, Json]:

@@ -31,6 +31,14 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def lines(text: str) -> str:
+    """Make text safe for a terminal, with its line breaks: no control characters."""
+    return "\n".join(
+        "".join(c if c.isprintable() or c == "\t" else " " for c in line)
+        for line in text.splitlines()
+    )
+
+
 def size(num_bytes: int) -> str:
     """Write bytes in steps of 1000: 17 MB, 9.3 GB."""
     for unit, one in (("GB", 1e9), ("MB", 1e6)):

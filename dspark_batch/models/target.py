@@ -91,6 +91,7 @@ def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
     text = text_model(model)
     embedding = text.model.embed_tokens
+
     def head(hidden: mx.array) -> mx.array:
         return text.lm_head(hidden) if "lm_head" in text else embedding.as_linear(hidden)
 

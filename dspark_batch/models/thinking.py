@@ -39,22 +39,47 @@ class Thinking:
             _refuse_impossible(tokenizer, asked)
         self._begins_in_it = _begins_in_it(tokenizer, _switch(self.choice))
 
-    def render(self, conversation: Sequence[Mapping[str, str]] | str) -> list[int]:
-        """Turn a conversation into prompt ids, as `Tokenizer.render` does."""
-        return self._tokenizer.render(conversation, thinking=_switch(self.choice))
+    def render(
+        self,
+        conversation: Sequence[Mapping[str, str]] | str,
+        *,
+        thinking: bool | None = None,
+        as_tokens: bool = False,
+    ) -> list[int]:
+        """Turn a conversation into prompt ids, as `Tokenizer.render` does.
 
-    def split(self, text: str) -> Said:
+        Args:
+            conversation: or a text.
+            thinking: what its record says; None: nothing, so that the switch stays as it is.
+            as_tokens: as `Tokenizer.render` has it.
+
+        Raises:
+            ValueError: the template cannot do what the record says.
+        """
+        if thinking is None:
+            thinking = _switch(self.choice)
+        else:
+            try:
+                _refuse_impossible(self._tokenizer, "on" if thinking else "off")
+            except UsageError as error:
+                raise ValueError(f"enable_thinking is {thinking}, which it has not") from error
+        return self._tokenizer.render(conversation, thinking=thinking, as_tokens=as_tokens)
+
+    def split(self, text: str, *, thinking: bool | None = None) -> Said:
         """Tell the thinking at the beginning of an answer from the answer.
 
         Thinking that never ends is all there is. Newlines beside the marks belong to the marks,
-        as the templates of these models read them.
+        as the templates of these models read them. `thinking` is what the record said of it.
         """
         tokenizer, spoken = self._tokenizer, text.lstrip()
+        begins_in_it = self._begins_in_it
+        if thinking is not None:
+            begins_in_it = _begins_in_it(tokenizer, thinking)
         if tokenizer.think_start is None:
             return Said(None, text)
         if spoken.startswith(tokenizer.think_start):
             text = spoken.removeprefix(tokenizer.think_start)
-        elif not self._begins_in_it:
+        elif not begins_in_it:
             return Said(None, text)
         reasoning, _, answer = text.partition(tokenizer.think_end)
         return Said(reasoning.strip("\n"), answer.lstrip("\n"))

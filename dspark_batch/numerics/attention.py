@@ -18,7 +18,7 @@ _ROWS = 16  # of a warp
 _MOST_WARPS = 4  # that share a tile of keys
 
 
-def ragged_attention(
+def ragged_attention(  # noqa: PLR0913  what attention is over
     queries: mx.array,
     keys: mx.array,
     values: mx.array,

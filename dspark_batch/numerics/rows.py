@@ -1,7 +1,7 @@
 """Products whose rows have the same bits, however many rows run together.
 
-Example: `x @ W` with 3 rows and with 48 rows of which 3 are the same. OpenBLAS takes another kernel
-for few rows, so those 3 rows may differ in their last bits. If 3 rows are padded to 16, they do not.
+Example: `x @ W` with 3 rows, and with 48 rows of which 3 are the same. OpenBLAS has another kernel
+for few rows, so the 3 rows may differ in their last bits. Padded to 16 rows, they do not.
 
 A count of rows is *safe* for a product of a size if every row, wherever it stands, has the bits
 that it has in a product of the reference count. Whether a count is safe is a fact about the machine
@@ -44,9 +44,10 @@ class Ladder(NamedTuple):
 
 
 # With AVX2 kernels the rows of large products differ by their place, so the reference is smaller.
-_CPU = Ladder((1, 2, 4, 8, 12, *range(16, 272, 16)), (64, 32, 16, 8, 4, 2, 1))
+# A single row is never alone: MLX may take it for a column, which other kernels multiply.
+_CPU = Ladder((2, 4, 8, 12, *range(16, 272, 16)), (64, 32, 16, 8, 4, 2, 1))
 _GPU = Ladder(
-    (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
+    (2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
     (512, 256, 128, 64, 32, 16, 8, 4, 2, 1),
 )
 # Few rows are the rule here, and whatever is more becomes several matrices.
@@ -216,7 +217,7 @@ def _sample(product: Product) -> Multiply:
     distinct = min(_DISTINCT, product.width)
     shape, dtype = (distinct, product.size), _dtype(product)
     weight = _cancelling(shape, dtype, 101, sign=-1)[mx.arange(product.width) % distinct]
-    bias = _random((product.width,), dtype, 102) if product.has_bias else None
+    bias = mx.zeros(product.width, dtype) if product.has_bias else None  # any other would hide it
     if product.quantised is not None:
         bits, group_size, mode = product.quantised
         settings = {"bits": bits, "group_size": group_size, "mode": mode}

@@ -178,6 +178,9 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         rows = [(code, count(number)) for code, number in report.errors_by_code.items()]
         rows += [("for example", message) for message in report.first_errors]
         yield Table("Failures", "Rows without an answer, by error.code.", rows, is_wide=True)
+    if report.input_notes:
+        rows = [(note, count(number)) for note, number in report.input_notes.items()]
+        yield Table("Notes", "What rows note about their records.", rows, is_wide=True)
     if audit := look.run_dir.last_audit():
         yield Table("Audit", "What dspark-batch verify found.", list(_audit(audit)))
     if report.plan:

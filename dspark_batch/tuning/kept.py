@@ -28,6 +28,7 @@ def read_verdicts() -> None:
     A file that is torn, of another version or machine, or with bits that its products do not have
     here is ignored; then the verdicts are found anew.
     """
+    rows.forget()  # a resume may have set another number of threads
     kept = _read("verdicts")
     if kept is None:
         return
@@ -38,7 +39,9 @@ def read_verdicts() -> None:
 
 def keep_verdicts() -> None:
     """Keep what this process knows; a folder that cannot be written costs time only."""
-    verdicts = [[list(p), count, safe] for (p, count), safe in sorted(rows.VERDICTS.items(), key=str)]
+    verdicts = [
+        [list(p), count, safe] for (p, count), safe in sorted(rows.VERDICTS.items(), key=str)
+    ]
     _keep("verdicts", {"verdicts": verdicts, "bits": _bits()})
 
 

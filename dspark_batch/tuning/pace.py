@@ -16,7 +16,7 @@ import numpy as np
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _HOPE = 1.15  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
-_TRIAL_ROUNDS = 4
+_FIRST_TRIAL, _TRIAL_ROUNDS = 16, 4  # a short job tries nothing; rounds of a trial
 _LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose median is what such a round takes
 _LEAST_S = 1e-9  # of a round: a clock may stand still
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
@@ -51,7 +51,8 @@ class _Seen(NamedTuple):
 
     @property
     def usual_s(self) -> float:
-        return median(self.seconds)
+        """Of few rounds the shortest: another program may have had the machine in one of them."""
+        return median(self.seconds) if len(self.seconds) >= _LEAST_SEEN else min(self.seconds)
 
 
 class Costs:
@@ -67,16 +68,16 @@ class Costs:
     def __init__(self, rule: Weights) -> None:
         self._rule = np.maximum(np.array(rule), 1e-9)
         self._seen: dict[Kind, _Seen] = {}
-        self._num_rounds = 0
+        self.num_rounds = 0
         self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
 
     def add(self, kind: Kind, seconds: float) -> None:
         """Learn from a round."""
-        self._num_rounds += 1
+        self.num_rounds += 1
         known = self._fresh(kind)
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
         times.append(max(seconds, _LEAST_S))
-        self._seen[kind] = _Seen(times, self._num_rounds)
+        self._seen[kind] = _Seen(times, self.num_rounds)
         self._weights = None
 
     @property
@@ -116,7 +117,7 @@ class Costs:
 
     def _fresh(self, kind: Kind) -> _Seen | None:
         seen = self._seen.get(kind)
-        is_fresh = seen is not None and self._num_rounds - seen.number < _STALE_ROUNDS
+        is_fresh = seen is not None and self.num_rounds - seen.number < _STALE_ROUNDS
         return seen if is_fresh else None
 
 
@@ -245,6 +246,8 @@ class Pace:
 
     def _worth_a_trial(self, slots: int, best: int) -> int | None:
         """Find a draft length whose rounds nobody has seen, and that might be better."""
+        if best > 0 and self._costs.num_rounds < _FIRST_TRIAL:
+            return None
         rates = self._rates(slots)
         hopes = {
             k: rates[k] * (_HOPE if k or self._costs.has_plain else _HOPE_PLAIN)

@@ -47,7 +47,7 @@ def test_an_error_of_the_tree_is_one_sentence_and_its_exit_code(error, run_raise
         (["run", "-o", "out.parquet"], "Missing argument 'INPUT...'"),
         (["run", "in.jsonl"], "Missing option '-o'"),
         ([*RUN, "--slot", "3"], "--slots"),
-        ([*RUN, "--slots", "0"], "0 is not in the range x>=1"),
+        ([*RUN, "--slots", "0"], "0 is not in the range 1<=x<=1024"),
         ([*RUN, "--draft-length", "-1"], "-1 is not in the range x>=0"),
         ([*RUN, "--max-tokens", "many"], "'many' is not a valid integer"),
         ([*RUN, "--resume", "perhaps"], "'if-possible', 'always', 'never'"),

@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch):
     write_lines(tmp_path / "text.jsonl", b"prompt,a")
     write_lines(tmp_path / "array.jsonl", b'[{"prompt": "a"}]')
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "in.csv").write_text("prompt\na\n")
+    (tmp_path / "in.txt").write_text("prompt\na\n")
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in.parquet")
     (tmp_path / "folder").mkdir()
@@ -75,7 +75,7 @@ def said(words, capsys):
         ([*RUN, "--slots", "many"], "'many' is not a valid integer; give a number, or auto"),
         ([*RUN, "--temperature", "hot"], "'hot' is not a valid number"),
         ([*RUN, "--max-tokens", "many"], "'many' is not a valid integer"),
-        ([*RUN, "--slots", "0"], "0 is not in the range x>=1"),
+        ([*RUN, "--slots", "0"], "0 is not in the range 1<=x<=1024"),
         ([*RUN, "--temperature", "-1"], "-1.0 is not in the range x>=0"),
         ([*RUN, "--dtype", "fp16"], "is not one of 'float32', 'bfloat16', 'float16'"),
         ([*RUN, "--on-overflow", "cut"], "'error', 'skip', 'truncate-left', 'truncate-right'"),
@@ -96,17 +96,24 @@ def said(words, capsys):
         (["run", "no.jsonl", "-o", "out.jsonl"], "no.jsonl: no such file; check the path"),
         (["run", "no*.jsonl", "-o", "out.jsonl"], "no file matches this pattern"),
         (["run", "folder", "-o", "out.jsonl"], "name its files, for example 'folder/*.jsonl'"),
-        (["run", "in.csv", "-o", "out.jsonl"], "expected one of .jsonl, .jsonl.gz, .jsonl.zst"),
+        (["run", "in.txt", "-o", "out.jsonl"], "expected one of .jsonl, .json, .csv, .tsv, .parq"),
         (["run", "half.parquet", "-o", "out.jsonl"], "not a whole Parquet file"),
         (["run", "empty.jsonl", "-o", "out.jsonl"], "holds no records"),
         (["run", "in.jsonl", "-o", "out.csv"], "ends in .jsonl or .parquet; rename it"),
         (["run", "good.jsonl", "-o", "good.jsonl"], "choose another output"),
         (["run", "in.jsonl", "-o", "folder"], "expected an output that ends in"),
-        (["show", "in.csv"], "expected an output, which ends in .jsonl or .parquet"),
-        (["show", "half.parquet"], "no output of ours"),
+        (["show", "in.txt"], "expected an output, which ends in .jsonl or .parquet"),
+        (["show", "half.parquet"], "not a whole Parquet file"),
         (["show", "text.jsonl"], "no output of ours"),
         (["show", "array.jsonl"], "no output of ours (a line is no row)"),
         (["show", "out.jsonl"], "An output appears when its run is complete"),
+        (["run", "job.yaml"], "job.yaml: job files are TOML; write its keys as `key = value`"),
+        (["run", "Job.YML", "-o", "out.jsonl"], "job files are TOML"),
+        ([*RUN, "--slots", "0"], "0 is not in the range 1<=x<=1024; give a number, or auto."),
+        ([*RUN, "--slots", "-4"], "-4 is not in the range 1<=x<=1024; give a number, or auto."),
+        ([*RUN, "--slots", "100000"], "100000 is not in the range 1<=x<=1024"),
+        ([*RUN, "--slots", "2.5"], "'2.5' is not a valid integer; give a number, or auto."),
+        (["run", "good.jsonl", "-o", "-", "--resume=always"], "-o - keeps nothing to resume"),
         # columns
         (RUN, "columns are `question`, `topic`; name the right one with --prompt-column"),
         ([*RUN, "--prompt-column", "Question"], "did you mean question"),
@@ -187,3 +194,11 @@ def test_the_shell_completes_options_and_choices(words, completed, monkeypatch, 
     with pytest.raises(SystemExit):
         main([])
     assert completed in capsys.readouterr().out.split("\n")
+
+
+def test_an_unknown_family_is_refused_before_anything_is_made(here, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "run", run_module.run.func)  # loads for itself
+    before = set(here.iterdir())
+    assert main(["run", "good.jsonl", "-o", "new.jsonl", "--family", "qwen33"]) == 2
+    assert "--family qwen33: unknown; known are gemma4, " in capsys.readouterr().err
+    assert set(here.iterdir()) == before

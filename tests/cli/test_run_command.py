@@ -151,6 +151,24 @@ def test_a_template_can_come_from_a_file(specs, tmp_path):
     assert specs[0].template == "{{ x }}"
 
 
+def test_a_system_prompt_can_come_from_a_file(specs, tmp_path):
+    (tmp_path / "s.txt").write_text("Answer\nin one word.\n")
+    (tmp_path / "job.toml").write_text(
+        'system_prompt = "@s.txt"\ninputs = ["a.jsonl"]\nout = "o.jsonl"'
+    )
+    main(["run", "-", "-o", "out.jsonl", f"--system-prompt=@{tmp_path}/s.txt"])
+    main(["run", "-", "-o", "out.jsonl", "--system-prompt=@@home"])
+    main(["run", str(tmp_path / "job.toml")])
+    assert [spec.system_prompt for spec in specs] == [
+        *("Answer\nin one word.", "@home", "Answer\nin one word.")
+    ]
+
+
+def test_fields_to_ignore_are_a_list_in_any_spelling(specs):
+    main(["run", "-", "-o", "out.jsonl", "--ignore-fields=tools, n", "--ignore-fields=user"])
+    assert specs[0].ignore_fields == ("tools", "n", "user")
+
+
 @pytest.fixture
 def words(fake_engine, tmp_path):
     return ["run", str(MIXED), "-o", str(tmp_path / "out.jsonl")]
@@ -159,10 +177,10 @@ def words(fake_engine, tmp_path):
 def test_a_run_ends_with_1_and_tells_what_failed(words, capsys):
     assert main(words) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("5 of 14 items have an answer.\n")
-    assert "9 bad_record" in out
+    assert out.startswith("6 of 14 items have an answer.\n")
+    assert "8 bad_record" in out
     assert "mixed.jsonl:6: not JSON" in out
-    assert "and 6 more" in out
+    assert "and 5 more" in out
     assert err.splitlines()[0] == "dspark-batch: loading the models"
     assert err.splitlines()[-1].startswith("dspark-batch: 14/14 items")
 
@@ -171,7 +189,7 @@ def test_a_run_loses_no_line_of_a_bad_input(words, tmp_path):
     main(words)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     answered = [row["custom_id"] for row in rows if row["status"] == "succeeded"]
-    assert answered == ["good-1", "good-2", "17", "3", "good-3"]
+    assert answered == ["good-1", "good-2", "17", "#3", "not-a-number", "good-3"]
     assert len(rows) == 14  # a blank line is no record
 
 

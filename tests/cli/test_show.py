@@ -1,11 +1,13 @@
 """`show` prints a row per line, whatever the row holds."""
 
 import json
+from contextlib import suppress
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from small_jobs import start, write_lines
+from fakes import FakeEngine
+from small_jobs import prompts, start, write_lines
 
 from dspark_batch.cli.main import main
 from dspark_batch.job.shown import first_rows
@@ -67,7 +69,7 @@ def test_an_output_without_rows_is_no_error(tmp_path, capsys):
 
 def test_an_output_that_is_not_there_says_how_to_get_it(tmp_path, capsys):
     assert main(["show", str(tmp_path / "out.parquet")]) == 2
-    assert "run its command again" in capsys.readouterr().err
+    assert "no such file, and no job that makes it" in capsys.readouterr().err
 
 
 TURNS = {"id": "t", "turns": ["first?", "second?"]}
@@ -107,3 +109,88 @@ def test_an_answer_without_a_prompt_is_not_shown_beside_another_records(tmp_path
     write_lines(tmp_path / "in.jsonl", {"id": "b", "prompt": "two"})
     [row] = first_rows(str(tmp_path / "out.jsonl"), 5)
     assert (row.custom_id, row.prompt) == ("a", "")
+
+
+LONG = "First line.\n\tSecond \x1b[31mline, " + "which is long. " * 12
+
+
+@pytest.fixture(params=["out.jsonl", "out.parquet"])
+def folder(request, tmp_path):
+    """A job with a long prompt, a failure, and two samples of each record."""
+    write_lines(tmp_path / "in.jsonl", {"id": "a", "prompt": LONG}, b"nope", *prompts("b", "c"))
+    out = f"{tmp_path}/{request.param}"
+    start(tmp_path, out=out, samples=2, temperature=1.0, output_prefix="my_")
+    return out
+
+
+def shown(capsys, *words):
+    assert main(["show", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_an_item_in_full_has_all_its_text_with_its_line_breaks(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = shown(capsys, folder, "--full", "a")
+    first, _, second = text.partition("── a, sample 1, ")
+    for part in (first, second):
+        assert LONG.strip().replace("\x1b", " ") in part
+        assert "completion:\n" in part
+    assert "bad_record: " in shown(capsys, folder, "--full", "#1")
+    assert "in.jsonl:2: not JSON" in shown(capsys, folder, "--full", "#1")
+
+
+def test_an_item_that_is_not_there_is_said_so(folder, capsys):
+    assert main(["show", folder, "--full", "nobody"]) == 2
+    assert "no row has the custom_id nobody" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        (["my_status=errored"], ["#1", "#1"]),
+        (["my_error.code=bad_record", "id=id-c"], ["#1", "#1", "id-c", "id-c"]),
+        (["my_status=nothing"], []),
+    ],
+)
+def test_only_the_rows_for_which_a_condition_holds(folder, capsys, where, ids):
+    words = [word for each in where for word in ("--where", each)]
+    _, *rows = shown(capsys, folder, *words).splitlines()
+    assert [row.split()[0] for row in rows] == ids
+
+
+def test_a_condition_goes_before_the_number_of_rows(folder, capsys):
+    _, *rows = shown(capsys, folder, "--where", "id=id-c", "-n", "1").splitlines()
+    assert len(rows) == 1
+    assert rows[0].startswith("id-c")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["rows", "openai"])
+def test_a_job_that_runs_or_was_stopped_shows_the_rows_there_are(tmp_path, capsys, suffix, form):
+    if (suffix, form) == ("parquet", "openai"):
+        return
+    out, seen = f"{tmp_path}/out.{suffix}", []
+    write_lines(tmp_path / "in.jsonl", *prompts(*"abcd"), {"id": "t", "prompt": "a\nb"})
+
+    def look(tick):
+        if tick.outcome and tick.done == 2:
+            seen.append(shown(capsys, out, "-n", "9"))
+
+    engine = FakeEngine(slots=2, dies_after=4)
+    with suppress(KeyboardInterrupt):
+        start(tmp_path, engine=engine, observe=look, out=out, format=form)
+    stopped = shown(capsys, out, "-n", "9")
+    for text, ids in ((seen[0], "ab"), (stopped, "abcd")):
+        _, *rows = text.splitlines()
+        assert [row.split()[:2] for row in rows] == [[f"id-{name}", name] for name in ids]
+    assert "prompt:\nc\n" in shown(capsys, out, "--full", "id-c")
+    assert main(["show", out, "--full", "t"]) == 2  # it has no row yet
+
+
+def test_the_reasoning_of_an_item_in_full_has_a_heading_of_its_own(tmp_path, capsys):
+    row = ROWS[0] | {"reasoning": "Let me think.", "finish_reason": "stop"}
+    path = write_lines(tmp_path / "out.jsonl", row, row | {"custom_id": "b", "completion": None})
+    text = shown(capsys, str(path), "--full", "a-1")
+    assert text.startswith("── a-1, stop\nprompt:\nName a sea.\n")
+    assert "reasoning:\nLet me think.\n\ncompletion:\nThe [red] Sea,\n" in text
+    assert "(still thinking) Let me" in shown(capsys, str(path))

@@ -68,6 +68,16 @@ def test_failures_are_counted_by_code_and_the_first_are_shown(say):
     ]
 
 
+def test_what_rows_note_is_counted(say):
+    notes = {"ignored `tools`": 1200} | {f"`c{i}` holds NaN or Infinity": 3 for i in range(6)}
+    lines = say(input_notes=notes)
+    assert lines[4:6] == [
+        "  noted         ignored `tools`, rows: 1,200",
+        "  noted         `c0` holds NaN or Infinity, rows: 3",
+    ]
+    assert lines[9] == "    and 2 more"
+
+
 def test_the_speed_of_a_resumed_run_counts_only_its_own_tokens(say):
     lines = say(resumed=1000, new_tokens=3900)
     assert "  rows          1,200 succeeded; 1,000 of them by earlier starts" in lines

@@ -38,12 +38,15 @@ def resume(folder, **options):
     return start(folder, **{"inputs": ("in.jsonl",), "max_tokens": 4, "slots": 3} | options)
 
 
-def test_a_crash_at_any_byte_loses_nothing_after_resume(whole):
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_a_crash_at_any_byte_loses_nothing_after_resume(whole, every):
     write_lines(whole / "in.jsonl", *prompts("a"), b"nope")  # few rows: every byte costs a run
     resume(whole, overwrite=True)
     journal = (whole / "out.jsonl.run/rows.jsonl").read_bytes()
     expected = (whole / "out.jsonl").read_bytes()
-    for size in range(len(journal) + 1):
+    ends = [at for at, byte in enumerate(journal) if byte == ord("\n")]
+    near_ends = {at + n for at in ends for n in (-1, 0, 1, 2) if at + n <= len(journal)}
+    for size in sorted({*range(0, len(journal) + 1, every), *near_ends}):
         folder = crashed_copy(whole, journal[:size])
         report = resume(folder, slots=2, fsync_every=9)
         assert (folder / "out.jsonl").read_bytes() == expected, f"crash after byte {size}"

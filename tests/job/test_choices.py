@@ -48,8 +48,8 @@ def test_stop_is_one_string_or_a_list(stop, stops):
         ("warm", "`sampling_params` is 'warm', expected an object."),
         (
             {"temprature": 1},
-            "`sampling_params.temprature` is unknown; known are temperature, top_p, top_k, min_p, "
-            "seed, max_tokens, stop.",
+            "`sampling_params.temprature` is not supported; did you mean temperature. Take it "
+            "out, or leave it aside with --ignore-fields temprature.",
         ),
         ({"temperature": "1"}, "`sampling_params.temperature` is '1', expected a number."),
         ({"temperature": True}, "`sampling_params.temperature` is True, expected a number."),
@@ -67,3 +67,58 @@ def test_stop_is_one_string_or_a_list(stop, stops):
 )
 def test_says_what_is_wrong_with_the_choices(own, sentence):
     assert complaint(own) == sentence
+
+
+@pytest.mark.parametrize(
+    ("own", "sampling", "max_tokens"),
+    [
+        ({"max_tokens": 4.0}, {}, 4),
+        ({"max_new_tokens": 4}, {}, 4),
+        ({"max_completion_tokens": 4, "max_tokens": 4.0}, {}, 4),
+        ('{"max_tokens": 4}', {}, 4),
+        ({"top_k": -1}, {}, 9),
+        ({"top_k": -1.0}, {}, 9),
+        ({"top_k": 20.0, "temperature": 0.7}, {"top_k": 20, "temperature": 0.7}, 9),
+        ({"top_k": 10**30}, {"top_k": 2**31 - 1}, 9),
+        ({"seed": 1.0}, {"seed": 1}, 9),
+        ({"random_seed": 10**30}, {"seed": 10**30}, 9),
+        ({"stop_token_ids": [1, 2.0]}, {"stop_ids": frozenset({1, 2})}, 9),
+        ({"repetition_penalty": 1.0, "n": 1.0, "ignore_eos": False, "min_tokens": 0}, {}, 9),
+        ({"skip_special_tokens": True, "logprobs": None, "top_logprobs": 0}, {}, 9),
+        ({}, {}, 9),
+    ],
+)
+def test_words_and_numbers_of_others_are_obeyed(own, sampling, max_tokens):
+    request = ask(own, max_tokens=9)
+    assert (request.sampling, request.max_tokens) == (Sampling(**sampling), max_tokens)
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"n": 2}, "`sampling_params.n` is 2, which is not supported. Use --samples"),
+        ({"n": True}, "`sampling_params.n` is True, which is not supported."),
+        ({"repetition_penalty": 1.1}, "`sampling_params.repetition_penalty` is 1.1, which is not"),
+        ({"ignore_eos": True}, "`sampling_params.ignore_eos` is True, which is not supported."),
+        ({"max_tokens": 1, "max_new_tokens": 2}, "`sampling_params.max_new_tokens` says"),
+        ({"temperature": 10**400}, "`sampling_params.temperature` is 1000"),
+        ({"temperature": float("nan")}, "`sampling_params`: temperature is nan"),
+        ({"top_k": -2}, "`sampling_params`: top_k is -2, expected 0 or more."),
+        ({"max_tokens": 4.5}, "`sampling_params.max_tokens` is 4.5, expected a whole number."),
+        ({"max_tokens": float("inf")}, "`sampling_params.max_tokens` is inf, expected a whole"),
+        ({"stop_token_ids": 1}, "`sampling_params.stop_token_ids` is 1, expected a list of token"),
+        ({"stop_token_ids": [-1]}, "`sampling_params.stop_token_ids` is [-1], expected a list"),
+        ('{"max_tokens": ', "`sampling_params` is '{\"max_tokens\": ', expected an object."),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused(own, sentence):
+    assert complaint(own).startswith(sentence)
+
+
+def test_fields_can_be_ignored_and_the_row_says_so():
+    request = ask({"repetition_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=("n", "top_k"))
+    assert request.message.endswith("leave it aside with --ignore-fields repetition_penalty.")
+    ignore = ("repetition_penalty", "n", "top_k")
+    request = ask({"repetition_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=ignore)
+    assert request.sampling == Sampling()
+    assert request.item.notes == ("ignored `repetition_penalty`", "ignored `top_k`")

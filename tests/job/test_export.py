@@ -96,11 +96,11 @@ def test_records_whose_answer_was_cut_can_run_again_with_more_room(folder):
     cut = [Where("our_finish_reason", "length")]
     number = export_inputs(f"{folder}/out.jsonl", f"{folder}/again.jsonl", where=cut)
     records = rows_in(folder / "again.jsonl")
-    assert records == [LINES[0], LINES[3], {"custom_id": "4", "prompt": "no id"}]
+    assert records == [LINES[0], LINES[3], {"custom_id": "#4", "prompt": "no id"}]
     assert number == 3  # the answer to b ended by itself
     longer = {"inputs": (f"{folder}/again.jsonl",), "out": f"{folder}/longer.jsonl"}
     assert start(folder, max_tokens=9, **longer).succeeded == 3
-    assert [row["custom_id"] for row in rows_in(folder / "longer.jsonl")] == ["a", "d", "4"]
+    assert [row["custom_id"] for row in rows_in(folder / "longer.jsonl")] == ["a", "d", "#4"]
 
 
 def test_the_records_of_an_unfinished_job_in_the_openai_format(folder):

@@ -95,7 +95,6 @@ def test_a_file_is_fetched_once_and_again_when_all_starts_over(tmp_path, hub):
             f"{DATA_SET}/no.jsonl",
             "cannot be fetched from the Hub (hf://datasets/org/set/no.jsonl).",
         ),
-        (f"{DATA_SET}/a.csv", "expected one of .jsonl, .jsonl.gz, .jsonl.zst, .parquet"),
     ],
 )
 def test_says_what_is_wrong_with_a_name(tmp_path, name, sentence):

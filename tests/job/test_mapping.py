@@ -73,7 +73,8 @@ def test_blanks_in_a_prompt_are_kept():
         ({"prompt": ""}, "`prompt` is empty; there is nothing to answer."),
         (
             {"prompt": "a", "messages": CHAT},
-            "both `prompt` and `messages` are given; keep one of them.",
+            "both `prompt` and `messages` are given; choose with --prompt-column prompt or "
+            "--messages-column messages.",
         ),
         ({"messages": []}, "`messages` is empty, expected a list of messages."),
         ({"messages": "hi"}, "`messages` is a string, expected a list of messages."),
@@ -145,7 +146,7 @@ def test_sharegpt_words_are_messages():
 
 def test_a_last_answer_in_sharegpt_words_makes_place_for_ours():
     said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "old"}]
-    assert rendered({"conversations": said}) == "user:hi\n"
+    assert rendered({"conversations": said}, last_assistant="drop") == "user:hi\n"
 
 
 def test_a_turn_is_a_user_message():
@@ -168,9 +169,9 @@ def test_a_column_of_another_type_is_no_known_shape():
         ({"turns": ["a", 1]}, "`turns[1]` is a number, expected a string."),
         ({"turns": [""]}, "`turns[0]` is empty; there is nothing to answer."),
         (
-            {"conversations": [{"from": "bard", "value": "x"}]},
-            "`conversations[0]` is from 'bard', expected one of system, human, user, gpt, "
-            "assistant.",
+            {"conversations": [{"from": "wizard", "value": "x"}]},
+            "`conversations[0]` is from 'wizard', expected one of system, user, assistant, "
+            "developer, human, prompter, gpt, chatgpt, model, bot, ai, bing, bard, claude.",
         ),
         (
             {"conversations": [{"from": "human"}]},

@@ -72,8 +72,18 @@ def test_progress_counts_every_row_once(folder):
 REFUSED = [  # options before, options after, what is said
     ({"max_tokens": 5}, {"max_tokens": 6}, "max_tokens is 5 there and 6 here"),
     ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
-    ({}, {"prompt_column": "id"}, 'prompt_column is "prompt" there and "id" here'),
-    ({}, {"messages_column": "m"}, 'messages_column is "messages" there and "m" here'),
+    ({}, {"prompt_column": "id"}, 'prompt_column is null there and "id" here'),
+    ({}, {"messages_column": "m"}, 'messages_column is null there and "m" here'),
+    ({}, {"system_column": "prompt"}, 'system_column is null there and "prompt" here'),
+    ({}, {"id_column": "prompt"}, 'id_column is null there and "prompt" here'),
+    ({}, {"last_assistant": "drop"}, 'last_assistant is "refuse" there and "drop" here'),
+    ({}, {"regenerate": "all"}, 'regenerate is null there and "all" here'),
+    ({}, {"ignore_fields": ("n",)}, 'ignore_fields is [] there and ["n"] here'),
+    (
+        {},
+        {"special_tokens": "as-tokens"},
+        'special_tokens is "as-text" there and "as-tokens" here',
+    ),
     ({}, {"template": "{{id}}"}, 'template is null there and "{{id}}" here'),
     ({}, {"on_overflow": "skip"}, 'on_overflow is "error" there and "skip" here'),
     ({}, {"keep": ("id",)}, 'keep is [] there and ["id"] here'),
@@ -355,8 +365,8 @@ def test_records_without_an_id_are_named_by_their_index_and_run_again_when_it_ch
     write_lines(folder / "in.jsonl", {"prompt": "a"}, b"nope", {"prompt": "b"})
     start(folder)
     write_lines(folder / "in.jsonl", {"prompt": "a"}, {"prompt": "x"}, b"nope", {"prompt": "b"})
-    assert ids_run(folder) == ["1", "2", "3"]
-    assert [row["custom_id"] for row in rows_in(folder / "out.jsonl")] == ["0", "1", "2", "3"]
+    assert ids_run(folder) == ["#1", "#2", "#3"]
+    assert [row["custom_id"] for row in rows_in(folder / "out.jsonl")] == ["#0", "#1", "#2", "#3"]
     assert (folder / "out.jsonl").read_bytes() == fresh_output(folder)
 
 
@@ -466,7 +476,8 @@ def test_the_manifest_says_what_ran(folder):
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         "numerics",
-        *("template", "on_overflow", "keep", "drop", "output_column", "format"),
+        *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
+        *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     }
     assert {"python", "mlx", "mlx-lm", "dspark-batch"} <= manifest["versions"].keys()
 

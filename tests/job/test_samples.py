@@ -35,10 +35,10 @@ def test_every_record_has_that_many_rows_in_input_order(folder, suffix):
         ("id-a", 1, "succeeded"),
         ("id-b", 0, "succeeded"),
         ("id-b", 1, "succeeded"),
-        ("2", 0, "errored"),
-        ("2", 1, "errored"),
-        ("3", 0, "succeeded"),
-        ("3", 1, "succeeded"),
+        ("#2", 0, "errored"),
+        ("#2", 1, "errored"),
+        ("#3", 0, "succeeded"),
+        ("#3", 1, "succeeded"),
     ]
     assert [row.get("prompt") for row in rows_in(out)] == [*"aabb", None, None, *"cc"]
     assert (report.total, report.samples, report.exit_code) == (8, 2, 1)
@@ -65,7 +65,7 @@ def test_a_stopped_job_goes_on_with_the_samples_that_are_left(folder):
         observe=lambda t: t.outcome and ran.append(t.outcome.item),
     )
     names = [(item.custom_id, item.sample_index) for item in ran]
-    assert names == [("id-b", 1), ("2", 0), ("2", 1), ("3", 0), ("3", 1)]
+    assert names == [("id-b", 1), ("#2", 0), ("#2", 1), ("#3", 0), ("#3", 1)]
 
 
 def test_more_samples_keep_those_that_are_there(folder):

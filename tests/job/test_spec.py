@@ -11,6 +11,11 @@ from dspark_batch.job.spec import Spec
         ({"out": "o.csv"}, "o.csv: expected an output that ends in .jsonl or .parquet; rename it."),
         ({"max_tokens": 0}, "max_tokens is 0, expected 1 or more."),
         ({"slots": 0}, "slots is 0, expected 1 or more."),
+        ({"slots": 1025}, "slots is 1025, expected 1 to 1024, or auto."),
+        (
+            {"out": "-", "resume": "always"},
+            "-o - keeps nothing to resume; drop resume=always, or name a file.",
+        ),
         ({"limit": 0}, "limit is 0, expected 1 or more."),
         ({"fsync_every": 0}, "fsync_every is 0, expected 1 or more."),
         (

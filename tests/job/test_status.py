@@ -94,7 +94,10 @@ def test_the_plan_of_a_job_is_told(folder, capsys):
     start(folder, opener=planned())
     assert look_at(folder).plan["why"] == "because"
     assert main(["status", str(folder / "out.jsonl")]) == 0
-    assert "plan          exact mode, because" in capsys.readouterr().out
+    assert (
+        "plan          float32, slots 4, draft length 7 at first; because"
+        in capsys.readouterr().out
+    )
 
 
 def test_no_job_is_no_status(folder):

@@ -47,10 +47,12 @@ def test_large_weights_stay_as_they_are_stored(device, monkeypatch):
 
 
 @pytest.mark.parametrize("device", [mx.cpu], indirect=True)
-def test_quantised_weights_keep_the_type_of_their_scales(device):
+def test_quantised_weights_get_float32_scales_however_large_they_are(device, monkeypatch):
+    monkeypatch.setattr(number_type, "_LARGE_BYTES", 0)
     model = Model(mx.float16)
     nn.quantize(model, group_size=64, bits=4)
-    assert usual_dtype(model) == stored_dtype(model) == "float16"
+    assert stored_dtype(model) == "float16"
+    assert usual_dtype(model) == "float32"
 
 
 def test_the_weights_are_only_looked_at():

@@ -12,9 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from dspark_batch import blas  # isort: skip  before MLX
+
 from golden_cases import load_case
 
-from dspark_batch import blas
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
 from dspark_batch.models.load import load_pair

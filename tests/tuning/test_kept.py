@@ -139,6 +139,14 @@ def test_a_library_that_multiplies_otherwise_is_noticed(folder, monkeypatch):
     assert read_anew() == {}
 
 
+def test_what_this_process_found_before_with_other_threads_is_forgotten(monkeypatch):
+    learn()
+    other = kept.machine() | {"blas": "the same, threads 2"}
+    monkeypatch.setattr(kept, "machine", lambda: other)
+    kept.read_verdicts()
+    assert rows.VERDICTS == {}
+
+
 def test_a_file_under_the_name_of_another_machine_is_not_read(monkeypatch):
     learn()
     other = kept.machine() | {"blas": "OpenBLAS 9, kernel Zen, threads 1"}

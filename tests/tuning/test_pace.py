@@ -249,7 +249,13 @@ def test_so_do_many_jobs_on_other_machines(name, tokens, slots):
 
 @pytest.mark.parametrize("tokens", [1.3, 3, 7])
 def test_where_others_take_the_machine_at_times_little_is_lost(tokens):
-    assert share_of_best(MACHINES["cpu"], CHANCES[tokens], 4, busy=0.1) > 0.93
+    assert share_of_best(MACHINES["cpu"], CHANCES[tokens], 4, busy=0.1, seeds=range(3)) > 0.9
+
+
+@pytest.mark.xfail(reason="a disturbed round may decide a short job", strict=False)
+@pytest.mark.parametrize("tokens", [2, 3])
+def test_one_disturbed_round_decides_no_job(tokens):
+    assert share_of_best(MACHINES["cpu"], CHANCES[tokens], 16, seeds=range(4), busy=0.03) > 0.95
 
 
 @pytest.mark.parametrize("factors", [(9, 9, 9, 9), (1, 3, 1, 1), (3, 1, 1, 1), (1, 1, 9, 9)])

@@ -54,7 +54,7 @@ def plant(monkeypatch, bits_of):
 
 def test_where_all_counts_are_alike_the_least_that_holds_all_rows_runs(monkeypatch):
     plant(monkeypatch, lambda count, place: 0)
-    assert [pieces(PLAIN, n) for n in (1, 3, 5, 17, 64)] == [(1,), (4,), (8,), (32,), (64,)]
+    assert [pieces(PLAIN, n) for n in (1, 3, 5, 17, 64)] == [(2,), (4,), (8,), (32,), (64,)]
     assert pieces(PLAIN, 0) == ()
 
 
@@ -78,7 +78,7 @@ def test_where_larger_counts_are_not_safe_a_product_is_cut(monkeypatch):
     plant(monkeypatch, lambda count, place: count > 64)
     assert [pieces(PLAIN, n) for n in (64, 65, 130, 256)] == [
         (64,),
-        (64, 1),
+        (64, 2),
         (64, 64, 2),
         (64, 64, 64, 64),
     ]
