@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "generate": {"engine", "models", "types", "errors"},
     "calibrate": {"models", "numerics", "job", "types", "errors"},
     "registry": {"models", "errors"},
-    "doctor": {"registry", "engine", "models", "errors", "blas"},
+    "doctor": {"registry", "tuning", "models", "errors", "blas"},
     "check": {"models", "job", "types", "errors"},
     "verify": {"run", "job", "types", "errors"},
     "diff": {"run", "job", "types", "errors"},
