@@ -197,7 +197,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         thinking.split,
         partial(open_baseline, pair, setup, thinking.split),
         engine.leave_out,
-        lambda: setup.keep_learnt(engine.costs.weights()),
+        lambda: setup.keep_learnt(engine.costs),
     )
 
 

@@ -15,7 +15,7 @@ from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
 from dspark_batch.models.load import Pair
 from dspark_batch.tuning import kept
-from dspark_batch.tuning.pace import Weights
+from dspark_batch.tuning.pace import Costs, Weights
 from dspark_batch.types import Json
 
 _CACHE_SHARE = 0.6  # of the memory that is left beside the weights
@@ -56,10 +56,11 @@ class Setup:
         """The passes that may run."""
         return self.conformance.shapes
 
-    def keep_learnt(self, costs: Weights) -> None:
+    def keep_learnt(self, costs: Costs) -> None:
         """Keep what a job learnt: verdicts, which are facts, and costs as a hint."""
         kept.keep_verdicts()
-        kept.keep_costs(self.name, costs)
+        if costs.is_worth_keeping:
+            kept.keep_costs(self.name, costs.weights())
 
     def to_json(self) -> dict[str, Json]:
         """Describe it for the manifest."""

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from dspark_batch.numerics.rows import Product, over_safe_rows
+from dspark_batch.numerics.rows import Product, are_as_they_come, over_safe_rows
 
 
 def make_rows_safe(model: nn.Module) -> None:
@@ -60,6 +60,8 @@ class _SafeExperts(nn.Module):
     def __call__(
         self, hidden: mx.array, experts: mx.array, sorted_indices: bool = False
     ) -> mx.array:
+        if are_as_they_come():
+            return super().__call__(hidden, experts, sorted_indices=sorted_indices)
         rows = mx.broadcast_to(hidden, (*experts.shape, *hidden.shape[-2:]))
         rows = rows.reshape(-1, *hidden.shape[-2:])
         results = super().__call__(rows, experts.flatten(), sorted_indices=False)

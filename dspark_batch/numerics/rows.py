@@ -125,6 +125,11 @@ def as_they_come() -> Iterator[None]:
         _is_free = before
 
 
+def are_as_they_come() -> bool:
+    """Whether products run over as many rows as there are now."""
+    return _is_free
+
+
 def pieces(product: Product, count: int) -> tuple[int, ...]:
     """Cut a number of rows into safe counts; the last one may be padded.
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from statistics import median
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,9 +16,11 @@ import numpy as np
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _HOPE = 1.15  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
-_FIRST_TRIAL, _TRIAL_ROUNDS = 16, 4  # a short job tries nothing; rounds of a trial
-_LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose median is what such a round takes
+_FIRST_TRIAL, _TRIAL_ROUNDS = 8, 4  # a short job tries nothing; rounds of a trial
+_LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose least is what such a round takes
 _LEAST_S = 1e-9  # of a round: a clock may stand still
+_LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
+_LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
 _FIRST_REST, _LONGEST_REST = 512, 4096  # rounds without drafts before they are tried again
 _HALF_LIFE = 256  # rounds of single slots until a round counts half
@@ -51,29 +53,34 @@ class _Seen(NamedTuple):
 
     @property
     def usual_s(self) -> float:
-        """Of few rounds the shortest: another program may have had the machine in one of them."""
-        return median(self.seconds) if len(self.seconds) >= _LEAST_SEEN else min(self.seconds)
+        """The shortest: what other programs do makes rounds longer, never shorter."""
+        return min(self.seconds)
 
 
 class Costs:
     """What rounds take, from a rule that the rounds of a job correct; the engine owns it.
 
-    A kind of round that was seen of late takes the median of its last times. Of others the parts
+    A kind of round that was seen of late takes the least of its last times. Of others the parts
     are estimated, from all kinds that were seen and, with little weight, from the rule.
 
     Args:
         rule: what the parts of a round cost, in any unit.
+
+    Attributes:
+        num_rounds: that were seen.
+        num_drafted: of these with drafts.
     """
 
     def __init__(self, rule: Weights) -> None:
         self._rule = np.maximum(np.array(rule), 1e-9)
         self._seen: dict[Kind, _Seen] = {}
-        self.num_rounds = 0
+        self.num_rounds = self.num_drafted = 0
         self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
 
     def add(self, kind: Kind, seconds: float) -> None:
         """Learn from a round."""
         self.num_rounds += 1
+        self.num_drafted += kind.draft_length > 0
         known = self._fresh(kind)
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
         times.append(max(seconds, _LEAST_S))
@@ -83,7 +90,7 @@ class Costs:
     @property
     def has_plain(self) -> bool:
         """Whether any rounds without drafts were seen."""
-        return any(kind.draft_length == 0 for kind in self._seen)
+        return any(kind.draft_length == 0 and self.is_known(kind) for kind in self._seen)
 
     def is_known(self, kind: Kind) -> bool:
         """Whether what such a round takes was seen of late."""
@@ -95,6 +102,11 @@ class Costs:
         if self.is_known(kind):
             return self._seen[kind].usual_s
         return float(np.dot(self.weights(), kind.parts))
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether rounds of both kinds were seen, with drafts and without."""
+        return self.has_plain and self.num_drafted >= _FIRST_TRIAL
 
     def weights(self) -> Weights:
         """Estimate what the parts of a round cost."""
@@ -214,12 +226,17 @@ class Pace:
         if self._trial:
             return Step(self._trial.pop())
         best = self._best(slots)
+        if best == 0 and self._costs.num_drafted < _LEAST_DRAFTED:
+            return self.step  # neither a hint nor a round that was disturbed decides this
         untried = self._worth_a_trial(slots, best)
         if untried is not None:
             return self._tried(untried)
-        if best == 0 and self._costs.is_known(Kind(slots, 0)):
+        is_known = self._costs.is_known(Kind(slots, best))
+        if best == 0 and is_known:
             self._rested = 1
             return Step(0, keeps_context=False)
+        if not is_known and best != self.step.draft_length:
+            return self._tried(best)  # one round says little
         return Step(best)
 
     def _resting(self, slots: int, served: int) -> Step:
@@ -249,8 +266,11 @@ class Pace:
         if best > 0 and self._costs.num_rounds < _FIRST_TRIAL:
             return None
         rates = self._rates(slots)
+        hope_plain = _HOPE if self._costs.has_plain else _HOPE_PLAIN
+        if not self._costs.has_plain and self._costs.num_rounds > _LONG_JOB:
+            hope_plain = inf
         hopes = {
-            k: rates[k] * (_HOPE if k or self._costs.has_plain else _HOPE_PLAIN)
+            k: rates[k] * (_HOPE if k else hope_plain)
             for k in self._lengths
             if k != best and not self._costs.is_known(Kind(slots, k))
         }

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import mlx.core as mx
 import pytest
@@ -116,13 +117,24 @@ def test_rounds_may_choose_any_draft_length_on_a_cpu_and_few_on_a_gpu(pair, monk
     assert planning._lengths(0) == (0,)
 
 
+class Learnt(NamedTuple):
+    """Costs that a job learnt."""
+
+    is_worth_keeping: bool
+
+    def weights(self):
+        return 1.0, 2.0, 3.0, 4.0
+
+
 def test_costs_begin_with_the_rule_and_then_with_what_a_job_learnt(pair):
     before = set_up(pair)
     target, by_token, drafter, by_slot = before.costs
     assert target == 1
     assert 0 < by_token < 1
     assert 0 < by_slot < drafter < 10
-    before.keep_learnt((1.0, 2.0, 3.0, 4.0))
+    before.keep_learnt(Learnt(is_worth_keeping=False))
+    assert set_up(pair).costs == before.costs
+    before.keep_learnt(Learnt(is_worth_keeping=True))
     after = set_up(pair)
     assert after.costs == (1.0, 2.0, 3.0, 4.0)
     assert after.plan == before.plan  # what was learnt is a hint for rounds
