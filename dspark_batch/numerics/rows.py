@@ -47,7 +47,7 @@ class Ladder(NamedTuple):
 # A single row is never alone: MLX may take it for a column, which other kernels multiply.
 _CPU = Ladder((2, 4, 8, 12, *range(16, 272, 16)), (64, 32, 16, 8, 4, 2, 1))
 _GPU = Ladder(
-    (2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
+    (2, 4, 8, 16, 32, 48, 64, 96, *range(128, 512, 64), *range(512, 2049, 128)),
     (512, 256, 128, 64, 32, 16, 8, 4, 2, 1),
 )
 # Few rows are the rule here, and whatever is more becomes several matrices.
