@@ -100,8 +100,9 @@ def test_products_that_run_as_they_come_are_seen(monkeypatch):
 def test_attention_that_depends_on_the_width_is_seen(monkeypatch):
     plain = attention.ragged_attention
 
-    def by_width(queries, keys, values, scale, *others):
-        return plain(queries, keys, values, scale * (1 + 1e-3 * queries.shape[2]), *others)
+    def by_width(queries, keys, values, scale, *others, **more):
+        scale = scale * (1 + 1e-3 * queries.shape[2])
+        return plain(queries, keys, values, scale, *others, **more)
 
     monkeypatch.setattr(attention, "ragged_attention", by_width)
     assert conformance(load_case("qwen3_vanilla").pair.target).shapes == Shapes(fixed=FALLBACK)
