@@ -26,9 +26,10 @@ _ANSWER = 8  # tokens behind each of them
 _ELSEWHERE = 100  # where tokens come from that are taken back
 
 # How far logits may lie from those of mlx-lm's own pass, relative to their spread. Rounding moved
-# those of 45 tiny families by at most 3e-6 in float32, 0.006 in float16 and 0.04 in bfloat16; what
-# is said wrongly to a model moves them by more, and most models have more layers.
-_MOST_DISTANCE = {mx.float32: 0.01, mx.float16: 0.05, mx.bfloat16: 0.3}
+# those of 60 tiny families by at most 3e-6 in float32, 0.006 in float16 and 0.04 in bfloat16, and
+# real models have more layers. A factor of 1.1 behind attention moves them by 0.2, a position that
+# is wrong by one moves them by 1.
+_MOST_DISTANCE = {mx.float32: 0.01, mx.float16: 0.05, mx.bfloat16: 0.2}
 
 
 class Conformance(NamedTuple):

@@ -165,10 +165,10 @@ def load_reading(
     found = locate(target, with_code=trust_remote_code, with_weights=False)
     config = read_config(found.directory)
     _check_code(config, found.directory, trust_remote_code)
+    length = _context_length(config, found.directory)
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     if tokenizer is None:
         raise ModelError(f"{target}: has no tokenizer, so it cannot read a prompt; name another.")
-    length = _context_length(config, found.directory)
     names = [target, *([drafter] if drafter else [])]
     return Reading(
         tokenizer,

@@ -1,6 +1,8 @@
 """Tiny configs of mlx-lm's families; the sizes are small, and windows smaller than the prompts."""
 
-VOCAB, HIDDEN, LAYERS = 64, 32, 4
+from checkpoints import HIDDEN, VOCAB, gemma4
+
+LAYERS = 4
 
 PLAIN = {
     "attention_bias": False,
@@ -65,6 +67,12 @@ def family(model_type, **changes):
     return {key: value for key, value in config.items() if value is not ...}
 
 
+def endless(config):
+    """Without a stop token: every answer has its full length."""
+    return {key: value for key, value in config.items() if key != "eos_token_id"}
+
+
+# Families whose tokens are mlx-lm's own, with a drafter and without.
 RIGHT = {
     "llama": family("llama", rope_scaling=LLAMA3_ROPE),
     "llama, tied, with windows": family(
@@ -94,6 +102,8 @@ RIGHT = {
     "gemma3_text": family(
         "gemma3_text", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=8
     ),
+    "gemma4_text": endless(gemma4(LAYERS)),
+    "gemma4_text, with shared keys": endless(gemma4(LAYERS, num_kv_shared_layers=1)),
     "phi": family("phi", partial_rotary_factor=0.5, num_key_value_heads=4),
     "phi3": family("phi3"),
     "phimoe": family(
