@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
+from dspark_batch.cli.main import main
 from dspark_batch.engine import conformance as conforming
 from dspark_batch.engine.conformance import conformance
 from dspark_batch.engine.engine import Engine
@@ -79,7 +80,8 @@ def by_us(pair, slots, shapes, prompts=PROMPTS):
 
 def random_drafter(directory):
     """A DSpark drafter with Qwen3 layers, which have norms and positions of their own."""
-    return make.write_drafter(directory, make.deepspec(make.qwen3(families.LAYERS)))
+    config = make.deepspec(make.qwen3(families.LAYERS), layers=1, block_size=4)
+    return make.write_drafter(directory, config)
 
 
 @pytest.mark.parametrize("name", families.RIGHT)
@@ -140,6 +142,19 @@ def test_a_family_that_runs_parts_of_layers_goes_without_a_drafter(tmp_path, nam
     drafter = random_drafter(tmp_path / "drafter")
     with pytest.raises(ModelError, match=r"its code runs parts of layers .*Leave --drafter out"):
         load_pair(target=str(target), drafter=str(drafter), dtype="float32")
+
+
+def test_check_says_so_before_the_night(tmp_path, capsys):
+    config = families.REFUSED["mamba2"]
+    target = make.write(tmp_path / "target", config, whole_weights(config))
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    paths = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--target", str(target)]
+    said = []
+    for command in ("check", "run"):
+        assert main([command, *paths]) == 2
+        said.append(capsys.readouterr().err.strip().splitlines()[-1])
+    assert "a target of type mamba2 keeps ArraysCache" in said[0]
+    assert said[0] == said[1]
 
 
 def test_a_family_that_needs_a_package_more_is_refused(tmp_path):
