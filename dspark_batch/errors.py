@@ -12,6 +12,11 @@ DsparkBatchError           70  an error of ours
 What breaks one item is no exception: it is a `types.Failure`.
 """
 
+_OUT_OF_MEMORY = (
+    *("out of memory", "insufficient memory"),
+    *("unable to allocate", "attempting to allocate", "bad_alloc"),
+)
+
 
 class DsparkBatchError(Exception):
     """Base of all; the message says where, what was expected and found, and what to do."""
@@ -59,3 +64,11 @@ class Resumable(DsparkBatchError):
     """The run stopped early with the journal whole; the same command continues."""
 
     exit_code = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell MLX's ways of saying it, which depend on the backend, from other errors."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
+    )

@@ -19,13 +19,8 @@ from typing import NamedTuple, Self
 
 import orjson
 
-from dspark_batch.errors import DsparkBatchError, Resumable
+from dspark_batch.errors import DsparkBatchError, Resumable, is_out_of_memory
 from dspark_batch.types import Failure, Item, Json
-
-_OUT_OF_MEMORY = (
-    *("out of memory", "insufficient memory"),
-    *("unable to allocate", "attempting to allocate", "bad_alloc"),
-)
 
 MOST_CRASHES = 3  # of an item that is alone in flight, before it is given up
 
@@ -122,7 +117,7 @@ class Attempts:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is not None and _is_out_of_memory(error):
+            if error is not None and is_out_of_memory(error):
                 self._write("out_of_memory", {"slots": self._slots})
                 raise Resumable(
                     f"out of memory with slots {self._slots} ({error}). The finished rows are "
@@ -155,14 +150,6 @@ class Attempts:
                 f"{self._path}: cannot be written ({error.strerror}). The finished rows are safe; "
                 "make room for it and run the same command again."
             ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell MLX's ways of saying it, which depend on the backend, from other errors."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
-    )
 
 
 class _LastStart:

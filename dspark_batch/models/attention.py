@@ -1,14 +1,18 @@
-"""Lets the cache of a step say which attention runs, without copying any model's forward pass."""
+"""Lets the cache of a step say which attention runs, without copying a model's forward pass."""
 
+from collections.abc import Callable
 from types import FunctionType
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
+from dspark_batch.models import gemma2, mla
 from dspark_batch.numerics.attention import ragged_attention
 
 _NAME = scaled_dot_product_attention.__name__
+# Of families whose own code cannot attend over slots of different lengths.
+_FORWARDS = gemma2.FORWARDS | mla.FORWARDS  # class of an attention module -> its pass
 
 
 def let_caches_choose(model: nn.Module) -> None:
@@ -19,6 +23,9 @@ def let_caches_choose(model: nn.Module) -> None:
     users of the same classes, and steps over other caches, notice nothing.
     """
     for module in model.modules():
+        if type(module) in _FORWARDS:
+            module.__class__ = _replaced(type(module), _FORWARDS[type(module)])
+            continue
         code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
         if code is not None and _NAME in code.co_names:
             module.__class__ = _rebound(type(module))
@@ -33,14 +40,33 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     mask: mx.array | str | None,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`."""
-    if getattr(cache, "is_ragged", False) and sinks is None and isinstance(mask, mx.array):
+    """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`.
+
+    Raises:
+        ValueError: a mask of a step over a ragged cache says something else than what is visible.
+    """
+    if getattr(cache, "is_ragged", False):
+        if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
+            raise ValueError("its attention has a mask of its own")
         slots = keys.shape[0]
-        spare = queries.shape[0] - slots
-        return ragged_attention(queries[:slots], keys, values, scale, mask, cache.lengths, spare)
+        where = (scale, mask, cache.lengths, queries.shape[0] - slots)
+        return ragged_attention(queries[:slots], keys, values, *where, sinks=sinks)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )
+
+
+def _replaced(plain: type, forward: Callable[..., mx.array]) -> type:
+    """Make a subclass that runs another pass over ragged caches, and its own over others."""
+
+    def call(
+        self: nn.Module, x: mx.array, mask: mx.array | None = None, cache: object = None
+    ) -> mx.array:
+        if getattr(cache, "is_ragged", False):
+            return forward(self, x, mask, cache)
+        return plain.__call__(self, x, mask, cache)
+
+    return type(plain.__name__, (plain,), {"__call__": call})
 
 
 def _rebound(plain: type) -> type:

@@ -2,16 +2,18 @@
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import _get_classes as get_model_classes
 from mlx_lm.utils import load_config, load_model
 
-from dspark_batch.errors import ModelError, UsageError
+from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
 from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.dspark import DSparkDrafter
@@ -33,6 +35,7 @@ from dspark_batch.models.target import (
     PairConfig,
     Target,
     TargetFacts,
+    context_length_of,
     ends_of,
     text_config,
 )
@@ -43,6 +46,16 @@ _TARGET_FILES = (*_DRAFTER_FILES, "generation_config.json")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
 _MISSING_KEYS = re.compile(r"missing \d+ required positional arguments?: (.+)")
 _PROBE_TOKENS = 8
+# What mlx-lm raises at a config or at tensors that are not what its code expects.
+_UNLOADABLE = (
+    AttributeError,
+    FileNotFoundError,
+    LookupError,
+    RuntimeError,
+    SystemExit,  # of a family that needs a package more
+    TypeError,
+    ValueError,
+)
 
 
 class Pair(NamedTuple):
@@ -90,7 +103,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     drafts = locate(drafter, on_download=on_download) if drafter else None
 
     model, config = _load_target(found.directory, trust_remote_code)
-    facts = TargetFacts.of(model)
+    facts = _facts(model, config, found.directory)
     dtype = dtype or (usual_dtype(model) if target_bits is None else stored_dtype(model))
     model.set_dtype(DTYPES[dtype])
     finite = finiteness(model)
@@ -152,19 +165,17 @@ def load_reading(
     found = locate(target, with_code=trust_remote_code, with_weights=False)
     config = read_config(found.directory)
     _check_code(config, found.directory, trust_remote_code)
+    length = _context_length(config, found.directory)
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     if tokenizer is None:
         raise ModelError(f"{target}: has no tokenizer, so it cannot read a prompt; name another.")
-    text = text_config(config)
-    if "max_position_embeddings" not in text:
-        raise ModelError(f"{target}: config.json has no max_position_embeddings; name another.")
     names = [target, *([drafter] if drafter else [])]
     return Reading(
         tokenizer,
-        text["max_position_embeddings"],
+        length,
         _reading_identity(found.directory, tokenizer),
         _weight_bytes([locate(name, with_weights=False).directory for name in names]),
-        _cached_values(text),
+        _cached_values(text_config(config)),
     )
 
 
@@ -211,7 +222,7 @@ def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, d
     stored = read_config(directory)
     _check_code(stored, directory, trust_remote_code)
     check_files(directory)  # a clear sentence, before mlx-lm's own
-    try:
+    with _refused(directory):
         model, _ = load_model(
             directory,
             lazy=True,
@@ -219,11 +230,40 @@ def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, d
             trust_remote_code=trust_remote_code,
         )
         return model, load_config(directory)
-    except (FileNotFoundError, ValueError, RuntimeError, LookupError, TypeError) as error:
+
+
+def _context_length(config: dict[str, Any], directory: Path) -> int:
+    """Build a target as mlx-lm does, compute nothing, and refuse what a run refuses."""
+    if config.get("model_file"):  # its own code says what it is, and runs only with the weights
+        return context_length_of(config)
+    with _refused(directory):
+        whole = config | _for_mlx_lm(config)
+        model_class, args_class = get_model_classes(whole)
+        model = model_class(args_class.from_dict(whole))
+    return _facts(model, config, directory).context_length
+
+
+@contextmanager
+def _refused(
+    directory: Path, problem: str = "mlx-lm cannot load it", advice: str = "Download it again"
+) -> Iterator[None]:
+    """Put what mlx-lm cannot do with a target in a sentence."""
+    try:
+        yield
+    except _UNLOADABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"{directory}: mlx-lm cannot load it as a target ({_reason(error)}). "
-            "Download it again, or name another --target."
+            f"{directory}: {problem} as a target ({_reason(error)}). "
+            f"{advice}, or name another --target."
         ) from error
+
+
+def _facts(model: nn.Module, config: dict[str, Any], directory: Path) -> TargetFacts:
+    try:
+        return TargetFacts.of(model, config)
+    except ModelError as error:
+        raise ModelError(f"{directory}: {error}") from error
 
 
 def _check_code(config: dict[str, Any], directory: Path, trusted: bool) -> None:
@@ -259,10 +299,19 @@ def _reason(error: Exception) -> str:
 def _tap(model: nn.Module, tap_ids: tuple[int, ...], config: PairConfig, directory: Path) -> Target:
     """Tap a target, and check that it still computes what it computed."""
     tokens = mx.arange(_PROBE_TOKENS)[None] + 1
-    plain = model(tokens, cache=make_prompt_cache(model))
-    mx.eval(plain)
+    with _refused(directory, "mlx-lm cannot run it here", "Try --dtype float32"):
+        plain = model(tokens, cache=make_prompt_cache(model))
+        mx.eval(plain)
     target = Target(model, tap_ids, config)
-    tapped, _ = target(tokens, make_prompt_cache(model))
+    with _refused(directory, "its layers cannot be read", "Leave --drafter out"):
+        tapped, features = target(tokens, make_prompt_cache(model))
+    size = len(tap_ids) * target.facts.hidden_size
+    if features is not None and features.shape != (*tokens.shape, size):
+        raise ModelError(
+            f"{directory}: its layers {list(tap_ids)} give features {list(features.shape)}, "
+            f"expected {[*tokens.shape, size]}. No drafter can read this target; leave --drafter "
+            "out, or name another --target."
+        )
     if not mx.array_equal(plain, tapped):
         raise ModelError(
             f"{directory}: its logits change when its layers {list(tap_ids)} are read, expected "

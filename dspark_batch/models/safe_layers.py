@@ -2,9 +2,15 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from dspark_batch.numerics.rows import Product, are_as_they_come, over_safe_rows
+from dspark_batch.numerics.rows import (
+    Product,
+    are_as_they_come,
+    over_safe_heads,
+    over_safe_rows,
+)
 
 
 def make_rows_safe(model: nn.Module) -> None:
@@ -18,6 +24,8 @@ def make_rows_safe(model: nn.Module) -> None:
             if isinstance(module, kind) and not isinstance(module, safe):
                 plain = type(module)
                 module.__class__ = type(plain.__name__, (safe, plain), {})
+        if _is_router(module):
+            module.__class__ = type(type(module).__name__, (_SafeRouter, type(module)), {})
 
 
 def products_of(model: nn.Module, dtype: mx.Dtype) -> frozenset[Product]:
@@ -68,6 +76,40 @@ class _SafeExperts(nn.Module):
         return results.reshape(*experts.shape, *results.shape[-2:])
 
 
+class _SafeHeads(nn.Module):
+    """A linear layer for each head, quantised or not: [B, H, W, K] to [B, H, W, N]."""
+
+    def __call__(self, hidden: mx.array, transpose: bool = True) -> mx.array:
+        batch, heads, width, size = hidden.shape
+        multiply = super().__call__
+        if not transpose or heads != self.weight.shape[0]:  # cached positions, in mlx-lm's own pass
+            return multiply(hidden, transpose=transpose)
+        rows = hidden.swapaxes(0, 1).reshape(heads, -1, size)
+        product = _product(self, size, rows.dtype)._replace(is_attention=True)
+
+        def over_matrices(rows: mx.array) -> mx.array:
+            """Map [H, P, M, K] to [H, P, M, N], a matrix of each head after the other."""
+            return mx.stack([multiply(rows[:, at]) for at in range(rows.shape[1])], axis=1)
+
+        results = over_safe_heads(product, rows, over_matrices)
+        return results.reshape(heads, batch, width, -1).swapaxes(0, 1)
+
+
+class _SafeRouter(nn.Module):
+    """A router of experts that multiplies by itself: rows to experts and their weights."""
+
+    def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
+        call, dtypes = super().__call__, []
+
+        def chosen(rows: mx.array) -> mx.array:
+            experts, weights = call(rows[None])
+            dtypes[:] = experts.dtype, weights.dtype
+            return mx.concatenate([each[0].astype(mx.float32) for each in (experts, weights)], -1)
+
+        both = _by_rows(self, hidden, chosen)
+        return tuple(map(mx.array.astype, mx.split(both, 2, axis=-1), dtypes))
+
+
 _SAFE = {
     nn.Linear: _SafeLinear,
     nn.QuantizedLinear: _SafeLinear,
@@ -75,7 +117,16 @@ _SAFE = {
     nn.QuantizedEmbedding: _SafeEmbedding,
     SwitchLinear: _SafeExperts,
     QuantizedSwitchLinear: _SafeExperts,
+    MultiLinear: _SafeHeads,
+    QuantizedMultiLinear: _SafeHeads,
 }
+
+
+def _is_router(module: nn.Module) -> bool:
+    """Whether a module of mlx-lm says `x @ self.weight.T` instead of having a linear layer."""
+    code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
+    is_matrix = "weight" in module and module.weight.ndim == 2
+    return is_matrix and code is not None and {"weight", "T"} <= set(code.co_names)
 
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: object) -> mx.array:
@@ -91,7 +142,7 @@ def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
     return Product(
         dtype=str(dtype).removeprefix("mlx.core."),
         size=size,
-        width=layer.weight.shape[0],
+        width=layer.weight.shape[-2],
         has_bias="bias" in layer,
         quantised=quantised,
     )

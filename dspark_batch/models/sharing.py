@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dspark_batch.models.dspark import DSparkDrafter
-from dspark_batch.models.target import text_model
+from dspark_batch.models.target import embedding_of, head_of, text_model
 
 
 def share_ends(drafter: DSparkDrafter, model: nn.Module) -> None:
@@ -21,8 +21,7 @@ def share_ends(drafter: DSparkDrafter, model: nn.Module) -> None:
     if config.tied:
         return
     text = text_model(model)
-    embedding = text.model.embed_tokens
-    head = text.lm_head if "lm_head" in text else embedding
+    embedding, head = embedding_of(text), head_of(text)
     drafter.borrow(
         embedding=config.own_embedding and _same(drafter.embed_tokens, embedding, nn.Embedding),
         head=config.own_head and _same(drafter.lm_head, head, nn.Linear, nn.Embedding),

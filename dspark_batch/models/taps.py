@@ -33,9 +33,15 @@ class Taps:
                 _record_output(layers[layer_id], layer_id, self._outputs)
 
     def take(self) -> mx.array | None:
-        """Return the features [B, T, m*E] of the last pass and forget them; None without taps."""
+        """Return the features [B, T, m*E] of the last pass and forget them; None without taps.
+
+        Raises:
+            LookupError: the model does not run its layers as wholes.
+        """
         if not self._layer_ids:
             return None
+        if missing := set(self._layer_ids) - set(self._outputs):
+            raise LookupError(f"its code runs parts of layers {sorted(missing)}, not the layers")
         return mx.concatenate([self._outputs.pop(i) for i in self._layer_ids], axis=-1)
 
 
@@ -55,9 +61,9 @@ def _record_input(layer: nn.Module, outputs: dict[int, mx.array]) -> None:
     plain = type(layer)
 
     class Recording(plain):
-        def __call__(self, hidden: mx.array, *args: object, **kwargs: object) -> object:
-            outputs[EMBEDDING] = hidden
-            return super().__call__(hidden, *args, **kwargs)
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            outputs[EMBEDDING] = next(iter((*args, *kwargs.values())))
+            return super().__call__(*args, **kwargs)
 
     _change_class(layer, Recording)
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from dspark_batch.errors import ModelError
 from dspark_batch.models.attention import let_caches_choose
@@ -59,27 +60,90 @@ class TargetFacts:
     logit_softcap: float | None  # None: its logits are not capped
 
     @classmethod
-    def of(cls, model: nn.Module) -> "TargetFacts":
+    def of(cls, model: nn.Module, config: Mapping[str, Any] | None = None) -> "TargetFacts":
         """Read the facts off a model as mlx-lm built it, multimodal wrappers included.
 
+        Args:
+            model: its weights may be missing.
+            config: the config.json that it was built from, which knows more than mlx-lm's models.
+
         Raises:
-            ModelError: mlx-lm describes this model otherwise than the ones we know.
+            ModelError: this model cannot be a target; one sentence says why.
         """
+        kind = getattr(model, "model_type", "unknown")
+        if reason := why_not(model):
+            raise ModelError(f"a target of type {kind} {reason}. Name another --target.")
         text = text_model(model)
-        try:
-            return cls(
-                hidden_size=text.args.hidden_size,
-                vocab_size=text.args.vocab_size,
-                num_layers=len(model.layers),
-                context_length=text.args.max_position_embeddings,
-                embed_scale=getattr(text.model, "embed_scale", 1.0),
-                logit_softcap=getattr(text, "final_logit_softcapping", None),
-            )
-        except AttributeError as error:
-            raise ModelError(
-                f"mlx-lm's models of type {getattr(model, 'model_type', 'unknown')} are not known "
-                f"as targets here ({error}). Name another --target."
-            ) from error
+        embedding = embedding_of(text)
+        body = vars(text.model) if "model" in text else {}
+        scale = _first(_EMBED_SCALE, body, vars(text.args))
+        hidden_size = embedding.weight.shape[-1]
+        if "scales" in embedding:
+            hidden_size = embedding.scales.shape[-1] * embedding.group_size
+        if scale is None:
+            scale = hidden_size**0.5 if text.args.model_type in _ROOT_SCALED else 1.0
+        return cls(
+            hidden_size=hidden_size,
+            vocab_size=text.args.vocab_size,
+            num_layers=len(model.layers),
+            context_length=context_length_of(config or {}, vars(text.args)),
+            embed_scale=scale,
+            logit_softcap=_first(("final_logit_softcapping",), vars(text), vars(text.args)),
+        )
+
+
+# How configs and mlx-lm's models call what a drafter and the engine must know; the first counts.
+_CONTEXT_LENGTH = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
+    "block_size",
+)
+_EMBED_SCALE = ("embed_scale", "embedding_multiplier", "scale_emb")
+_ROOT_SCALED = ("gemma", "gemma2", "gemma3_text")  # by the root of the hidden size, in their code
+_KEYS_AND_VALUES = (KVCache, RotatingKVCache)  # what `engine.cache` can stand for
+_ENDS = (nn.Linear, nn.QuantizedLinear)
+_EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Say what of a model does not fit; None: nothing that shows before it runs.
+
+    Weights may be missing, so a run and `check` refuse alike.
+    """
+    kinds = {type(each) for each in make_prompt_cache(model)}
+    if others := sorted(kind.__name__ for kind in kinds if kind not in _KEYS_AND_VALUES):
+        return (
+            f"keeps {' and '.join(others)} of a sequence, expected keys and values of attention "
+            "only, since nothing else can be rolled back"
+        )
+    text = text_model(model)
+    if not hasattr(getattr(text, "args", None), "vocab_size") or embedding_of(text) is None:
+        return "is described otherwise by mlx-lm than the models that are known here"
+    return None
+
+
+def context_length_of(config: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> int:
+    """Look up the most positions in a config.json, or in what mlx-lm's model took from it.
+
+    Raises:
+        ModelError: neither says it.
+    """
+    length = _first(_CONTEXT_LENGTH, text_config(config), args or {})
+    if length is None:
+        raise ModelError(
+            "config.json has no max_position_embeddings, expected the target's context length. "
+            "Add it, or name another --target."
+        )
+    return length
+
+
+def _first(names: Sequence[str], *places: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Look a fact up under its names, in one place after the other; None: nowhere."""
+    return next((p[n] for p in places for n in names if p.get(n) is not None), None)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -90,12 +154,30 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
     text = text_model(model)
-    embedding = text.model.embed_tokens
+    embedding, own = embedding_of(text), head_of(text)
+    return TargetEnds(embedding, embedding.as_linear if own is embedding else own)
 
-    def head(hidden: mx.array) -> mx.array:
-        return text.lm_head(hidden) if "lm_head" in text else embedding.as_linear(hidden)
 
-    return TargetEnds(embedding, head)
+def embedding_of(text: nn.Module) -> nn.Module | None:
+    """Find the token embedding of a text model; None: it has none that we see."""
+    found = (m for _, m in _outside_layers(text) if isinstance(m, _EMBEDDINGS))
+    return next((m for m in found if m.weight.shape[0] >= text.args.vocab_size), None)
+
+
+def head_of(text: nn.Module) -> nn.Module:
+    """Find the head of a text model: the embedding, if it is tied."""
+    heads = (m for _, m in _outside_layers(text) if isinstance(m, _ENDS))
+    fitting = (m for m in heads if m.weight.shape[0] >= text.args.vocab_size)
+    return next(fitting, embedding_of(text))
+
+
+def _outside_layers(text: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List the modules of a text model that are not in a layer, by name."""
+    return sorted(
+        (name, module)
+        for name, module in text.named_modules()
+        if not any(part.isdigit() for part in name.split("."))
+    )
 
 
 def text_model(model: nn.Module) -> nn.Module:
@@ -124,7 +206,8 @@ class Target:
     @property
     def facts(self) -> TargetFacts:
         """What a drafter must fit."""
-        return TargetFacts.of(self.model)
+        known = {"max_position_embeddings": self.config.context_length} if self.config else None
+        return TargetFacts.of(self.model, known)
 
     def spare(self, slots: int, width: int) -> int:
         """Say how many slots more a step should have, so that no product pads its rows by itself.

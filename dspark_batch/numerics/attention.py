@@ -26,6 +26,9 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     mask: mx.array,
     lengths: mx.array,
     spare: int = 0,
+    *,
+    sinks: mx.array | None = None,
+    softcap: float | None = None,
 ) -> mx.array:
     """Attend with the query heads of a key head as rows of one product.
 
@@ -40,12 +43,16 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
         spare: rows behind the B ones of the result; what they hold means nothing.
+        sinks: [H], scores of a position without a value that every query sees; None: no such one.
+        softcap: bounds the scores s, as softcap * tanh(s / softcap); None: they are not bounded.
 
     Returns:
         [B + spare, H, W, D'].
     """
-    if not _has_kernel(queries, values):
-        attended = products_attention(queries, keys, values, scale, mask)
+    if sinks is not None or softcap is not None or not _has_kernel(queries, values):
+        attended = products_attention(
+            queries, keys, values, scale, mask, sinks=sinks, softcap=softcap
+        )
         return mx.pad(attended, [(0, spare), *[(0, 0)] * 3]) if spare else attended
     batch, heads, width, dim = queries.shape
     kv_heads = keys.shape[1]
@@ -63,8 +70,15 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     return attended.transpose(0, 2, 1, 3)
 
 
-def products_attention(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array
+def products_attention(  # noqa: PLR0913  what attention is over
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array,
+    *,
+    sinks: mx.array | None = None,
+    softcap: float | None = None,
 ) -> mx.array:
     """Attend as `ragged_attention` does, by products over blocks of positions of a fixed size.
 
@@ -83,9 +97,18 @@ def products_attention(
     scores = scores.reshape(batch, kv_heads, -1, heads // kv_heads, width, BLOCK)
     visible = mask.reshape(batch, 1, -1, positions // BLOCK, BLOCK).swapaxes(2, 3)
     scores = scores.astype(mx.float32)
+    if softcap is not None:
+        scores = softcap * mx.tanh(scores / softcap)
     scores = mx.where(visible[:, :, :, None], scores, mx.finfo(mx.float32).min)
-    weights = mx.exp(scores - scores.max(axis=(2, 5), keepdims=True))
-    total = weights.sum(axis=5).sum(axis=2).reshape(batch, heads, width, 1)
+    highest = scores.max(axis=(2, 5), keepdims=True)
+    if sinks is not None:
+        sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
+        highest = mx.maximum(highest, sinks)
+    weights = mx.exp(scores - highest)
+    total = weights.sum(axis=5).sum(axis=2)
+    if sinks is not None:
+        total = total + mx.exp(sinks - highest)[:, :, 0, :, :, 0]
+    total = total.reshape(batch, heads, width, 1)
     weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
     to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
     attended = over_safe_heads(to_values, weights, lambda rows: rows @ value_blocks)

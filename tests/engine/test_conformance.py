@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.engine import conformance as conforming
 from dspark_batch.engine.conformance import conformance
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
@@ -29,7 +30,11 @@ class ShapeDependent:
 
 
 def by_shape(slots, width):
-    return 0.5 * mx.sin(mx.arange(192) * slots + 7 * width)
+    return 1e-3 * mx.sin(mx.arange(192) * slots + 7 * width)
+
+
+def much_by_shape(slots, width):
+    return 500 * by_shape(slots, width)
 
 
 def by_slots(slots, width):
@@ -100,8 +105,9 @@ def test_products_that_run_as_they_come_are_seen(monkeypatch):
 def test_attention_that_depends_on_the_width_is_seen(monkeypatch):
     plain = attention.ragged_attention
 
-    def by_width(queries, keys, values, scale, *others):
-        return plain(queries, keys, values, scale * (1 + 1e-3 * queries.shape[2]), *others)
+    def by_width(queries, keys, values, scale, *others, **more):
+        scale = scale * (1 + 1e-3 * queries.shape[2])
+        return plain(queries, keys, values, scale, *others, **more)
 
     monkeypatch.setattr(attention, "ragged_attention", by_width)
     assert conformance(load_case("qwen3_vanilla").pair.target).shapes == Shapes(fixed=FALLBACK)
@@ -123,8 +129,14 @@ def answers(pair, **settings):
     return {a.item.index: (a.token_ids, a.finish_reason) for a in engine.generate(requests())}
 
 
-def test_in_one_shape_its_answers_are_equal_at_all_numbers_of_slots_and_drafts():
-    pair = with_noise(by_shape)
+def test_a_target_far_from_mlx_lms_own_pass_is_refused():
+    with pytest.raises(ModelError, match=r"lie 0\.\d+ of their spread .* would be decoded wrongly"):
+        conformance(with_noise(much_by_shape).target)
+
+
+def test_in_one_shape_its_answers_are_equal_at_all_numbers_of_slots_and_drafts(monkeypatch):
+    monkeypatch.setattr(conforming, "_MOST_DISTANCE", {mx.float32: 1.0})  # or no token would change
+    pair = with_noise(much_by_shape)
     setup = set_up(pair, max_tokens=20)
     assert setup.shapes.fixed == FALLBACK
     one = {"shapes": setup.shapes}

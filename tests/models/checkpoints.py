@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.utils import MODEL_REMAPPING
 
 from dspark_batch.models.dflash import read_dflash
 from dspark_batch.models.drafter_config import ConfigReader, DrafterConfig
@@ -170,14 +171,16 @@ def random_weights(shapes, seed, scale=0.3):
     weights = {}
     for number, (name, shape) in enumerate(sorted(shapes.items())):
         noise = mx.random.normal(shape, key=mx.random.key(1000 * seed + number))
-        near_one = "norm" in name or "scalar" in name
+        is_norm = any(word in name for word in ("norm", "scalar", "ln_"))
+        near_one = is_norm and not name.endswith("bias")
         weights[name] = 1 + 0.2 * noise if near_one else scale * noise
     return weights
 
 
 def model_of(text):
     """The model that mlx-lm makes of a text config; its weights are lazy."""
-    family = import_module(f"mlx_lm.models.{text['model_type'].removesuffix('_unified_text')}")
+    kind = text["model_type"].removesuffix("_unified_text")
+    family = import_module(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}")
     return family.Model(family.ModelArgs.from_dict(text))
 
 

@@ -26,7 +26,7 @@ class Weights(nn.Module):
 @pytest.mark.parametrize("ragged", [False, True])
 def test_attention_is_ours_where_the_cache_is_ragged(ragged, monkeypatch):
     ours = []
-    monkeypatch.setattr(attention, "ragged_attention", lambda *given: ours.append(True))
+    monkeypatch.setattr(attention, "ragged_attention", lambda *given, **more: ours.append(True))
     model = Attention()
     let_caches_choose(model)
     cache = SimpleNamespace(offset=None, lengths=None)

@@ -46,6 +46,20 @@ def right(queries, keys, values, scale, mask):
     return mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1) @ values
 
 
+def right_with(queries, keys, values, scale, mask, sinks=None, softcap=None):
+    """The definition with all that attention may have; a sink is a position without a value."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (mx.repeat(array, groups, axis=1) for array in (keys, values))
+    scores = scale * (queries @ keys.swapaxes(-1, -2))
+    if softcap is not None:
+        scores = softcap * mx.tanh(scores / softcap)
+    scores = mx.where(mask, scores, -mx.inf)
+    if sinks is not None:
+        sinks = mx.broadcast_to(sinks[None, :, None, None], (*scores.shape[:-1], 1))
+        scores = mx.concatenate([scores, sinks], axis=-1)
+    return mx.softmax(scores, axis=-1)[..., : values.shape[2]] @ values
+
+
 def drawn(dtype, *, heads, kv_heads, width, dim, capacity):
     slots = 5
     shapes = [(heads, width), (kv_heads, capacity), (kv_heads, capacity)]
@@ -69,6 +83,19 @@ def test_it_is_attention(dtype, mask, heads, kv_heads, width, dim, blocks):
     found = ragged_attention(*arrays, scale, visible, lengths)
     assert found.shape == arrays[0].shape
     assert mx.abs(found.astype(mx.float32) - right(*arrays, scale, visible)).max() < ERROR[dtype]
+
+
+@pytest.mark.parametrize("sinks", [None, -3.0, 0.0, 40.0])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_sinks_and_caps_are_part_of_it(sinks, softcap):
+    arrays, lengths = drawn(mx.float32, heads=6, kv_heads=2, width=3, dim=16, capacity=2 * BLOCK)
+    mask = causal(lengths, 3, 2 * BLOCK)
+    more = {"softcap": softcap}
+    if sinks is not None:
+        more["sinks"] = mx.linspace(sinks - 1, sinks + 1, 6)
+    attended = ragged_attention(*arrays, 0.5, mask, lengths, **more)
+    error = mx.abs(attended - right_with(*arrays, 0.5, mask, **more)).max()
+    assert error.item() < ERROR[mx.float32]
 
 
 @pytest.mark.parametrize("bad", [mx.nan, mx.inf])
