@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import ModelError, UsageError
-from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.models.drafter import Drafter
 from dspark_batch.models.load import Pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.models.tokenizer import Tokenizer
 from dspark_batch.types import Failure, FinishReason, Item, Request, Sampling, SamplingRule
@@ -43,7 +42,7 @@ class Generation:
 def speculative_generate(  # noqa: PLR0913  the names that users of this method know
     target: Target,
     tokenizer: Tokenizer | None,
-    drafter: DSparkDrafter | NoDrafter,
+    drafter: Drafter,
     prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 256,
