@@ -34,6 +34,7 @@ _MODULE_BY_NAME = {
     "check": "check",
     "diagnose": "doctor",
     "diff": "diff",
+    "generate": "generate",
     "list_pairs": "registry",
     "load_pair": "models.load",
     "run": "run",
