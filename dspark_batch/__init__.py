@@ -24,6 +24,7 @@ _MODULE_BY_NAME = {
     "Failure": "types",
     "Generation": "generate",
     "Item": "types",
+    "Options": "generate",
     "RegisteredPair": "registry",
     "Report": "run",
     "Request": "types",
