@@ -1,17 +1,212 @@
-"""One prompt, one answer: the interface that users of this method know."""
+"""Answers without files: a stream of prompts, or one prompt."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypedDict, Unpack
 
 from dspark_batch.engine.engine import Engine
+from dspark_batch.engine.text_stream import TextStream
 from dspark_batch.errors import ModelError, UsageError
-from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.job.json_text import dump
+from dspark_batch.job.reader import record_of_line
+from dspark_batch.job.spec import (
+    STDOUT,
+    Auto,
+    Bits,
+    DrafterBits,
+    Dtype,
+    LastAssistant,
+    Overflow,
+    Spec,
+    SpecialTokens,
+    Thinking,
+)
+from dspark_batch.models.drafter import Drafter
 from dspark_batch.models.load import Pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.models.tokenizer import Tokenizer
-from dspark_batch.types import Failure, FinishReason, Item, Request, Sampling, SamplingRule
+from dspark_batch.run import Opened, answer, ask, open_pair
+from dspark_batch.types import (
+    Completion,
+    Failure,
+    FinishReason,
+    Item,
+    Json,
+    Outcome,
+    Request,
+    Sampling,
+    SamplingRule,
+)
+
+
+class Options(TypedDict, total=False):
+    """The options of `run` that are about answers; meanings and defaults are those of `Spec`."""
+
+    family: str | None
+    target: str | None
+    drafter: str | None
+    drafter_bits: DrafterBits
+    target_bits: Bits | None
+    trust_remote_code: bool
+    dtype: Dtype | None
+    system_prompt: str | None
+    thinking: Thinking | None
+    system_column: str | None
+    prompt_column: str | None
+    messages_column: str | None
+    last_assistant: LastAssistant
+    ignore_fields: tuple[str, ...]
+    special_tokens: SpecialTokens
+    template: str | None
+    on_overflow: Overflow
+    id_column: str | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    stop: tuple[str, ...]
+    sampling: SamplingRule
+    slots: int | Auto
+    draft_length: int | Auto
+    no_prefix_cache: bool
+    confidence_threshold: float
+    log_confidence: bool
+
+
+def generate(
+    prompts: Iterable[str | Mapping[str, Json]], **options: Unpack[Options]
+) -> Iterator[Completion | Failure]:
+    """Answer prompts, and give each answer as soon as it is finished; no file is written.
+
+        for row in generate(["Name a sea.", {"messages": [...]}], family="tiny"):
+            print(row.item.index, row.text)
+
+    The pair is loaded before this returns. Prompts are pulled lazily, a few ahead.
+
+    Args:
+        prompts: texts, or records as a line of an input of `run` has them: with a `prompt` or
+            `messages`, and their own `custom_id` and `sampling_params` if they want.
+        options: as `run` has them.
+
+    Yields:
+        A `Completion`, or a `Failure` that says why a prompt has no answer, in the order in which
+        answers finish. `item.index` counts the prompts from 0, and `item.record` is the prompt.
+
+    Raises:
+        UsageError: an option is impossible, or a prompt is no text and no record.
+        ModelError: the pair cannot be loaded.
+    """
+    spec = _spec(options)
+    return _rows(spec, open_pair(spec, None), prompts)
+
+
+def _rows(
+    spec: Spec, opened: Opened, prompts: Iterable[str | Mapping[str, Json]]
+) -> Iterator[Outcome]:
+    read = (_read(index, prompt, spec) for index, prompt in enumerate(prompts))
+    asked = (each if isinstance(each, Failure) else ask(spec, opened, each) for each in read)
+    return answer(spec, opened, asked, lambda item: True)
+
+
+def _spec(options: Options) -> Spec:
+    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise UsageError(f"{unknown[0]} is no option here; see help(dspark_batch.generate).")
+    return Spec(inputs=("prompts",), out=STDOUT, **options)
+
+
+def _read(index: int, prompt: str | Mapping[str, Json], spec: Spec) -> Item | Failure:
+    """Read a prompt as a run reads a line."""
+    where = f"prompts[{index}]"
+    if isinstance(prompt, str):
+        prompt = {spec.prompt_name: prompt}
+    if not isinstance(prompt, Mapping):
+        raise UsageError(f"{where} is {prompt!r}, expected a text, or a record with a prompt.")
+    try:
+        line = dump(dict(prompt), is_odd=True)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: no JSON ({error}); give texts, numbers and lists.") from error
+    return record_of_line(index, where, line, spec.id_column)
+
+
+class Piece(NamedTuple):
+    """Text of an answer that grows."""
+
+    text: str
+    is_drafted: bool  # whether the drafter had proposed the token that ends it
+
+
+class OnePrompt:
+    """One prompt before a loaded pair, whose answer can be read while it is made.
+
+    Args:
+        prompt: what the user says.
+        options: as `generate` has them.
+
+    Raises:
+        UsageError: an option is impossible, or the prompt cannot be asked.
+        ModelError: the pair cannot be loaded.
+    """
+
+    def __init__(self, prompt: str, **options: Unpack[Options]) -> None:
+        self._spec = _spec({**options, "slots": 1})
+        self._opened = open_pair(self._spec, None, num_items=1)
+        read = _read(0, {self._spec.prompt_name: prompt}, self._spec)
+        request = read if isinstance(read, Failure) else ask(self._spec, self._opened, read)
+        if isinstance(request, Failure):
+            raise UsageError(request.message)
+        self._request = request
+
+    def pieces(self) -> Iterator[Piece]:
+        """Give the text as it is committed; together it is the answer's text, reasoning included.
+
+        Returns:
+            The completion, for who reads it with `yield from`.
+
+        Raises:
+            ModelError: the target's logits are not numbers, or the answer cannot be decoded.
+        """
+        engine, request = self._opened.engine, self._request
+        stream = TextStream(self._opened.baseline("engine").decode, request.sampling.stop)
+        engine.add(request)
+        num_seen = 0
+        while True:
+            ended = engine.step()
+            for outcome in ended:
+                yield from _rest(stream, _completed(outcome), num_seen)
+                return outcome
+            if partial := engine.so_far(request.item):
+                yield from _pieces(stream, partial.token_ids, partial.is_drafted, num_seen)
+                num_seen = len(partial.token_ids)
+
+    def plainly(self) -> Completion:
+        """Answer it again without a drafter."""
+        (outcome,) = self._opened.baseline("engine").generate([self._request])
+        return _completed(outcome)
+
+
+def _pieces(
+    stream: TextStream, token_ids: Sequence[int], is_drafted: Sequence[bool], start: int
+) -> Iterator[Piece]:
+    for token, flag in zip(token_ids[start:], is_drafted[start:], strict=True):
+        if text := stream.add(token):
+            yield Piece(text, flag)
+
+
+def _rest(stream: TextStream, answer: Completion, start: int) -> Iterator[Piece]:
+    *flags, last = answer.is_drafted
+    yield from _pieces(stream, answer.token_ids[:-1], flags, start)
+    if text := stream.end(answer.text):
+        yield Piece(text, last)
+
+
+def _completed(outcome: Outcome) -> Completion:
+    if isinstance(outcome, Failure):
+        raise ModelError(outcome.message)
+    return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +238,7 @@ class Generation:
 def speculative_generate(  # noqa: PLR0913  the names that users of this method know
     target: Target,
     tokenizer: Tokenizer | None,
-    drafter: DSparkDrafter | NoDrafter,
+    drafter: Drafter,
     prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 256,
@@ -117,14 +312,13 @@ def speculative_generate(  # noqa: PLR0913  the names that users of this method 
 
 def _answer(engine: Engine, request: Request) -> Generation:
     (outcome,) = engine.generate([request])
-    if isinstance(outcome, Failure):
-        raise ModelError(outcome.message)
+    completion = _completed(outcome)
     return Generation(
-        text=outcome.text,
-        token_ids=list(outcome.token_ids),
-        accept_lengths=list(outcome.accept_lengths),
-        finish_reason=outcome.finish_reason,
-        decode_s=outcome.decode_s,
+        text=completion.text,
+        token_ids=list(completion.token_ids),
+        accept_lengths=list(completion.accept_lengths),
+        finish_reason=completion.finish_reason,
+        decode_s=completion.decode_s,
     )
 
 

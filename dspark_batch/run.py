@@ -560,7 +560,7 @@ def _outcomes(
     """Answer what has no row: one at a time what may have crashed the last start, then the rest."""
 
     def answered(stream: Iterable[Request | Failure]) -> Iterator[Outcome]:
-        outcomes = _answered(job, opened, attempts, iter(stream))
+        outcomes = answer(job.spec, opened, iter(stream), partial(_admits, job, attempts))
         return outcomes if auditor is None else auditor.verified(outcomes)
 
     for request in _suspected(job, opened):
@@ -568,15 +568,25 @@ def _outcomes(
     yield from answered(_requests(job, opened))
 
 
-def _answered(
-    job: _Job, opened: Opened, attempts: Attempts, fresh: Iterator[Request | Failure]
+def answer(
+    spec: Spec,
+    opened: Opened,
+    fresh: Iterator[Request | Failure],
+    admits: Callable[[Item], bool],
 ) -> Iterator[Outcome]:
-    """Generate; an answer that has turns behind it goes back in with the next one."""
+    """Generate; an answer that has turns behind it goes back in with the next one.
+
+    Args:
+        spec: what items are asked, and how.
+        opened: what answers.
+        fresh: first turns, as `ask` makes them.
+        admits: asked about each item before its first turn is generated; a no ends it all.
+    """
     waiting: deque[Request | Failure] = deque()
     answers: dict[int, tuple[Completion, ...]] = {}  # Item.index -> to the turns so far
 
     def may_begin(item: Item) -> bool:
-        return item.index in answers or _admits(job, attempts, item)
+        return item.index in answers or admits(item)
 
     while True:
         for outcome in opened.engine.generate(_waiting_first(waiting, fresh), may_begin):
@@ -585,19 +595,19 @@ def _answered(
             if isinstance(outcome, Failure):
                 yield outcome
                 continue
-            answer = _split(job, opened, outcome)
-            if len(earlier) + 1 < num_turns(item.record, job.spec):
-                answers[item.index] = (*earlier, answer)
-                waiting.append(_mapped(job, opened, item, answers[item.index]))
+            said = _split(spec, opened, outcome)
+            if len(earlier) + 1 < num_turns(item.record, spec):
+                answers[item.index] = (*earlier, said)
+                waiting.append(ask(spec, opened, item, answers[item.index]))
             else:
-                yield answer._replace(earlier=earlier)
+                yield said._replace(earlier=earlier)
         if not waiting:  # else the stream had ended before these were there
             return
 
 
-def _split(job: _Job, opened: Opened, completion: Completion) -> Completion:
+def _split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
     """Tell the reasoning from the answer; a text that is continued has none."""
-    said = said_in(completion.text, completion.item.record, job.spec, opened.split)
+    said = said_in(completion.text, completion.item.record, spec, opened.split)
     return completion._replace(text=said.answer, reasoning=said.reasoning)
 
 
@@ -611,11 +621,12 @@ def _waiting_first(
         yield request
 
 
-def _mapped(
-    job: _Job, opened: Opened, item: Item, earlier: tuple[Completion, ...] = ()
+def ask(
+    spec: Spec, opened: Opened, item: Item, earlier: tuple[Completion, ...] = ()
 ) -> Request | Failure:
-    said = [answer.text for answer in earlier]
-    return to_request(item, job.spec, opened.render, opened.context_length, said)
+    """Make the request of an item's next turn, behind the answers to earlier ones."""
+    said = [turn.text for turn in earlier]
+    return to_request(item, spec, opened.render, opened.context_length, said)
 
 
 def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
@@ -637,7 +648,7 @@ def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
         if isinstance(record, Failure):
             yield record
         else:
-            yield _mapped(job, opened, record)
+            yield ask(job.spec, opened, record)
 
 
 def _admits(job: _Job, attempts: Attempts, item: Item) -> bool:

@@ -28,6 +28,10 @@ class Item(NamedTuple):
     # What its row says of the record: what strict JSON has no place for, and fields left aside.
     notes: tuple[str, ...] = ()
 
+    def is_same(self, other: "Item") -> bool:
+        """Whether both name the same item, whatever else is known of it."""
+        return self[:3] == other[:3] and self.sample_index == other.sample_index
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -119,9 +123,29 @@ class Completion(NamedTuple):
         return (*self.earlier, self)
 
     @property
+    def is_drafted(self) -> tuple[bool, ...]:
+        """Tell for each token whether the drafter had proposed it."""
+        return drafted_flags(self.accept_lengths, self.num_accepted)
+
+    @property
     def num_generated(self) -> int:
         """Count the tokens that all turns generated."""
         return sum(len(turn.token_ids) for turn in self.turns)
+
+
+class Partial(NamedTuple):
+    """As much of an answer as is committed while it decodes."""
+
+    token_ids: tuple[int, ...]  # at least the first; none of them ended the answer
+    is_drafted: tuple[bool, ...]  # by token: had the drafter proposed it?
+
+
+def drafted_flags(accept_lengths: Sequence[int], num_accepted: Sequence[int]) -> tuple[bool, ...]:
+    """Tell for each token whether the drafter had proposed it, from an answer's rounds."""
+    flags = [False]  # prefill's
+    for length, accepted in zip(accept_lengths, num_accepted, strict=True):
+        flags += [True] * accepted + [False] * (length - accepted)
+    return tuple(flags)
 
 
 _LEAST_SAMPLES = 3  # one alone can be a round in which the machine did something else

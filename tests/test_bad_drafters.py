@@ -7,7 +7,7 @@ import pytest
 from small_jobs import rows_in, write_lines
 
 from dspark_batch.job.spec import Spec
-from dspark_batch.models.dspark import Draft
+from dspark_batch.models.drafter import Draft
 from dspark_batch.models.load import load_pair
 from dspark_batch.run import open_with, run
 

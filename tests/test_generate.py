@@ -1,10 +1,16 @@
 """The Python interface that users of this method know."""
 
+import orjson
 import pytest
 from golden_cases import GOLDEN, load_case
+from small_jobs import rows_in, write_lines
 
+import dspark_batch
 from dspark_batch import load_pair, speculative_generate
 from dspark_batch.errors import UsageError
+from dspark_batch.generate import OnePrompt
+from dspark_batch.job.spec import Spec
+from dspark_batch.run import run
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +127,79 @@ def test_stop_takes_strings_and_token_ids_alone_or_together(case):
 def test_what_is_impossible_is_refused_with_the_reason(case, wrong, says):
     with pytest.raises(UsageError, match=says):
         generate(case, **wrong)
+
+
+PROMPTS = ["Write 62 in words.", {"messages": [{"role": "user", "content": "Name a sea."}]}]
+
+
+def test_answers_come_as_they_finish_and_are_those_of_a_job(tmp_path):
+    lines = [{"prompt": PROMPTS[0]}, PROMPTS[1], {"x": 1}]
+    out = tmp_path / "out.jsonl"
+    write_lines(tmp_path / "in.jsonl", *(orjson.dumps(line) for line in lines))
+    options = {"max_tokens": 12, "temperature": 0.7, "seed": 3}
+    run(Spec(inputs=(str(tmp_path / "in.jsonl"),), out=str(out), **options))
+    of_job = {n: row["completion"] for n, row in enumerate(rows_in(out))}
+    rows = {
+        row.item.index: row
+        for row in dspark_batch.generate([*PROMPTS, {"x": 1}], family="tiny", **options)
+    }
+    assert {n: getattr(row, "text", None) for n, row in rows.items()} == of_job
+    assert (rows[2].code, rows[2].item.where) == ("bad_record", "prompts[2]")
+    assert rows[1].item.record == PROMPTS[1]
+
+
+def test_prompts_are_pulled_a_few_ahead_and_whoever_stops_reading_is_done():
+    pulled = []
+
+    def prompts():
+        for n in range(1000):
+            pulled.append(n)
+            yield f"Write {n} in words."
+
+    rows = dspark_batch.generate(prompts(), slots=2, max_tokens=3)
+    assert pulled == []
+    assert next(rows).token_ids
+    rows.close()
+    assert len(pulled) < 50
+
+
+def test_several_turns_are_asked_one_behind_the_other():
+    said = ["Name a sea.", "Write 5 in words."]
+    (row,) = dspark_batch.generate([{"turns": said}], max_tokens=6)
+    (first,) = dspark_batch.generate([said[0]], max_tokens=6)
+    assert row.turns[0].text == first.text
+    assert len(row.turns) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "says"),
+    [
+        ([5], {}, r"prompts\[0\] is 5, expected a text"),
+        ([{"prompt": object()}], {}, r"prompts\[0\]: no JSON"),
+        (["x"], {"inputs": ("a",)}, "inputs is no option here"),
+        (["x"], {"max_tokens": 0}, "max_tokens is 0"),
+        (["x"], {"family": "nobody"}, "nobody"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused(prompts, options, says):
+    with pytest.raises(UsageError, match=says):
+        list(dspark_batch.generate(prompts, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stop": ("ty",)}, {"temperature": 1.2, "seed": 5}], ids=str
+)
+def test_the_pieces_of_one_prompt_are_the_text_of_its_answer(options):
+    asked = OnePrompt(PROMPTS[0], max_tokens=24, **options)
+    pieces, told = [], []
+
+    def read():
+        told.append((yield from asked.pieces()))
+
+    pieces += read()
+    (answer,) = told
+    assert "".join(piece.text for piece in pieces) == answer.text
+    assert len(pieces) > 1
+    assert any(piece.is_drafted for piece in pieces) == any(answer.is_drafted)
+    assert asked.plainly().token_ids == answer.token_ids

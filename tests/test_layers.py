@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "train": {"engine", "models", "numerics", "types", "errors", "blas"},
     "job": {"types", "errors"},
     "run": {"engine", "models", "job", "types", "errors", "blas"},
-    "generate": {"engine", "models", "types", "errors"},
+    "generate": {"run", "engine", "models", "job", "types", "errors"},
     "calibrate": {"models", "numerics", "job", "types", "errors"},
     "registry": {"models", "errors"},
     "doctor": {"registry", "tuning", "models", "errors", "blas"},
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "report": {"page", "job", "types", "errors"},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
+        "generate",
         *("job", "types", "errors"),
     },
     "__init__": {"blas"},
@@ -45,7 +46,7 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "statistics", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
-COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
+COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff", "generate")
 FAMILIES_LIVE_IN = {"models", "train", "tiny"}
 
 

@@ -32,7 +32,7 @@ def test_import_loads_nothing_heavy():
     assert not {"mlx", "mlx.core", "pyarrow", "click", "rich"} & set(loaded)
 
 
-@pytest.mark.parametrize("name", ["run", "calibrate", "bench"])
+@pytest.mark.parametrize("name", ["run", "calibrate", "bench", "generate"])
 @pytest.mark.parametrize(
     "first", ["pass", "import dspark_batch.{0}", "from dspark_batch.{0} import dataclass"]
 )

@@ -19,6 +19,7 @@ from dspark_batch.cli.check_command import check_command
 from dspark_batch.cli.diff_command import diff_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.export_command import export_command
+from dspark_batch.cli.generate_command import generate_command
 from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
@@ -64,6 +65,7 @@ def cli() -> None:
 
 cli.add_command(run_command)
 cli.add_command(run_batch_command)
+cli.add_command(generate_command)
 cli.add_command(check_command)
 cli.add_command(bench_command)
 cli.add_command(status_command)

@@ -14,7 +14,7 @@ from dspark_batch.engine.sampling import rule_of
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
-from dspark_batch.engine.window import Window
+from dspark_batch.engine.window import Waiting, Window
 from dspark_batch.numerics.sampling import are_finite
 from dspark_batch.types import Item, Request, SamplingRule
 
@@ -30,8 +30,18 @@ class _Wave(NamedTuple):
 
     filled: Prefilled
     sequences: list[tuple[int, Sequence]]  # with their slots in `filled`
-    first: mx.array  # [P] int32, the first tokens of their answers
+    first: mx.array  # [P] int32, the first tokens of the answers, by slot
     finite: mx.array  # [P] bool, were they chosen from numbers?
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it goes before others; those who wait for slots are parted by it."""
+        return any(sequence.is_urgent for _, sequence in self.sequences)
+
+    def without(self, item: Item) -> "_Wave":
+        """Leave an item out."""
+        kept = [(n, s) for n, s in self.sequences if not s.request.item.is_same(item)]
+        return self._replace(sequences=kept)
 
 
 class Admission:
@@ -70,7 +80,7 @@ class Admission:
         most_positions: int | None,
         prefixes: PrefixCache,
         sampling: SamplingRule,
-        sequence: Callable[[Request], Sequence],
+        sequence: Callable[[Waiting], Sequence],
         begin: Callable[[Sequence, int, bool], bool],
         clock: Clock,
     ) -> None:
@@ -100,7 +110,7 @@ class Admission:
     def run(self, may_begin: MayBegin) -> bool:
         """Seat who is ready, and send the next prompts to the device.
 
-        Returns whether more may begin; if not, the window is empty.
+        Returns whether more may begin; if not, what waited in the window is dropped.
         """
         self._read()
         self._seat()
@@ -118,15 +128,36 @@ class Admission:
                 self._end_wave(through.value)
         return goes_on
 
+    def find(self, item: Item) -> list[Sequence]:
+        """Find an item's sequences on their way to a slot."""
+        there = [s for wave in self._through + self._ready for _, s in wave.sequences]
+        on_the_way = [s for s in self._begun if not s.is_cancelled] + there
+        return [s for s in on_the_way if s.request.item.is_same(item)]
+
+    def cancel(self, item: Item) -> list[Request]:
+        """Give up an item that has no slot; return its requests."""
+        found = self.find(item)
+        for sequence in found:
+            sequence.is_cancelled = True
+        if self._begun and all(sequence.is_cancelled for sequence in self._begun):
+            self._begun, self._filling = [], None
+        self._through = [wave.without(item) for wave in self._through]  # read all the same
+        without = [wave.without(item) for wave in self._ready]
+        self._ready = [wave for wave in without if wave.sequences]
+        return self.window.cancel(item) + [sequence.request for sequence in found]
+
     def _read(self) -> None:
         """Read first tokens; waits for the device if it is not through."""
         waves, self._through = self._through, []
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
-            read = zip(wave.sequences, wave.first.tolist(), wave.finite.tolist(), strict=True)
-            stay = [each for each, first, finite in read if self._begin(each[1], first, finite)]
-            if stay:
-                self._ready.append(wave._replace(sequences=stay))
+            first, finite = wave.first.tolist(), wave.finite.tolist()
+            stay = [(n, s) for n, s in wave.sequences if self._begin(s, first[n], finite[n])]
+            for is_urgent in (True, False):
+                part = [(n, s) for n, s in stay if s.is_urgent == is_urgent]
+                if part:
+                    self._ready.append(wave._replace(sequences=part))
+        self._ready.sort(key=lambda wave: not wave.is_urgent)  # and who came first
 
     def _seat(self) -> None:
         """Give free slots to those who are ready, once it has cost as much to leave them free."""
@@ -135,7 +166,8 @@ class Admission:
         if num_free == 0:
             return
         self._num_unused += num_free
-        if num_active and self._num_unused < self._most_slots // _SEATING_SHARE:
+        is_worth_it = self._num_unused >= self._most_slots // _SEATING_SHARE
+        if num_active and not is_worth_it and not self._ready[0].is_urgent:
             return
         self._num_unused = 0
         while self._ready and num_free:
@@ -151,17 +183,18 @@ class Admission:
         waiting = _num(self._through + self._ready)
         most = self._most_slots + self._most_ahead - len(self._slots.active) - waiting
         most = min(most, self._shapes.most_prompts)
-        if most < min(max(1, self._most_ahead // 2), self._shapes.most_prompts, len(self.window)):
+        least = 1 if self.window.has_urgent else max(1, self._most_ahead // 2)
+        if most < min(least, self._shapes.most_prompts, len(self.window)):
             return True
-        requests = self.window.take(most, self._fits()) if most else []
-        begun = list(takewhile(lambda request: may_begin(request.item), requests))
+        taken = self.window.take(most, self._fits()) if most else []
+        begun = list(takewhile(lambda waiting: may_begin(waiting.request.item), taken))
         if begun:
-            self._begun = [self._sequence(request) for request in begun]
-            prompts = [request.prompt_ids for request in begun]
+            self._begun = [self._sequence(waiting) for waiting in begun]
+            prompts = [waiting.request.prompt_ids for waiting in begun]
             self._filling = prefill(self._passes, self._shapes, prompts, self._prefixes)
-        if len(begun) < len(requests):
+        if len(begun) < len(taken):
             self.window.clear()
-        return len(begun) == len(requests)
+        return len(begun) == len(taken)
 
     def _end_wave(self, filled: Prefilled) -> None:
         positions = mx.zeros(len(self._begun), dtype=mx.int32)
@@ -171,7 +204,8 @@ class Admission:
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
             sequence.num_cached = num_cached
             sequence.fallback = filled.fallback
-        self._through.append(_Wave(filled, list(enumerate(self._begun)), first, finite))
+        wanted = [(n, s) for n, s in enumerate(self._begun) if not s.is_cancelled]
+        self._through.append(_Wave(filled, wanted, first, finite))
         self._begun, self._filling = [], None
 
     def _fits(self) -> Callable[[Request], bool]:

@@ -1,11 +1,13 @@
-"""The only loop: admit, round, commit.
+"""The only loop: commit, admit, round.
 
+    commit   what stayed of the round that the device had, into the sequences; a slot whose answer
+             ended is free again
     admit    the window's next requests into free slots, their prompts through the target
     round    draft, verify, accept for all slots: one drafter pass, one target pass
-    commit   what stayed, into the sequences; a slot whose answer ended is free again
 
-While the device runs a round, the host decodes and hands over the answers that ended in the round
-before, and reads, renders and tokenises the next prompts. On a GPU the next round's drafts follow
+`Engine.step` does this once, and leaves the round to the device: while it runs, the host decodes
+the answers that ended in the round before, and whoever called hands them over, and reads, renders
+and tokenises the next prompts. On a GPU the next round's drafts follow
 at once, and are made while the host commits; they are made anew if others sit in the slots then.
 """
 
@@ -31,13 +33,22 @@ from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.stopping import StopStrings
+from dspark_batch.engine.window import Waiting
 from dspark_batch.errors import UsageError
 from dspark_batch.models.load import Pair
 from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule
 from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, Weights
-from dspark_batch.types import Completion, Failure, Gauge, Item, Outcome, Request, SamplingRule
+from dspark_batch.types import (
+    Failure,
+    Gauge,
+    Item,
+    Outcome,
+    Partial,
+    Request,
+    SamplingRule,
+)
 
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
@@ -83,6 +94,14 @@ class _Step(NamedTuple):
 
 class Engine:
     """Answers requests with a resident pair; owns the slots, their caches and the prefix cache.
+
+    `generate` answers a stream. Who gets requests one by one adds them, and steps:
+
+        engine.add(request)
+        while not engine.is_idle:
+            for outcome in engine.step(): ...
+
+    All calls come from one thread.
 
     Args:
         pair: target, tokenizer and drafter.
@@ -145,7 +164,8 @@ class Engine:
             self._pace = Pace(self.costs, self._acceptance, lengths)
             self._step = self._pace.step
         self._slots = Slots(pair, shapes, 1 + self._step.draft_length)
-        self._ended: list[tuple[Sequence, Failure | None]] = []  # to be handed over
+        self._ended: list[Sequence | Failure] = []  # to be handed over
+        self._running: _Round | None = None  # the device has it; None: it has none
         is_cpu = mx.default_device() == mx.Device(mx.cpu)  # which is the host itself
         self._drafts_ahead = not is_cpu if drafts_ahead is None else drafts_ahead
         self._next: _Drafted | None = None  # drafts made ahead
@@ -175,24 +195,77 @@ class Engine:
             may_begin: asked about each item right before it is generated; after a no, what is in
                 flight is finished and nothing more is begun.
         """
-        pending, window = iter(stream), self._admission.window
-        self._clock.begin()
+        pending, may_go_on = iter(stream), True
+
+        def begins(item: Item) -> bool:
+            nonlocal may_go_on
+            may_go_on = may_begin(item)
+            return may_go_on
+
         while True:
-            yield from window.fill(pending)
-            if not self._admission.run(may_begin):
+            yield from self._pull(pending)
+            yield from self.step(begins)  # and the device runs a round
+            if not may_go_on:
                 pending = iter(())
-            self._slots.shrink()
-            if self._slots.active:
-                launched = self._launch()
-                yield from self._hand_over()  # while the device runs
-                yield from window.fill(pending)
-                self._commit(self._wait(launched))
-            else:
-                self._clock.wait()
-                yield from self._hand_over()
-                self._clock.begin()
-                if self._admission.is_idle and not window:
-                    return
+            if self.is_idle:
+                return
+
+    def add(self, request: Request, *, urgent: bool = False) -> None:
+        """Let a request wait for a slot, without a limit; `step` answers it.
+
+        Args:
+            request: whose item is none of those that have not ended.
+            urgent: whether it goes before all that are not. Nobody gives up a slot for it.
+
+        Raises:
+            UsageError: it has stop strings, and there is no tokenizer.
+        """
+        self._stop_strings(request)
+        self._admission.window.add(request, is_urgent=urgent)
+
+    def step(self, may_begin: MayBegin = _always) -> list[Outcome]:
+        """Commit the round that the device has, and send it the next one; return what ended.
+
+        Waits for a round at most, and not for the one that it sends. Without requests it does
+        nothing.
+
+        Args:
+            may_begin: asked about each item right before it is generated; after a no, requests
+                that wait are dropped without an outcome.
+        """
+        running, self._running = self._running, None
+        if running is None:
+            self._clock.begin()
+        else:
+            self._commit(self._wait(running))
+        self._admission.run(may_begin)
+        self._slots.shrink()
+        if self._slots.active:
+            self._running = self._launch()
+        else:
+            self._clock.wait()
+        return self._hand_over()
+
+    def cancel(self, item: Item) -> None:
+        """Give up an item, wherever it is; one that has ended, or never came, is no mistake.
+
+        It comes out of the next step as a failure "cancelled", and its slot is free in the round
+        that this step sends. Nothing changes for others.
+        """
+        requests = self._admission.cancel(item) + self._slots.cancel(item)
+        self._ended += [_cancelled(request.item) for request in requests]
+
+    def so_far(self, item: Item) -> Partial | None:
+        """Tell what is committed of an answer that decodes; None: nothing, or it has ended."""
+        there = [s for s in self._slots.active if s.request.item.is_same(item)]
+        begun = [s for s in there + self._admission.find(item) if s.token_ids]
+        return begun[0].partial() if begun else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was added has come out."""
+        waits = self._running or self._slots.active or self._ended or self._admission.window
+        return not waits and self._admission.is_idle
 
     def gauge(self) -> Gauge:
         """Tell how full it is, and what it has spent."""
@@ -215,8 +288,21 @@ class Engine:
         """Count as ours no time in which who took the last answer had the device."""
         self._clock.leave_out(seconds)
 
-    def _sequence(self, request: Request) -> Sequence:
-        return Sequence(request, self._pair.config.stop_ids, self._stop_strings(request))
+    def _pull(self, stream: Iterator[Request | Failure]) -> Iterator[Failure]:
+        """Add until enough wait or the stream ends; failures pass through."""
+        while self._admission.window.has_room:
+            pulled = next(stream, None)
+            if pulled is None:
+                return
+            if isinstance(pulled, Failure):
+                yield pulled
+            else:
+                self.add(pulled)
+
+    def _sequence(self, waiting: Waiting) -> Sequence:
+        request, stop_ids = waiting.request, self._pair.config.stop_ids
+        strings = self._stop_strings(request)
+        return Sequence(request, stop_ids, strings, is_urgent=waiting.is_urgent)
 
     def _begin(self, sequence: Sequence, token: int, is_finite: bool) -> bool:
         """Commit a first token; return whether more are to come."""
@@ -231,7 +317,7 @@ class Engine:
         """Say whether an answer goes on; one that ended is handed over next."""
         if failure is None and sequence.finish_reason is None:
             return True
-        self._ended.append((sequence, failure))
+        self._ended.append(failure or sequence)
         return False
 
     def _launch(self) -> _Round:
@@ -332,14 +418,10 @@ class Engine:
         stayed = sequence.advance(stay, step.bonus[slot], step.verify_len[slot], confidence)
         return all(step.finite[slot][:stayed])
 
-    def _hand_over(self) -> Iterator[Outcome]:
-        """Decode and hand over the answers that ended."""
+    def _hand_over(self) -> list[Outcome]:
+        """Decode the answers that ended."""
         ended, self._ended = self._ended, []
-        for sequence, failure in ended:
-            try:
-                yield failure or self._finished(sequence)
-            except _Undecodable as error:
-                yield _undecodable(sequence, error)
+        return [each if isinstance(each, Failure) else self._finished(each) for each in ended]
 
     def _propose(self, rule: Rule) -> Proposed:
         """Draft for all slots; nothing, where nobody is left whom the drafter serves.
@@ -382,8 +464,11 @@ class Engine:
         verify_len = mx.minimum(verify_len, most)
         return drafts[:, : verify_len.max().item()], verify_len
 
-    def _finished(self, sequence: Sequence) -> Completion:
-        spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
+    def _finished(self, sequence: Sequence) -> Outcome:
+        try:
+            spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
+        except _Undecodable as error:
+            return _undecodable(sequence, error)
         return sequence.completion(spoken)
 
     def _decode(self, token_ids: ListLike[int]) -> str:
@@ -424,6 +509,10 @@ def _not_finite(sequence: Sequence) -> Failure:
 def _failure(sequence: Sequence, problem: str) -> Failure:
     item = sequence.request.item
     return Failure(item, "engine", f"{item.where}: {problem}")
+
+
+def _cancelled(item: Item) -> Failure:
+    return Failure(item, "cancelled", f"{item.where}: given up before its answer ended.")
 
 
 def _draft_length(pair: Pair, asked: int | None) -> int:

@@ -9,8 +9,7 @@ from typing import NamedTuple, TypeAlias
 import mlx.core as mx
 
 from dspark_batch.engine.cache import RaggedCache
-from dspark_batch.models.dspark import DSparkDrafter
-from dspark_batch.models.plain import NoDrafter
+from dspark_batch.models.drafter import Drafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rows import as_they_come
@@ -58,9 +57,7 @@ class Passes:
         drafts_decide: which tokens come out, as by the rejection rule.
     """
 
-    def __init__(
-        self, target: Target, drafter: DSparkDrafter | NoDrafter, *, drafts_decide: bool = False
-    ) -> None:
+    def __init__(self, target: Target, drafter: Drafter, *, drafts_decide: bool = False) -> None:
         self._drafter = drafter
         self._for_drafter = nullcontext if drafts_decide else as_they_come
         self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
@@ -74,7 +71,7 @@ class Passes:
     def propose(
         self, context: RaggedCache, anchors: mx.array, num_drafts: int, rule: Rule
     ) -> Proposed:
-        """Draft from the anchors [S]; see `DSparkDrafter.propose`."""
+        """Draft from the anchors [S]; see `Drafter.propose`."""
         with self._for_drafter():
             if not isinstance(rule, Greedy):
                 return Proposed(*_propose(self._drafter, num_drafts, rule, context, anchors))
@@ -108,7 +105,7 @@ class Passes:
         return self._logits(cache, tokens)
 
     def extend(self, context: RaggedCache, features: mx.array | None) -> None:
-        """Write features behind the drafter's context; see `DSparkDrafter.extend`."""
+        """Write features behind the drafter's context; see `Drafter.extend`."""
         if features is not None:
             with self._for_drafter():
                 self._extend(context, features)
@@ -133,7 +130,7 @@ def _run(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
 
 
 def _propose(
-    drafter: DSparkDrafter, num_drafts: int, rule: Rule, context: RaggedCache, anchors: mx.array
+    drafter: Drafter, num_drafts: int, rule: Rule, context: RaggedCache, anchors: mx.array
 ) -> Arrays:
     draft = drafter.propose(anchors, context, num_drafts, rule.draft)
     if draft.logits is None:
@@ -142,7 +139,7 @@ def _propose(
     return draft.tokens, (draft.logits < mx.inf).all(axis=(1, 2)), draft.confidence
 
 
-def _extend(drafter: DSparkDrafter, context: RaggedCache, features: mx.array) -> Arrays:
+def _extend(drafter: Drafter, context: RaggedCache, features: mx.array) -> Arrays:
     drafter.extend(context, features)
     return ()
 

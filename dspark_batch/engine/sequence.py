@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence as ListLike
 
 from dspark_batch.engine.stopping import StopStrings
-from dspark_batch.types import Completion, FinishReason, Request
+from dspark_batch.types import Completion, FinishReason, Partial, Request, drafted_flags
 
 
 class Sequence:
@@ -16,6 +16,8 @@ class Sequence:
         fallback: why it is decoded plainly; None while the drafter serves it.
         num_cached: prompt tokens that came from the prefix cache.
         has_context: whether the drafter's context holds all of it; a drafter that rests loses it.
+        is_urgent: whether it goes before others.
+        is_cancelled: whether nobody wants it any more; its prompt may still be on its way.
     """
 
     def __init__(
@@ -23,6 +25,8 @@ class Sequence:
         request: Request,
         stop_ids: frozenset[int],
         stop_strings: StopStrings | None = None,
+        *,
+        is_urgent: bool = False,
     ) -> None:
         self.request = request
         self.token_ids: list[int] = []
@@ -30,6 +34,8 @@ class Sequence:
         self.fallback: str | None = None
         self.num_cached = 0
         self.has_context = True
+        self.is_urgent = is_urgent
+        self.is_cancelled = False
         own = request.sampling.stop_ids
         self._stop_ids = stop_ids | own if own else stop_ids
         self._stop_strings = stop_strings
@@ -97,6 +103,12 @@ class Sequence:
             prefill_s=self._seated_s - self._admitted_s,
             decode_s=self._last_token_s - self._seated_s,
         )
+
+    def partial(self) -> Partial:
+        """Tell what is committed so far."""
+        lengths = [length for length, *_ in self._rounds]
+        accepted = [num_accepted for _, num_accepted, *_ in self._rounds]
+        return Partial(tuple(self.token_ids), drafted_flags(lengths, accepted))
 
     def spoken_ids(self) -> list[int]:
         """List the committed tokens without the stop token that ended the answer."""

@@ -9,7 +9,7 @@ from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.models.load import Pair
-from dspark_batch.types import Request
+from dspark_batch.types import Item, Request
 
 
 class Slots:
@@ -95,6 +95,13 @@ class Slots:
             self.context.clear(slots)
         for slot in slots:
             self.sequences[slot] = None
+
+    def cancel(self, item: Item) -> list[Request]:
+        """Free the slots of an item; return its requests."""
+        slots = [n for n, s in enumerate(self.sequences) if s and s.request.item.is_same(item)]
+        requests = [self.sequences[slot].request for slot in slots]
+        self.release(slots)
+        return requests
 
     def shrink(self) -> None:
         """Give back slots and room that nobody needs, if it is a good part of them."""

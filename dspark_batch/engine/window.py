@@ -1,31 +1,35 @@
 """The look-ahead window: a few requests that are ready, and which of them go next."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
 from dspark_batch.engine.prefix_cache import Chunks, PrefixCache, chunks_of
-from dspark_batch.types import Failure, Request
+from dspark_batch.types import Item, Request
 
 
-class _Waiting(NamedTuple):
+class Waiting(NamedTuple):
+    """A request in the window."""
+
     request: Request
+    is_urgent: bool
     arrival: int  # its number among all that came
     length: int  # tokens, if the answer is as long as it may be
     chunks: Chunks  # of its prompt
 
 
 class Window:
-    """Requests that were pulled from the stream and wait for a slot.
+    """Requests that wait for a slot.
 
-    Those with the same beginning go together, and so do those that share nothing; in a group long
-    ones go first, since what runs side by side should be of a length; the group that came first
-    goes first. Nobody waits for ever: a request that too many others have passed goes before all,
-    and lets nobody pass while it does not fit.
+    Urgent ones go first. Of the others, those with the same beginning go together, and so do those
+    that share nothing; in a group long ones go first, since what runs side by side should be of a
+    length; the group that came first goes first. Nobody waits for ever, except for urgent ones: a
+    request that too many others have passed goes before all others. Neither it nor an urgent one
+    lets anybody pass while it does not fit.
 
     Args:
-        size: most requests that wait.
+        size: requests that are enough; `add` takes more.
         prefixes: told of every prompt; knows what prompts share.
     """
 
@@ -33,27 +37,35 @@ class Window:
         self._size = size
         self._patience = 4 * size  # departures
         self._prefixes = prefixes
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._is_ordered = True  # since the last one came
         self._arrivals = self._departures = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def fill(self, stream: Iterator[Request | Failure]) -> Iterator[Failure]:
-        """Pull until the window is full or the stream ends; failures pass through."""
-        while len(self._waiting) < self._size:
-            pulled = next(stream, None)
-            if pulled is None:
-                return
-            if isinstance(pulled, Failure):
-                yield pulled
-            else:
-                self._add(pulled)
+    @property
+    def has_room(self) -> bool:
+        """Whether one more would help to choose who goes together."""
+        return len(self._waiting) < self._size
 
-    def take(self, most: int, fits: Callable[[Request], bool]) -> list[Request]:
+    @property
+    def has_urgent(self) -> bool:
+        """Whether somebody urgent waits."""
+        return any(waiting.is_urgent for waiting in self._waiting)
+
+    def add(self, request: Request, *, is_urgent: bool = False) -> None:
+        """Let a request wait."""
+        chunks = chunks_of(request.prompt_ids)
+        self._prefixes.expect(chunks)
+        length = len(request.prompt_ids) + request.max_tokens
+        self._waiting.append(Waiting(request, is_urgent, self._arrivals, length, chunks))
+        self._arrivals += 1
+        self._is_ordered = False
+
+    def take(self, most: int, fits: Callable[[Request], bool]) -> list[Waiting]:
         """Take out the next requests that fit, in the order in which they should run."""
-        taken: list[_Waiting] = []
+        taken: list[Waiting] = []
         if not self._is_ordered:
             self._order()
         for waiting in self._waiting:
@@ -61,24 +73,22 @@ class Window:
                 break
             if fits(waiting.request):
                 taken.append(waiting)
-            elif waiting.arrival < self._late:
+            elif waiting.is_urgent or waiting.arrival < self._late:
                 break
         arrivals = {waiting.arrival for waiting in taken}
         self._waiting = [w for w in self._waiting if w.arrival not in arrivals]
         self._departures += len(taken)
-        return [waiting.request for waiting in taken]
+        return taken
+
+    def cancel(self, item: Item) -> list[Request]:
+        """Drop an item's requests; return them."""
+        found = [w.request for w in self._waiting if w.request.item.is_same(item)]
+        self._waiting = [w for w in self._waiting if not w.request.item.is_same(item)]
+        return found
 
     def clear(self) -> None:
         """Drop what waits."""
         self._waiting = []
-
-    def _add(self, request: Request) -> None:
-        chunks = chunks_of(request.prompt_ids)
-        self._prefixes.expect(chunks)
-        length = len(request.prompt_ids) + request.max_tokens
-        self._waiting.append(_Waiting(request, self._arrivals, length, chunks))
-        self._arrivals += 1
-        self._is_ordered = False
 
     @property
     def _late(self) -> int:
@@ -86,8 +96,8 @@ class Window:
         return self._departures - self._patience
 
     def _order(self) -> None:
-        """Sort: the impatient, then group by group, each from long to short."""
-        groups: dict[int | None, list[_Waiting]] = {}  # the last chunk that all of it share -> it
+        """Sort: the urgent, the impatient, then group by group, each from long to short."""
+        groups: dict[int | None, list[Waiting]] = {}  # the last chunk that all of it share -> it
         for waiting in sorted(self._waiting, key=attrgetter("arrival")):
             num_shared = self._prefixes.num_shared(waiting.chunks)
             last = waiting.chunks[num_shared - 1] if num_shared else None
@@ -96,5 +106,5 @@ class Window:
             group.sort(key=attrgetter("length"), reverse=True)
         self._waiting = list(chain.from_iterable(groups.values()))
         late = self._late
-        self._waiting.sort(key=lambda waiting: waiting.arrival >= late)
+        self._waiting.sort(key=lambda waiting: (not waiting.is_urgent, waiting.arrival >= late))
         self._is_ordered = True

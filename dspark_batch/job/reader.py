@@ -193,7 +193,7 @@ def _record_of(index: int, source: Source, raw: Raw) -> Item | Failure:
     if raw.flaw is not None:
         item = Item(index, f"#{index}", digest_of(raw.line), where)
         return Failure(item, "bad_record", f"{where}: {raw.flaw}; repair it.")
-    record = _record(index, where, raw.line, source.wanted.id_column)
+    record = record_of_line(index, where, raw.line, source.wanted.id_column)
     return _judged(record, source, raw) if raw.unreadable else record
 
 
@@ -210,7 +210,7 @@ def _judged(record: Item | Failure, source: Source, raw: Raw) -> Item | Failure:
     return item
 
 
-def _record(index: int, where: str, line: bytes, id_column: str | None) -> Item | Failure:
+def record_of_line(index: int, where: str, line: bytes, id_column: str | None) -> Item | Failure:
     """Parse one line. What it is called, and what of it can be read, is kept whatever is wrong."""
     found = parse(line)
     nameless = Item(index, f"#{index}", digest_of(line), where, found.record, notes=found.notes)

@@ -2,34 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from dspark_batch.models.draft_layer import KeyValues
+from dspark_batch.models.drafter import Choose, Context, Draft
 from dspark_batch.models.drafter_config import Attention, DrafterConfig
 from dspark_batch.models.heads import MARKOV_HEADS, ConfidenceHead
 from dspark_batch.numerics.masks import ragged_block, windowed_block
-
-# Chooses the tokens [B] of block position k from logits [B, V].
-Choose = Callable[[mx.array, int], mx.array]
-
-
-class Draft(NamedTuple):
-    """What a drafter proposes for each slot; K drafts."""
-
-    tokens: mx.array  # [B, K] int32
-    logits: mx.array | None = None  # [B, K, V], Markov bias included; None: there are none
-    confidence: mx.array | None = None  # [B, K] float32 logits; None: no confidence head
-
-
-class Context(Protocol):
-    """Where the drafter keeps keys and values of committed positions, ragged over slots."""
-
-    lengths: mx.array  # [B] int32, context positions of each slot
-    capacity: int  # positions in the buffers
-    layers: Sequence[KeyValues]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +62,11 @@ class DSparkDrafter(nn.Module):
     def block_size(self) -> int:
         """Tokens that one pass drafts."""
         return self.config.num_drafts
+
+    @property
+    def tap_ids(self) -> tuple[int, ...]:
+        """Layers of the target whose outputs it reads."""
+        return self.config.target_layer_ids
 
     @property
     def num_layers(self) -> int:

@@ -16,6 +16,7 @@ from mlx_lm.utils import load_config, load_model
 from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
 from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
+from dspark_batch.models.drafter import Drafter
 from dspark_batch.models.dspark import DSparkDrafter
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
 from dspark_batch.models.number_type import DTYPES, stored_dtype, usual_dtype
@@ -63,7 +64,7 @@ class Pair(NamedTuple):
 
     target: Target
     tokenizer: Tokenizer | None  # None: the target's directory has none
-    drafter: DSparkDrafter | NoDrafter
+    drafter: Drafter
     config: PairConfig
 
 
@@ -108,21 +109,20 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     model.set_dtype(DTYPES[dtype])
     finite = finiteness(model)
     quantise_target(model, target_bits, config, found.directory)
-    loaded: DSparkDrafter | NoDrafter = NoDrafter()
+    trained: DSparkDrafter | None = None
     if drafts:  # a drafter that does not fit is refused before the target's weights are read
-        loaded = load_drafter(drafts.directory, facts, ends_of(model))
+        trained = load_drafter(drafts.directory, facts, ends_of(model))
     settle(model, finite, found.directory)
-    if isinstance(loaded, DSparkDrafter):
-        bits = default_drafter_bits(loaded) if drafter_bits == "auto" else drafter_bits
-        _settle_drafter(loaded, model, dtype, bits, drafts.directory)
+    if trained is not None:
+        bits = default_drafter_bits(trained) if drafter_bits == "auto" else drafter_bits
+        _settle_drafter(trained, model, dtype, bits, drafts.directory)
+        make_rows_safe(trained)  # the rejection rule reads its logits
     make_rows_safe(model)
-    if isinstance(loaded, DSparkDrafter):
-        make_rows_safe(loaded)  # the rejection rule reads its logits
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {
         "target_bits": described(model),
-        "drafter_bits": described(loaded) if isinstance(loaded, DSparkDrafter) else None,
+        "drafter_bits": trained and described(trained),
     }
     temperatures = kept_temperatures(identity)
     pair_config = PairConfig(
@@ -133,9 +133,9 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         identity=identity | {"calibration": temperatures and str(temperatures)},
         confidence_temperatures=temperatures,
     )
-    tap_ids = loaded.config.target_layer_ids if isinstance(loaded, DSparkDrafter) else ()
-    tapped = _tap(model, tap_ids, pair_config, found.directory)
-    return Pair(tapped, tokenizer, loaded, pair_config)
+    used = NoDrafter() if trained is None else trained
+    tapped = _tap(model, used.tap_ids, pair_config, found.directory)
+    return Pair(tapped, tokenizer, used, pair_config)
 
 
 class Reading(NamedTuple):

@@ -2,13 +2,15 @@
 
 import mlx.core as mx
 
-from dspark_batch.models.dspark import Choose, Context, Draft
+from dspark_batch.models.drafter import Choose, Context, Draft
 
 
 class NoDrafter:
     """A drafter with draft length 0."""
 
     block_size = 0
+    tap_ids: tuple[int, ...] = ()
+    has_confidence = False
     num_layers = 0
 
     def extend(self, context: Context, features: mx.array | None) -> None:

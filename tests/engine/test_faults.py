@@ -8,7 +8,7 @@ from golden_cases import load_case
 
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.dspark import Draft
+from dspark_batch.models.drafter import Draft
 from dspark_batch.types import Completion, Failure, Item, Request, Sampling
 
 MARK = 77  # the prompts that are to break begin with this token

@@ -2,7 +2,7 @@
 
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.window import Window
-from dspark_batch.types import Failure, Item, Request
+from dspark_batch.types import Item, Request
 
 SYSTEM = tuple(range(1000, 1032))
 
@@ -15,22 +15,40 @@ def window(size=8, positions=1000):
     return Window(size, PrefixCache(positions))
 
 
-def fill(window, *pulled):
-    return list(window.fill(iter(pulled)))
+def fill(window, *requests):
+    for each in requests:
+        window.add(each)
 
 
 def take(window, most, fits=lambda request: True):
-    return [r.item.index for r in window.take(most, fits)]
+    return [waiting.request.item.index for waiting in window.take(most, fits)]
 
 
-def test_pulls_no_more_than_it_has_room_for_and_passes_failures_on():
-    w, stream = (
-        window(3),
-        iter([request(0), Failure(request(9).item, "x", "y"), *map(request, range(1, 9))]),
-    )
-    assert [f.code for f in w.fill(stream)] == ["x"]
+def test_it_is_full_when_enough_wait_and_takes_more_all_the_same():
+    w = window(2)
+    fill(w, request(0))
+    assert w.has_room
+    fill(w, request(1), request(2))
+    assert not w.has_room
     assert len(w) == 3
-    assert next(stream).item.index == 3
+
+
+def test_urgent_ones_go_first_and_are_not_passed_while_they_do_not_fit():
+    w, urgent = window(), request(2, max_tokens=9)
+    fill(w, request(0, range(50)))
+    w.add(urgent, is_urgent=True)
+    fill(w, request(1, range(60)))
+    assert take(w, 3, lambda r: r is not urgent) == []
+    assert take(w, 3) == [2, 1, 0]
+
+
+def test_a_cancelled_item_leaves_whatever_else_its_request_says_of_it():
+    w = window()
+    fill(w, request(0), request(1), request(2))
+    named = request(1).item._replace(notes=("a note",), record={"prompt": "other"})
+    assert [r.item.index for r in w.cancel(named)] == [1]
+    assert w.cancel(named) == []
+    assert take(w, 3) == [0, 2]
 
 
 def test_long_ones_go_first_among_those_that_share_nothing():

@@ -1,0 +1,57 @@
+"""The text of an answer while its tokens come."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder gives for bytes that are no text
+
+
+class TextStream:
+    """Gives each part of a text once, as soon as no later token can change it.
+
+    A token may end inside a character, and a text inside a stop string: both are held back.
+    All tokens are decoded each time, since decoders treat the beginning of a text in their own way.
+
+    Args:
+        decode: turns token ids into text.
+        stops: the text ends before the first of these.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._is_broken = cache(lambda token: _BROKEN in decode([token]))
+        self._stops = tuple(stops)
+        self._token_ids: list[int] = []
+        self._given = ""
+
+    def add(self, token: int) -> str:
+        """Take the next token; return what is new of the text and stays, "" for nothing."""
+        self._token_ids.append(token)
+        if self._is_broken(token):  # a part of a character, or a character in parts
+            return ""
+        return self._new(self._settled(self._decode(self._token_ids)))
+
+    def end(self, text: str) -> str:
+        """Return what is left of the whole text.
+
+        A decoder that takes back what it said breaks the promise: then all of it, on a new line.
+        """
+        return text[len(self._given) :] if text.startswith(self._given) else f"\n{text}"
+
+    def _new(self, settled: str) -> str:
+        if not settled.startswith(self._given):
+            return ""
+        new, self._given = settled[len(self._given) :], settled
+        return new
+
+    def _settled(self, text: str) -> str:
+        """Cut a text where a stop string begins, or may."""
+        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        ends += [len(text) - _overlap(text, stop) for stop in self._stops]
+        return text[: min(ends, default=None)]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Count the characters at the end of a text with which a stop string begins."""
+    most = min(len(stop) - 1, len(text))
+    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
