@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "job": {"types", "errors"},
     "run": {"engine", "models", "job", "types", "errors", "blas"},
     "generate": {"run", "engine", "models", "job", "types", "errors"},
+    "bench": {"run", "engine", "models", "job", "types", "errors", "blas"},
     "calibrate": {"models", "numerics", "job", "types", "errors"},
     "registry": {"models", "errors"},
     "doctor": {"registry", "tuning", "models", "errors", "blas"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "report": {"page", "job", "types", "errors"},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
-        "generate",
+        *("generate", "bench"),
         *("job", "types", "errors"),
     },
     "__init__": {"blas"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
 NO_MODELS = {"job", "cli", "types", "errors", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
-PACE = {"numpy", "collections", "dataclasses", "statistics", "typing"}
+PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
 COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff", "generate")
 FAMILIES_LIVE_IN = {"models", "train", "tiny"}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from dspark_batch import blas
 from dspark_batch.engine.cache import RaggedCache
@@ -152,15 +151,9 @@ def _lengths(block_size: int) -> tuple[int, ...]:
 
 def _rule(pair: Pair) -> Weights:
     """Say what a round costs in target passes: reading weights, and a little for each token."""
-    share = 0.0
-    if pair.drafter.block_size:
-        share = _size(pair.drafter) / _size(pair.target.model)
+    share = pair.drafter.num_layers / len(pair.target.model.layers)
     by_slot = pair.drafter.block_size / _FREE_TOKENS
     return 1.0, 1 / _FREE_TOKENS, share, share * by_slot
-
-
-def _size(model: object) -> int:
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
 def _refuse_impossible(
