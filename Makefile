@@ -31,7 +31,7 @@ demo: $(READY)
 	$(BIN)/dspark-batch bench sample_inputs/prompts.jsonl --turns 1 --no-mlx-lm
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -m "not hub"
@@ -39,7 +39,7 @@ test-all: $(READY)
 check: $(READY) $(RUFF)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 fix: $(READY) $(RUFF)
 	$(BIN)/ruff check --fix .

@@ -175,7 +175,7 @@ def test_several_turns_are_asked_one_behind_the_other():
     ("prompts", "options", "says"),
     [
         ([5], {}, r"prompts\[0\] is 5, expected a text"),
-        ([{"prompt": object()}], {}, r"prompts\[0\]: no JSON"),
+        ([{"prompt": print}], {}, r"prompts\[0\]: no JSON"),
         (["x"], {"inputs": ("a",)}, "inputs is no option here"),
         (["x"], {"max_tokens": 0}, "max_tokens is 0"),
         (["x"], {"family": "nobody"}, "nobody"),
