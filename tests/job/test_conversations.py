@@ -160,7 +160,10 @@ def test_reasoning_of_a_history_is_handed_to_the_template():
         seen.clear()
 
 
-@pytest.mark.parametrize("tools", [[{"name": "add"}], '[{"name": "add"}]'])
+@pytest.mark.parametrize(
+    "tools",
+    [[{"name": "add"}], '[{"name": "add"}]', {"name": "add"}, '{"name": "add"}'],
+)
 @pytest.mark.parametrize("name", ["tools", "functions"])
 @pytest.mark.parametrize("record", [in_messages([USER]), {"prompt": "hi"}, {"turns": ["hi"]}])
 def test_tools_beside_a_conversation_are_refused(record, name, tools):
@@ -170,9 +173,19 @@ def test_tools_beside_a_conversation_are_refused(record, name, tools):
     assert told(record, template="x") == "user:x\n"  # a template says itself what it writes
 
 
-@pytest.mark.parametrize("tools", [None, [], "[]", "", "hammer", ["hammer"], 5])
+@pytest.mark.parametrize(
+    "tools", [None, [], "[]", {}, "{}", {"a": None}, "", "hammer", ["hammer"], 5]
+)
 def test_a_column_that_only_has_the_name_of_tools_is_a_column(tools):
     assert told({"prompt": "hi", "tools": tools}) == "user:hi\n"
+
+
+def test_a_prompt_that_is_named_as_messages_is_read_as_messages():
+    text = json.dumps([USER])
+    assert told({"prompt": text}) == f"user:{text}\n"
+    assert told({"prompt": text}, messages_column="prompt") == "user:hi\n"
+    reason = "`prompt` is a string, expected a list of messages."
+    assert complaint({"prompt": "hi"}, messages_column="prompt").startswith(reason)
 
 
 def test_two_prompts_are_refused_until_an_option_names_one():
