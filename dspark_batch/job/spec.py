@@ -95,12 +95,7 @@ class Spec:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise UsageError("no input: name at least one file, or - for standard input.")
-        if _ONE_SLASH.match(self.out):
-            raise UsageError(f"{self.out}: a URL has two slashes; write {_two_slashes(self.out)}.")
-        if self.out != STDOUT and PurePath(self.out).suffix not in OUTPUTS:
-            raise UsageError(
-                f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
-            )
+        _must_be_output(self.out)
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
         _must_be_text(self.id_column, self.system_column, *self.ignore_fields)
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
@@ -264,5 +259,11 @@ def _at_least(least: int, **numbers: float | None) -> None:
             raise UsageError(f"{name} is {number}, expected {least} or more.")
 
 
-def _two_slashes(name: str) -> str:
-    return name.replace(":/", "://", 1)
+def _must_be_output(out: str) -> None:
+    if _ONE_SLASH.match(out):
+        whole = out.replace(":/", "://", 1)
+        raise UsageError(f"{out}: a URL has two slashes; write {whole}.")
+    if out != STDOUT and PurePath(out).suffix not in OUTPUTS:
+        raise UsageError(
+            f"{out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
+        )
