@@ -71,6 +71,8 @@ def from_text(value: Json, opening: str) -> Json:
         value: of a column that cannot be text.
         opening: how the JSON begins, [ or {.
     """
+    if opening == "{" and isinstance(value, str) and value.strip() in ("", "null"):
+        return None  # an empty cell of a CSV file, or JSON text of a null
     if isinstance(value, str) and value.lstrip().startswith(opening):
         try:
             return orjson.loads(value)
@@ -160,7 +162,7 @@ def _message(message: Json, where: str, fields: Fields) -> Message:
     given, (role, content) = fields.given(message), words_of(message)
     read = {"role": _role(given.get(role), role, where)}
     for name in _MORE:
-        if given.get(name):
+        if from_text(given.get(name), "["):
             raise unsupported(where, name)
     read["content"] = _text(given.get(content), content, where)
     known = (role, content, "name", *_MORE, *_REASONING, *CONTINUED, *_HARMLESS)

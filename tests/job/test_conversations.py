@@ -180,6 +180,17 @@ def test_a_column_that_only_has_the_name_of_tools_is_a_column(tools):
     assert told({"prompt": "hi", "tools": tools}) == "user:hi\n"
 
 
+@pytest.mark.parametrize("nothing", ["", " ", "null", "{}"])
+def test_settings_in_an_empty_cell_are_none(nothing):
+    record = {"prompt": "hi", "sampling_params": nothing, "chat_template_kwargs": nothing}
+    assert told(record) == "user:hi\n"
+
+
+def test_tool_calls_that_are_json_text_of_nothing_are_none():
+    assert told(in_messages([USER | {"tool_calls": "[]"}])) == "user:hi\n"
+    assert "has `tool_calls`" in complaint(in_messages([USER | {"tool_calls": '[{"id": "a"}]'}]))
+
+
 def test_a_prompt_that_is_named_as_messages_is_read_as_messages():
     text = json.dumps([USER])
     assert told({"prompt": text}) == f"user:{text}\n"
