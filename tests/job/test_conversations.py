@@ -180,6 +180,13 @@ def test_a_column_that_only_has_the_name_of_tools_is_a_column(tools):
     assert told({"prompt": "hi", "tools": tools}) == "user:hi\n"
 
 
+@pytest.mark.parametrize("nothing", ["", [], None])
+def test_a_column_that_is_empty_is_none_of_two_prompts(nothing):
+    assert told({"prompt": nothing, "messages": json.dumps([USER])}) == "user:hi\n"
+    assert told({"prompt": "hi", "messages": nothing}) == "user:hi\n"
+    assert "both" in complaint({"prompt": "", "messages": ""})
+
+
 @pytest.mark.parametrize("nothing", ["", " ", "null", "{}"])
 def test_settings_in_an_empty_cell_are_none(nothing):
     record = {"prompt": "hi", "sampling_params": nothing, "chat_template_kwargs": nothing}
