@@ -233,6 +233,17 @@ def test_columns_that_nobody_asks_for_are_suggested(tmp_path, capsys):
     assert look(tmp_path).hints == ()
 
 
+def test_columns_that_do_less_than_they_seem_to_are_told(tmp_path):
+    record = {"id": 1, "prompt": "x", "max_tokens": 5, "temperature": 0.0, "images": ["a.png"]}
+    write_lines(tmp_path / "in.jsonl", record | {"seed": None, "image": None})
+    assert look(tmp_path).hints == (
+        "the column `images` is not asked; the model reads only text",
+        "the column `max_tokens` is not obeyed; a record's own settings stand in `sampling_params`",
+        "the column `temperature` is not obeyed; a record's own settings stand in "
+        "`sampling_params`",
+    )
+
+
 def test_fields_that_are_left_aside_are_counted(tmp_path):
     write_lines(tmp_path / "in.jsonl", {"prompt": "x", "tools": [{}]}, {"prompt": "x"})
     found = look(tmp_path, ignore_fields=("tools",))

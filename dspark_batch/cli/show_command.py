@@ -50,7 +50,10 @@ def show_command(out: str, limit: int, where: tuple[str, ...], item: str | None)
     conditions = [read_where("--where", each) for each in where]
     rows = rows_of(out, where=conditions, custom_id=item)
     if item is None:
-        _print_table(islice(rows, limit))
+        first = list(islice(rows, limit))
+        _print_table(first)
+        if where and not first:
+            click.echo(f"{out}: no row has {' or '.join(where)}.", err=True)
         return
     texts = [text for row in rows for text in _in_full(row)]
     if not texts:

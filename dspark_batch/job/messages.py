@@ -71,6 +71,8 @@ def from_text(value: Json, opening: str) -> Json:
         value: of a column that cannot be text.
         opening: how the JSON begins, [ or {.
     """
+    if opening == "{" and isinstance(value, str) and value.strip() in ("", "null"):
+        return None  # an empty cell of a CSV file, or JSON text of a null
     if isinstance(value, str) and value.lstrip().startswith(opening):
         try:
             return orjson.loads(value)
@@ -117,8 +119,7 @@ def refuse_tools(record: Mapping[str, Json], fields: Fields) -> None:
     Raises:
         Unusable: naming the options that decide otherwise.
     """
-    named = {name: from_text(record.get(name), "[") for name in _TOOL_FIELDS}
-    tools = {n: v for n, v in named.items() if isinstance(v, list) and any(map(_is_object, v))}
+    tools = {name: record[name] for name in _TOOL_FIELDS if _defines_tools(record.get(name))}
     for name in fields.given(tools):
         raise Unusable(
             f"`{name}` defines tools, which are not supported; write them into a --template, or "
@@ -140,8 +141,11 @@ def is_assistant(message: Json) -> bool:
     return isinstance(word, str) and _ROLE_BY_WORD.get(word.lower()) == "assistant"
 
 
-def _is_object(value: Json) -> bool:
-    return isinstance(value, dict)
+def _defines_tools(value: Json) -> bool:
+    value = from_text(from_text(value, "["), "{")
+    if isinstance(value, dict):  # one tool, or tools by their names
+        return any(each is not None for each in value.values())
+    return isinstance(value, list) and any(isinstance(each, dict) for each in value)
 
 
 def _is_open(message: Json, fields: Fields) -> bool:
@@ -158,7 +162,7 @@ def _message(message: Json, where: str, fields: Fields) -> Message:
     given, (role, content) = fields.given(message), words_of(message)
     read = {"role": _role(given.get(role), role, where)}
     for name in _MORE:
-        if given.get(name):
+        if from_text(given.get(name), "["):
             raise unsupported(where, name)
     read["content"] = _text(given.get(content), content, where)
     known = (role, content, "name", *_MORE, *_REASONING, *CONTINUED, *_HARMLESS)

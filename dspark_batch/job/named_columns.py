@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.choices import COLUMN
+from dspark_batch.job.choices import CHOICES, COLUMN, OTHER_WORDS
 from dspark_batch.job.files import Wanted
 from dspark_batch.job.messages import listed
 from dspark_batch.job.nearest import nearest
@@ -18,6 +18,8 @@ _SUGGESTIONS = {
     **dict.fromkeys(("uuid", "guid", "uid", "_id", "prompt_id", "question_id"), "--id-column"),
     **dict.fromkeys(("message_id", "conversation_id", "example_id"), "--id-column"),
     **dict.fromkeys(("sample_id", "task_id", "problem_id", "instruction_id"), "--id-column"),
+    **dict.fromkeys((*CHOICES, *OTHER_WORDS), COLUMN),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "text"),
 }
 _PROMPTS = ("prompt_column", "messages_column")
 _KNOWN = (
@@ -55,18 +57,25 @@ class NamedColumns:
         self._has_prompt = self._has_prompt or has_question(record, self._spec)
         self._has_names |= not record.keys().isdisjoint(("custom_id", "id"))
         for column in _SUGGESTIONS.keys() & record.keys() - self._suggested.keys():
-            if record[column] and isinstance(record[column], str | int):
+            if _suggests(record[column], _SUGGESTIONS[column]):
                 self._suggested[column] = _SUGGESTIONS[column]
         for column in self._unseen.keys() & record.keys():
             del self._unseen[column]
 
     def hints(self) -> tuple[str, ...]:
-        """Say which options the columns suggest."""
+        """Say which options the columns suggest, and which columns do less than they seem to."""
         asks_system = self._spec.system_column is not None or self._spec.template is not None
-        settled = {"--id-column": self._has_names, "--system-column": asks_system}
+        settled = {
+            "--id-column": self._has_names,
+            "--system-column": asks_system,
+            COLUMN: False,
+            "text": self._spec.template is not None,
+        }
         said = {
             "--id-column": "no record has a custom_id or an id; `{0}` could name them: {1} {0}",
             "--system-column": "the column `{0}` is not asked; it is a system prompt with {1} {0}",
+            COLUMN: "the column `{0}` is not obeyed; a record's own settings stand in `{1}`",
+            "text": "the column `{0}` is not asked; the model reads only {1}",
         }
         return tuple(
             said[option].format(column, option)
@@ -109,6 +118,13 @@ def wanted_columns(spec: Spec) -> Wanted:
         passes=lambda column: spec.format == "rows" and layout.has(column),
         id_column=spec.id_column,
     )
+
+
+def _suggests(value: Json, what: str) -> bool:
+    """Whether a column holds what its name promises."""
+    if what == COLUMN:
+        return value is not None and not isinstance(value, bool | dict)
+    return bool(value) and (what == "text" or isinstance(value, str | int))
 
 
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:

@@ -120,6 +120,8 @@ def column_of(record: Mapping[str, Json], spec: Spec) -> str:
     there = [name for name in found if record.get(name) is not None]
     if not named and not there:
         there = [*_others(record)]
+    if not named and len(there) > 1:  # in a CSV file what is not there is empty text
+        there = [name for name in there if record[name] not in ("", [])] or there
     if len(there) == 1:
         return there[0]
     if there:
@@ -186,7 +188,7 @@ def _conversation(
         turns = read_turns(from_text(record[TURNS], "["), TURNS)
         _refuse_to_regenerate(TURNS, spec)
         return _behind(earlier, map(asked, turns))
-    if column == spec.prompt_name and not _is_conversation(record[column]):
+    if _is_text(record[column], column, spec):
         _refuse_to_regenerate(column, spec)
         return _prompt(record[column], column)
     messages = _messages(record, column, fields)
@@ -209,9 +211,11 @@ def _again(messages: list[Message], column: str, earlier: Sequence[str]) -> list
     return _checked([{n: v for n, v in m.items() if n != "prefix"} for m in asked_now], column)
 
 
-def _is_conversation(prompt: Json) -> bool:
-    """Whether a prompt is a list of messages, as TRL has it."""
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+def _is_text(value: Json, column: str, spec: Spec) -> bool:
+    """Whether a column is read as one text: not a list of messages, as TRL has it."""
+    if column != spec.prompt_name or column == spec.messages_column != spec.prompt_column:
+        return False
+    return not (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def _messages(record: Mapping[str, Json], column: str, fields: Fields) -> list[Message]:

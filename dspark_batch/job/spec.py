@@ -1,5 +1,6 @@
 """What the user asked for: every option is a field here or does not exist."""
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal, get_args
@@ -26,6 +27,7 @@ SpecialTokens = Literal["as-text", "as-tokens"]
 OUTPUTS = (".jsonl", ".parquet")
 STDOUT = "-"  # as an output
 MOST_SLOTS = 1024  # more than any machine has room and use for
+_ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +95,7 @@ class Spec:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise UsageError("no input: name at least one file, or - for standard input.")
-        if self.out != STDOUT and PurePath(self.out).suffix not in OUTPUTS:
-            raise UsageError(
-                f"{self.out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
-            )
+        _must_be_output(self.out)
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
         _must_be_text(self.id_column, self.system_column, *self.ignore_fields)
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
@@ -258,3 +257,13 @@ def _at_least(least: int, **numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < least:
             raise UsageError(f"{name} is {number}, expected {least} or more.")
+
+
+def _must_be_output(out: str) -> None:
+    if _ONE_SLASH.match(out):
+        whole = out.replace(":/", "://", 1)
+        raise UsageError(f"{out}: a URL has two slashes; write {whole}.")
+    if out != STDOUT and PurePath(out).suffix not in OUTPUTS:
+        raise UsageError(
+            f"{out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."
+        )

@@ -6,6 +6,7 @@ method, no null, no repr.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
@@ -30,6 +31,8 @@ from dspark_batch.types import Json
 ALL = "row"  # all columns under one name, for names that are no words: {{ row["my column"] }}
 
 _MISTAKES = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError)
+_KINDS = {"Object": "an object", "List": "a list", "Null": "a null"}
+_OUR_TYPES = re.compile(r"'(?:[a-z_]+\.)*_(Object|List|Null)(?: object)?'(?: object)?")
 
 
 class _NullError(ValueError):
@@ -108,15 +111,22 @@ def prompt_of(template: str, record: Mapping[str, Json]) -> str:
         text = _compiled(template).render({ALL: _spoken(record)} | _spoken(record))
     except UndefinedError as error:
         raise Unusable(
-            f"the template asks for what this record lacks ({error}); columns are {listed(record)}."
+            f"the template asks for what this record lacks ({_plainly(error)}); columns are "
+            f"{listed(record)}."
         ) from error
     except _NullError as error:
         raise Unusable("the template writes out a null; test the column with {% if %}.") from error
     except _MISTAKES as error:
-        raise Unusable(f"the template does not fit this record ({error}).") from error
+        raise Unusable(f"the template does not fit this record ({_plainly(error)}).") from error
     if not text.strip():
         raise Unusable("the template renders to blanks; there is nothing to answer.")
     return text
+
+
+def _plainly(error: Exception) -> str:
+    """Say an error of Jinja's in the words of JSON."""
+    said = _OUR_TYPES.sub(lambda found: _KINDS[found[1]], str(error))
+    return said.replace("a StrictUndefined is not JSON", "a field that is not there is not JSON")
 
 
 def columns_in(template: str) -> set[str]:

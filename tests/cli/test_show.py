@@ -158,6 +158,11 @@ def test_only_the_rows_for_which_a_condition_holds(folder, capsys, where, ids):
     assert [row.split()[0] for row in rows] == ids
 
 
+def test_a_condition_that_no_row_meets_is_said_so(folder, capsys):
+    assert main(["show", folder, "--where", "nothing=1"]) == 0
+    assert capsys.readouterr().err.endswith(": no row has nothing=1.\n")
+
+
 def test_a_condition_goes_before_the_number_of_rows(folder, capsys):
     _, *rows = shown(capsys, folder, "--where", "id=id-c", "-n", "1").splitlines()
     assert len(rows) == 1

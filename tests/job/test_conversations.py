@@ -160,7 +160,10 @@ def test_reasoning_of_a_history_is_handed_to_the_template():
         seen.clear()
 
 
-@pytest.mark.parametrize("tools", [[{"name": "add"}], '[{"name": "add"}]'])
+@pytest.mark.parametrize(
+    "tools",
+    [[{"name": "add"}], '[{"name": "add"}]', {"name": "add"}, '{"name": "add"}'],
+)
 @pytest.mark.parametrize("name", ["tools", "functions"])
 @pytest.mark.parametrize("record", [in_messages([USER]), {"prompt": "hi"}, {"turns": ["hi"]}])
 def test_tools_beside_a_conversation_are_refused(record, name, tools):
@@ -170,9 +173,37 @@ def test_tools_beside_a_conversation_are_refused(record, name, tools):
     assert told(record, template="x") == "user:x\n"  # a template says itself what it writes
 
 
-@pytest.mark.parametrize("tools", [None, [], "[]", "", "hammer", ["hammer"], 5])
+@pytest.mark.parametrize(
+    "tools", [None, [], "[]", {}, "{}", {"a": None}, "", "hammer", ["hammer"], 5]
+)
 def test_a_column_that_only_has_the_name_of_tools_is_a_column(tools):
     assert told({"prompt": "hi", "tools": tools}) == "user:hi\n"
+
+
+@pytest.mark.parametrize("nothing", ["", [], None])
+def test_a_column_that_is_empty_is_none_of_two_prompts(nothing):
+    assert told({"prompt": nothing, "messages": json.dumps([USER])}) == "user:hi\n"
+    assert told({"prompt": "hi", "messages": nothing}) == "user:hi\n"
+    assert "both" in complaint({"prompt": "", "messages": ""})
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "null", "{}"])
+def test_settings_in_an_empty_cell_are_none(nothing):
+    record = {"prompt": "hi", "sampling_params": nothing, "chat_template_kwargs": nothing}
+    assert told(record) == "user:hi\n"
+
+
+def test_tool_calls_that_are_json_text_of_nothing_are_none():
+    assert told(in_messages([USER | {"tool_calls": "[]"}])) == "user:hi\n"
+    assert "has `tool_calls`" in complaint(in_messages([USER | {"tool_calls": '[{"id": "a"}]'}]))
+
+
+def test_a_prompt_that_is_named_as_messages_is_read_as_messages():
+    text = json.dumps([USER])
+    assert told({"prompt": text}) == f"user:{text}\n"
+    assert told({"prompt": text}, messages_column="prompt") == "user:hi\n"
+    reason = "`prompt` is a string, expected a list of messages."
+    assert complaint({"prompt": "hi"}, messages_column="prompt").startswith(reason)
 
 
 def test_two_prompts_are_refused_until_an_option_names_one():

@@ -92,3 +92,18 @@ def test_a_template_writes_nothing_else(template, reason):
     record = {"d": {"a": 1}, "words": ["a"], "nothing": None, "nan": float("nan")}
     with pytest.raises(Unusable, match=reason):
         prompt_of(template, record)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ order.missing }}", "(an object has no attribute 'missing')"),
+        ("{{ order.items() }}", "(a list is not callable)"),
+        ("{{ order.update }}", "(access to attribute 'update' of an object is unsafe.)"),
+        ("{{ [order.missing] }}", "(a field that is not there is not JSON)"),
+    ],
+)
+def test_a_complaint_speaks_of_json(template, reason):
+    with pytest.raises(Unusable) as complaint:
+        prompt_of(template, RECORD)
+    assert reason in str(complaint.value)
