@@ -121,7 +121,7 @@ def column_of(record: Mapping[str, Json], spec: Spec) -> str:
     if not named and not there:
         there = [*_others(record)]
     if not named and len(there) > 1:  # in a CSV file what is not there is empty text
-        there = [name for name in there if record[name] not in ("", [])] or there
+        there = [name for name in there if record[name] != ""] or there
     if len(there) == 1:
         return there[0]
     if there:

@@ -180,11 +180,12 @@ def test_a_column_that_only_has_the_name_of_tools_is_a_column(tools):
     assert told({"prompt": "hi", "tools": tools}) == "user:hi\n"
 
 
-@pytest.mark.parametrize("nothing", ["", [], None])
+@pytest.mark.parametrize("nothing", ["", None])
 def test_a_column_that_is_empty_is_none_of_two_prompts(nothing):
     assert told({"prompt": nothing, "messages": json.dumps([USER])}) == "user:hi\n"
     assert told({"prompt": "hi", "messages": nothing}) == "user:hi\n"
     assert "both" in complaint({"prompt": "", "messages": ""})
+    assert "both" in complaint({"prompt": "hi", "messages": []})  # no file of text says so
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "null", "{}"])

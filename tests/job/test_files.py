@@ -19,6 +19,11 @@ from dspark_batch.job.reader import item_of, read
 RECORDS = [{"prompt": "a, b", "n": "1"}, {"prompt": 'say "hi"\nand [go], {x}', "n": "\u20ac \\"}]
 
 
+def packed(raw):
+    """Pack with gzip, to the same bytes at any time: tests are named by them."""
+    return gzip.compress(raw, mtime=0)
+
+
 def lines():
     return b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS)
 
@@ -57,15 +62,15 @@ def written(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *(("in.jsonl", gzip.compress(lines())), ("in.jsonl.gz", lines())),
+        *(("in.jsonl", packed(lines())), ("in.jsonl.gz", lines())),
         *(("in.jsonl", zstd(lines())), ("in.json", lines()), ("in.parquet", lines())),
         *(("in.jsonl.bz2", bz2.compress(lines())), ("in.jsonl.xz", lzma.compress(lines()))),
         *(("in.jsonl", parquet()), ("part-0001", parquet()), ("in.jsonl.gz", parquet())),
         *(("in.arrow", ipc(pa.ipc.new_file)), ("in.jsonl", ipc(pa.ipc.new_stream))),
         *(("in.json", ARRAY), ("in.jsonl", ARRAY), ("in.jsonl", PRETTY), ("x", PRETTY + b"\n\n")),
-        *(("in.json", BOM + PRETTY), ("in.json.gz", gzip.compress(b" \n" + ARRAY))),
+        *(("in.json", BOM + PRETTY), ("in.json.gz", packed(b" \n" + ARRAY))),
         *(("in.json", OBJECTS), ("in.jsonl", OBJECTS), ("in.json", OBJECTS.replace(b"{\n", b"{"))),
-        *(("in.csv", CSV), ("in.CSV", BOM + CSV), ("in.csv.gz", gzip.compress(CSV))),
+        *(("in.csv", CSV), ("in.CSV", BOM + CSV), ("in.csv.gz", packed(CSV))),
         *(("in.tsv", TSV), ("in.tsv.zst", zstd(TSV)), ("no ending", lines())),
     ],
 )
@@ -100,9 +105,9 @@ PAGE = "is a page of HTML or XML and not the file; download it again, logged in.
         (b"Obj\x01\x04", "is an Avro file; write it as Parquet."),
         (b"SQLite format 3\0", "is an SQLite database; write its table as CSV or Parquet."),
         (b"\0" * 4096, "is no text and no table that we know; convert it."),
-        (gzip.compress(LFS), LFS_SAID),
-        (gzip.compress(b"in.jsonl".ljust(257, b"\0") + b"ustar"), "is a tar archive; unpack it."),
-        (gzip.compress(parquet()), "is a packed parquet file; unpack it first."),
+        (packed(LFS), LFS_SAID),
+        (packed(b"in.jsonl".ljust(257, b"\0") + b"ustar"), "is a tar archive; unpack it."),
+        (packed(parquet()), "is a packed parquet file; unpack it first."),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, said):
@@ -188,7 +193,7 @@ def test_a_field_may_be_longer_than_csv_allows_by_itself(tmp_path):
 
 
 def test_standard_input_is_recognised_too(tmp_path, monkeypatch):
-    piped = io.TextIOWrapper(io.BytesIO(gzip.compress(ARRAY)))
+    piped = io.TextIOWrapper(io.BytesIO(packed(ARRAY)))
     monkeypatch.setattr("sys.stdin", piped)
     assert start(tmp_path, inputs=("-",)).succeeded == 2
 
