@@ -6,9 +6,9 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.drafters.drafter import Draft
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.drafter import Draft
 from dspark_batch.types import Completion, Failure, Item, Request, Sampling
 
 MARK = 77  # the prompts that are to break begin with this token

@@ -12,8 +12,8 @@ from reference import Reference
 
 from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics.rules import Greedy
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Item, Request
 
 TOLERANCE = 1e-4
