@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "tuning": {"drafters", "models", "numerics", *BASE, *MACHINE},
     "engine": {"tuning", "pair", "drafters", "models", "numerics", *BASE, *MACHINE},
     "run": {"engine", "pair", "drafters", "models", *JOB, *BASE, *MACHINE},
+    "hub": {"run", *JOB, *BASE},
     "generate": {"run", "engine", "pair", "drafters", "models", *JOB, *BASE},
     "bench": {"run", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
     "calibrate": {"pair", "drafters", "models", "numerics", *JOB, *BASE},
