@@ -165,7 +165,13 @@ def test_samples_each_have_a_conversation(tmp_path):
 
 
 RECORDS = [
-    {"id": "a", "messages": CHAT, "source": None, "scores": [1.5, None], "at": {"n": 1, "of": None}},
+    {
+        "id": "a",
+        "messages": CHAT,
+        "source": None,
+        "scores": [1.5, None],
+        "at": {"n": 1, "of": None},
+    },
     {"id": "b", "messages": CHAT[1:3], "source": "s", "scores": [], "at": {"n": 2, "of": "x"}},
     {"id": "c", "messages": [SYSTEM], "source": "s", "scores": None, "at": None},  # fails: no user
 ]
