@@ -238,10 +238,10 @@ def _form_of_text(source: Source, text: bytes) -> Form:
     if known and known[1] in ("csv", "tsv"):
         return known[1]
     first, _, rest = text.partition(b"\n")
-    if _HEADER.match(first) and b"\n{" not in text:
+    if known and not known[4] and _HEADER.match(first) and b"\n{" not in text:
         raise UsageError(
-            f"{source.name}: is a table of text and no JSON; name it .csv, or .tsv if tabs part its "
-            "columns."
+            f"{source.name}: is a table of text and no JSON; name it .csv, or .tsv if tabs part "
+            "its columns."
         )
     if text.startswith(b"["):
         return "lines" if rest.strip() and _is_json(first) else "array"
