@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "train": {"engine", "models", "numerics", "types", "errors", "blas"},
     "job": {"types", "errors"},
     "run": {"engine", "models", "job", "types", "errors", "blas"},
+    "hub": {"run", "job", "types", "errors"},
     "generate": {"run", "engine", "models", "job", "types", "errors"},
     "bench": {"run", "engine", "models", "job", "types", "errors", "blas"},
     "calibrate": {"models", "numerics", "job", "types", "errors"},
