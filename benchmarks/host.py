@@ -47,10 +47,6 @@ class NullTarget:
 
     num_caches = 1
 
-    def spare(self, slots, width):
-        """No step needs more slots; see `Target`."""
-        return 0
-
     def __call__(self, tokens, caches):
         """Run a step over tokens [B, T]; see `Target`."""
         (cache,) = caches

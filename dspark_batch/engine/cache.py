@@ -23,7 +23,6 @@ class _Extent:
     def __init__(self, slots: int) -> None:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = 0
-        self.spare = 0
 
 
 class RaggedCache:
@@ -70,10 +69,6 @@ class RaggedCache:
     def capacity(self) -> int:
         """Positions per slot that the buffers have room for."""
         return self._extent.capacity
-
-    def spread(self, spare: int) -> None:
-        """Let the next step have rows behind those of the slots, of which nothing is cached."""
-        self._extent.spare = spare
 
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""
@@ -181,9 +176,8 @@ class LayerCache:
 
     @property
     def offset(self) -> mx.array:
-        """The position of the next token of each row of a step, [S + spare] int32."""
-        extent = self._extent
-        return mx.pad(extent.lengths, (0, extent.spare)) if extent.spare else extent.lengths
+        """The position of each slot's next token, [S] int32."""
+        return self._extent.lengths
 
     @property
     def lengths(self) -> mx.array:
@@ -193,15 +187,10 @@ class LayerCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return both whole buffers.
 
-        Rows of a step that has spare ones are left out.
-
         Raises:
             ValueError: the buffers have no room reserved for the step; only what the host knows
                 of lengths can be checked, so the caller reserves.
         """
-        if self._extent.spare:
-            slots = self._extent.lengths.shape[0]
-            keys, values = keys[:slots], values[:slots]
         if self.keys is None:
             self.keys = _empty(keys, self._extent.capacity)
             self.values = _empty(values, self._extent.capacity)

@@ -63,7 +63,7 @@ class Passes:
         self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
         made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
         self._made = made
-        self._logits = made(partial(_run, target))
+        self._logits = made(partial(_logits, target))
         self._choices = made(partial(_choose, target))
         self._extend = made(partial(_extend, drafter))
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
@@ -113,20 +113,12 @@ class Passes:
 
 def _choose(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
     """Take the likeliest token of each position, as `Greedy` does."""
-    logits, features = _run(target, cache, tokens)
+    logits, features = _logits(target, cache, tokens)
     return Greedy().first(logits), are_finite(logits), features
 
 
-def _run(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
-    """Run a step, with rows behind those of the slots where that is faster."""
-    slots, width = tokens.shape
-    spare = target.spare(slots, width)
-    if not spare:
-        return target(tokens, cache.layers)
-    cache.spread(spare)
-    logits, features = target(mx.pad(tokens, [(0, spare), (0, 0)]), cache.layers)
-    cache.spread(0)
-    return logits[:slots], None if features is None else features[:slots]
+def _logits(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
+    return target(tokens, cache.layers)
 
 
 def _propose(

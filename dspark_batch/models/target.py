@@ -11,12 +11,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from dspark_batch.errors import ModelError
 from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.dspark import TargetEnds
-from dspark_batch.models.number_type import DTYPES, stored_dtype
-from dspark_batch.models.safe_layers import products_of
 from dspark_batch.models.taps import Taps
-from dspark_batch.numerics.rows import is_whole
-
-_MOST_SPARE = 512  # rows of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,28 +196,12 @@ class Target:
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)
-        self._spare: dict[tuple[int, int], int] = {}
 
     @property
     def facts(self) -> TargetFacts:
         """What a drafter must fit."""
         known = {"max_position_embeddings": self.config.context_length} if self.config else None
         return TargetFacts.of(self.model, known)
-
-    def spare(self, slots: int, width: int) -> int:
-        """Say how many slots more a step should have, so that no product pads its rows by itself.
-
-        On a GPU a kernel more in every layer costs the host more time than rows cost the device.
-        A CPU computes every row, so there each product pads what it must.
-        """
-        if mx.default_device() == mx.Device(mx.cpu):
-            return 0
-        if (slots, width) not in self._spare:
-            products = products_of(self.model, DTYPES[stored_dtype(self.model)])
-            more = range(_MOST_SPARE // width)
-            fits = (n for n in more if all(is_whole(p, (slots + n) * width) for p in products))
-            self._spare[slots, width] = next(fits, 0)
-        return self._spare[slots, width]
 
     def forget(self) -> None:
         """Drop what the taps recorded, after the model itself was called."""

@@ -61,27 +61,27 @@ _is_free = False  # rows run as they come
 _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
 
 
-def over_safe_rows(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
-    """Multiply rows [M, K] in pieces of safe counts, padded with zeros.
+def over_safe_rows(product: Product, hidden: mx.array, multiply: Multiply) -> mx.array:
+    """Multiply rows in pieces of safe counts; those that are missing are filled up.
 
     Args:
         product: what `multiply` is.
-        rows: [M, K].
-        multiply: maps [M', K] to [M', N], each row by itself.
+        hidden: [..., K].
+        multiply: maps [M, K] to [M, N], each row by itself.
 
     Returns:
-        [M, N], with the bits of the reference count.
+        [..., N], with the bits of the reference count.
     """
-    total = rows.shape[0]
-    if _is_free:
-        return multiply(rows)
-    counts = pieces(product, total)
-    if missing := sum(counts) - total:
-        rows = mx.pad(rows, [(0, missing), (0, 0)])
+    *batch, _ = hidden.shape
+    total = math.prod(batch)
+    counts = (total,) if _is_free else pieces(product, total)
+    rows = _filled_up(hidden, total, sum(counts))
     if len(counts) == 1:
-        return multiply(rows)[:total]
-    parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
-    return mx.concatenate([multiply(part) for part in parts])[:total]
+        results = multiply(rows)
+    else:
+        parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
+        results = mx.concatenate([multiply(part) for part in parts])
+    return results[:total].reshape(*batch, -1)
 
 
 def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
@@ -107,11 +107,6 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
     results = multiply(rows.reshape(*batch, matrices, count, size))
     results = results.reshape(*results.shape[:-3], matrices * count, -1)
     return results[..., :total, :]
-
-
-def is_whole(product: Product, count: int) -> bool:
-    """Whether so many rows run as they are, in one piece and without padding."""
-    return count in _ladder(product).counts and is_safe(product, count)
 
 
 @contextmanager
@@ -164,6 +159,23 @@ def forget() -> None:
     """Forget what this process knows."""
     VERDICTS.clear()
     _references.clear()
+
+
+def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
+    """Make `count` rows [count, K] of the `total` ones of hidden [..., K].
+
+    A GPU fills up with copies of all rows. They are made by an elementwise operation, right behind
+    what made the rows, so that a compiled pass has one kernel for both: the activation in front of
+    a projection then writes the copies itself, and no layer has a kernel more. A CPU computes what
+    it fills up with, and does not compile, so there it is as few zeros as there are rows missing.
+    """
+    size = hidden.shape[-1]
+    if count == total:
+        return hidden.reshape(-1, size)
+    if mx.default_device() == mx.Device(mx.cpu):
+        return mx.pad(hidden.reshape(-1, size), [(0, count - total), (0, 0)])
+    copies = mx.broadcast_to(hidden, (-(-count // total), *hidden.shape)) * 1
+    return copies.reshape(-1, size)[:count]
 
 
 def _ladder(product: Product) -> Ladder:
