@@ -1,14 +1,15 @@
 """What equal bits cost on a GPU, and that they are equal: safe rows beside rows as they come.
 
-    python -m benchmarks.safe_rows [--shapes 64x0 8x0 64x7] [--answer-tokens 256] [--turns 4]
+    python -m benchmarks.safe_rows [--shapes 64x0 8x0 64x7] [--rounds 192]
                                    [--bits 8] [--grid] [--no-speed] [--toy]
 
-A pair with random weights (`benchmarks.random_pair`; with `--bits` its target is quantised) answers
-one item a slot, in turns: its products over safe rows, and over as many rows as there are, without
-any padding, which is what mlx-lm's code does. Each way has an engine of its own, so each compiles
-its own passes; the first run of each is a warm-up. Shapes are slots x drafts. `ratio` is that of
-the medians of tokens per second of the whole job, prefill included; `round_ratio` that of rounds
-alone. With drafts the acceptance is simulated (math, `benchmarks.rehearsal`).
+A pair with random weights (`benchmarks.random_pair`; with `--bits` its target is quantised) decodes
+one item a slot in two ways: its products over safe rows, and over as many rows as there are, which
+is what mlx-lm's code does. Each way has an engine of its own. They take turns of 8 rounds, so what
+else the machine does hits both; all items run once before, so all is compiled.
+Shapes are slots x drafts. `ratio` is that of the speeds, safe rows over rows as they come;
+`median_ratio` the median over the turns. With drafts the acceptance is simulated (math,
+`benchmarks.rehearsal`), and there are a quarter as many rounds.
 
 `--grid`: three contents run in steps of 1 to 64 slots by 1 to 16 tokens. Logits, keys and values
 must have the bits that a content has alone; `differ` lists the steps whose bits are others.
@@ -40,13 +41,14 @@ from dspark_batch.types import Item, Request
 
 WAYS = {"safe": nullcontext, "as_they_come": as_they_come}
 PROMPTS = (1, 9, 70)  # tokens of the contents
+SETTLING, TURN = 32, 8  # rounds
 STEPS = 16  # tokens behind each of them
 GRID_SLOTS, GRID_WIDTHS = (1, 2, 3, 8, 16, 33, 64), (1, 2, 3, 4, 8, 16)
 
 
-def work(slots, vocabulary, answer_tokens, seed):
+def work(slots, vocabulary, answer_tokens):
     """Draw an item for each slot."""
-    rng = Random(seed)
+    rng = Random(20)
     return [
         Request(
             Item(index, str(index), f"{index:032x}", f"benchmark:{index}"),
@@ -58,38 +60,50 @@ def work(slots, vocabulary, answer_tokens, seed):
 
 
 def raced(pair, slots, draft_length, options):
-    """Run a job in turns in both ways."""
-    vocabulary = pair.target.facts.vocab_size
+    """Decode the same items in both ways, in turns of some rounds; the first time compiles."""
+    rounds = options.rounds if draft_length == 0 else options.rounds // 4
+    tokens = (SETTLING + rounds) * (1 + draft_length)
     engines = {way: Engine(pair, slots=slots, draft_length=draft_length) for way in WAYS}
-    job_s, round_s = {way: [] for way in WAYS}, {way: [] for way in WAYS}
-    answers = {}
-    for turn in range(1 + options.turns):
-        for way in [*WAYS][:: 1 if turn % 2 else -1]:
-            requests, engine = work(slots, vocabulary, options.answer_tokens, 20), engines[way]
-            before = engine.gauge().round_s
-            mx.synchronize()
-            began = time.perf_counter()
-            with WAYS[way]():
-                outcomes = sorted(engine.generate(requests), key=lambda each: each.item.index)
-            if turn:
-                job_s[way].append(time.perf_counter() - began)
-                round_s[way].append(engine.gauge().round_s - before)
-            answers[way] = [each.token_ids for each in outcomes]
-    tokens = sum(map(len, answers["safe"]))
+    for is_measured in (False, True):
+        for engine in engines.values():
+            for request in work(slots, pair.target.facts.vocab_size, tokens):
+                engine.add(request)
+        answers, round_ms = {way: [] for way in WAYS}, {way: [] for way in WAYS}
+        _step(engines, SETTLING, answers)  # prompts
+        for turn in range(rounds // TURN if is_measured else 0):
+            seconds = _step(engines, TURN, answers, backwards=turn % 2 == 1)
+            for way in WAYS:
+                round_ms[way].append(1e3 * seconds[way] / TURN)
+        while not all(engine.is_idle for engine in engines.values()):
+            _step(engines, TURN, answers)
     told = {
         "slots": slots,
         "drafts": draft_length,
-        "tokens_per_s": {way: [round(tokens / s) for s in job_s[way]] for way in WAYS},
-        "ratio": _ratio(job_s),
-        "round_ratio": _ratio(round_s),
-        "same_answers": answers["safe"] == answers["as_they_come"],
+        "round_ms": {way: round(median(round_ms[way]), 3) for way in WAYS},
+        "ratio": round(sum(round_ms["as_they_come"]) / sum(round_ms["safe"]), 4),
+        "ratios_of_turns": [
+            round(free / safe, 3)
+            for free, safe in zip(round_ms["as_they_come"], round_ms["safe"], strict=True)
+        ],
+        "same_answers": sorted(answers["safe"]) == sorted(answers["as_they_come"]),
     }
+    told["median_ratio"] = median(told["ratios_of_turns"])
     print(json.dumps(told), file=sys.stderr, flush=True)
     return told
 
 
-def _ratio(seconds):
-    return round(median(seconds["as_they_come"]) / median(seconds["safe"]), 4)
+def _step(engines, count, answers, *, backwards=False):
+    """Step each engine, one after the other; seconds by way."""
+    seconds = {}
+    for way in [*WAYS][:: -1 if backwards else 1]:
+        mx.synchronize()
+        began = time.perf_counter()
+        with WAYS[way]():
+            outcomes = [each for _ in range(count) for each in engines[way].step()]
+        mx.synchronize()
+        seconds[way] = time.perf_counter() - began
+        answers[way] += [(each.item.index, each.token_ids) for each in outcomes]
+    return seconds
 
 
 class Grid:
@@ -172,8 +186,7 @@ def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["64x0", "8x0", "64x7"])
-    parser.add_argument("--answer-tokens", type=int, default=256)
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=192)
     parser.add_argument("--bits", type=int, choices=(4, 8))
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--no-speed", action="store_true")
@@ -197,7 +210,7 @@ def main():
             "sizes": SIZES[name].hidden,
             "dtype": str(dtype),
             "bits": options.bits,
-            "answer_tokens": options.answer_tokens,
+            "rounds": options.rounds,
             "races": races,
             "grid": grid,
             "verdicts": verdicts(),

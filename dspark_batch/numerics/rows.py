@@ -233,7 +233,8 @@ def _sample(product: Product) -> Multiply:
     """
     distinct = min(_DISTINCT, product.width)
     shape, dtype = (distinct, product.size), _dtype(product)
-    weight = _cancelling(shape, dtype, 101, sign=-1)[mx.arange(product.width) % distinct]
+    weight = _cancelling(shape, dtype, 101, sign=-1)
+    weight = mx.tile(weight, (-(-product.width // distinct), 1))[: product.width]
     bias = mx.zeros(product.width, dtype) if product.has_bias else None  # any other would hide it
     if product.quantised is not None:
         bits, group_size, mode = product.quantised
@@ -254,16 +255,15 @@ def _sample(product: Product) -> Multiply:
 
 
 def _cancelling(shape: tuple[int, int], dtype: mx.Dtype, seed: int, *, sign: int) -> mx.array:
-    """Make rows of values that each come twice, the second one with a sign, in mixed places."""
+    """Make rows of values that each come twice, the second one with a sign, in mixed places.
+
+    NumPy makes them, since a GPU would compile kernels for it that nothing else needs.
+    """
     rows, size = shape
-    half = _random((rows, size // 2), dtype, seed)
-    odd = mx.zeros((rows, size % 2), dtype)
-    places = mx.random.permutation(size, key=mx.random.key(size))
-    return mx.concatenate([half, sign * half, odd], axis=1)[:, places]
-
-
-def _random(shape: tuple[int, ...], dtype: mx.Dtype, seed: int) -> mx.array:
-    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+    half = np.random.default_rng(seed).standard_normal((rows, size // 2), dtype=np.float32)
+    odd = np.zeros((rows, size % 2), np.float32)
+    places = np.random.default_rng(size).permutation(size)
+    return mx.array(np.concatenate([half, sign * half, odd], axis=1)[:, places]).astype(dtype)
 
 
 def _dtype(product: Product) -> mx.Dtype:
