@@ -31,10 +31,9 @@ import mlx.nn as nn
 from benchmarks.common import print_line, surroundings
 from benchmarks.random_pair import SIZES, random_pair
 from benchmarks.rehearsal import PROFILES, rehearse
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.passes import Passes
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.numerics.rows import VERDICTS, as_they_come
 from dspark_batch.types import Item, Request
@@ -111,13 +110,12 @@ class Grid:
 
     def __init__(self, target):
         self.passes = Passes(target, NoDrafter())
-        self.layers = target.num_caches
+        self.make_cache = target.make_cache
         self.known = [self.run([content], 8) for content in range(len(PROMPTS))]
 
     def run(self, contents, width):
         """Run contents in steps of a width; logits [S, STEPS, V] and what is cached of each."""
-        cache = RaggedCache(self.layers, len(contents))
-        cache.reserve(max(PROMPTS) + 2 * STEPS)
+        cache = self.make_cache(len(contents), max(PROMPTS) + 2 * STEPS)
         self._step(cache, [_ids(content, 0, PROMPTS[content]) for content in contents])
         logits = []
         for start in range(0, STEPS, width):
@@ -126,7 +124,7 @@ class Grid:
             logits.append(self._step(cache, ids, width)[:, :count])
         said = mx.concatenate(logits, axis=1)
         ends = [PROMPTS[content] + STEPS for content in contents]
-        return said, [cache.part(slot, 0, end) for slot, end in enumerate(ends)]
+        return said, [list(cache.snapshot(slot, 0, end).arrays) for slot, end in enumerate(ends)]
 
     def _step(self, cache, ids, width=0):
         counts = [len(each) for each in ids]

@@ -22,19 +22,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dspark_batch import blas
+from dspark_batch.audit.auditor import Auditor
+from dspark_batch.audit.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
-from dspark_batch.job import remote
-from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
-from dspark_batch.job.auditor import Auditor
-from dspark_batch.job.budget import Budget
-from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
-from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.json_text import dump
-from dspark_batch.job.mapping import Render, said_in, to_request
-from dspark_batch.job.named_columns import wanted_columns
-from dspark_batch.job.plan import plan_of
-from dspark_batch.job.question import num_turns
-from dspark_batch.job.reader import (
+from dspark_batch.intake import remote
+from dspark_batch.intake.json_text import dump
+from dspark_batch.intake.mapping import Render, said_in, to_request
+from dspark_batch.intake.question import num_turns
+from dspark_batch.intake.reader import (
     STDIN,
     Source,
     count_records,
@@ -44,10 +39,14 @@ from dspark_batch.job.reader import (
     printable,
     read,
 )
-from dspark_batch.job.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
-from dspark_batch.job.report import Report, Tick
-from dspark_batch.job.rows import row_of
-from dspark_batch.job.run_dir import (
+from dspark_batch.output.finish import Rows, changed_input, line_maker, write_output
+from dspark_batch.output.plan import plan_of
+from dspark_batch.output.report import Report, Tick
+from dspark_batch.record.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.record.journal import Entry, Journal
+from dspark_batch.record.named_columns import wanted_columns
+from dspark_batch.record.rows import row_of
+from dspark_batch.record.run_dir import (
     RunDir,
     Start,
     asks_for_same_model,
@@ -59,15 +58,16 @@ from dspark_batch.job.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.job.spec import STDOUT, Spec, number_or_none
-from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.record.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.spec.budget import Budget
+from dspark_batch.spec.spec import STDOUT, Spec, number_or_none
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
     from dspark_batch.engine.engine import Engine
     from dspark_batch.engine.setup import Setup
     from dspark_batch.models.hub import Download
-    from dspark_batch.models.load import Pair
+    from dspark_batch.pair import Pair
 
 __all__ = ["Opened", "Report", "Tick", "run"]
 
@@ -82,9 +82,13 @@ class Generates(Protocol):
     """The engine, as far as a job knows it."""
 
     def generate(
-        self, stream: Iterable[Request | Failure], may_begin: Callable[[Item], bool] = ...
+        self, stream: Iterable[Request | Failure | None], may_begin: Callable[[Item], bool] = ...
     ) -> Iterator[Outcome]:
         """Answer a stream lazily, in the order in which answers finish; failures pass through.
+
+        A None in the stream means: nothing right now. What is in flight goes on, and the stream is
+        asked again. If nothing is in flight, this returns; whoever has more then calls it again
+        with the same stream.
 
         `may_begin` is asked about each item right before it is generated; after a no, what is in
         flight is finished, and nothing more is begun.
@@ -107,6 +111,9 @@ class Opened(NamedTuple):
     # Is told of seconds, between two answers, that were not the engine's.
     leave_out: Callable[[float], None] = lambda seconds: None
     keep_learnt: Callable[[], None] = _silently  # keeps what it learnt about speed
+    decode: Callable[[Sequence[int]], str] = lambda token_ids: ""
+    marks: Sequence[str] = ()  # the texts by which `split` tells reasoning and answer apart
+    vocab_size: int = 1 << 31  # token ids are below it
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -129,8 +136,8 @@ def load(
     spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
 ) -> "Pair":
     """Load target, tokenizer and drafter as a job asks for them, or as it began with them."""
-    from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
+    from dspark_batch.pair import load_pair, load_reading
 
     if manifest is not None:  # with some kernels their number decides bits
         blas.set_num_threads(manifest["setup"]["blas_threads"])
@@ -198,16 +205,18 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         partial(open_baseline, pair, setup, thinking.split),
         engine.leave_out,
         lambda: setup.keep_learnt(engine.costs),
+        pair.tokenizer.decode,
+        [mark for mark in (pair.tokenizer.think_start, pair.tokenizer.think_end) if mark],
+        pair.target.facts.vocab_size,
     )
 
 
 def _gauge(engine: "Engine") -> Gauge:
     """Read the engine's gauge, without what a CPU cannot tell: whether it waits for itself."""
-    import mlx.core as mx
+    from dspark_batch import device
 
     gauge = engine.gauge()
-    is_cpu = mx.default_device() == mx.Device(mx.cpu)
-    return replace(gauge, idle_s=None) if is_cpu else gauge
+    return replace(gauge, idle_s=None) if device.is_cpu() else gauge
 
 
 def open_baseline(
@@ -595,7 +604,7 @@ def answer(
             if isinstance(outcome, Failure):
                 yield outcome
                 continue
-            said = _split(spec, opened, outcome)
+            said = split(spec, opened, outcome)
             if len(earlier) + 1 < num_turns(item.record, spec):
                 answers[item.index] = (*earlier, said)
                 waiting.append(ask(spec, opened, item, answers[item.index]))
@@ -605,7 +614,7 @@ def answer(
             return
 
 
-def _split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
+def split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
     """Tell the reasoning from the answer; a text that is continued has none."""
     said = said_in(completion.text, completion.item.record, spec, opened.split)
     return completion._replace(text=said.answer, reasoning=said.reasoning)
