@@ -14,6 +14,7 @@ from mlx_lm.utils import _get_classes as get_model_classes
 from mlx_lm.utils import load_config, load_model
 
 from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
+from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.calibration import kept_temperatures
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.drafter import Drafter
@@ -118,6 +119,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
         make_rows_safe(trained)  # the rejection rule reads its logits
     make_rows_safe(model)
+    make_activations_fast(model)
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {
