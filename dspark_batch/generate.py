@@ -170,7 +170,7 @@ class OnePrompt:
             ModelError: the target's logits are not numbers, or the answer cannot be decoded.
         """
         engine, request = self._opened.engine, self._request
-        stream = TextStream(self._opened.baseline("engine").decode, request.sampling.stop)
+        stream = TextStream(self._opened.decode, request.sampling.stop)
         engine.add(request)
         num_seen = 0
         while True:

@@ -82,9 +82,13 @@ class Generates(Protocol):
     """The engine, as far as a job knows it."""
 
     def generate(
-        self, stream: Iterable[Request | Failure], may_begin: Callable[[Item], bool] = ...
+        self, stream: Iterable[Request | Failure | None], may_begin: Callable[[Item], bool] = ...
     ) -> Iterator[Outcome]:
         """Answer a stream lazily, in the order in which answers finish; failures pass through.
+
+        A None in the stream means: nothing right now. What is in flight goes on, and the stream is
+        asked again. If nothing is in flight, this returns; whoever has more then calls it again
+        with the same stream.
 
         `may_begin` is asked about each item right before it is generated; after a no, what is in
         flight is finished, and nothing more is begun.
@@ -107,6 +111,9 @@ class Opened(NamedTuple):
     # Is told of seconds, between two answers, that were not the engine's.
     leave_out: Callable[[float], None] = lambda seconds: None
     keep_learnt: Callable[[], None] = _silently  # keeps what it learnt about speed
+    decode: Callable[[Sequence[int]], str] = lambda token_ids: ""
+    marks: Sequence[str] = ()  # the texts by which `split` tells reasoning and answer apart
+    vocab_size: int = 1 << 31  # token ids are below it
 
 
 Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
@@ -198,6 +205,9 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         partial(open_baseline, pair, setup, thinking.split),
         engine.leave_out,
         lambda: setup.keep_learnt(engine.costs),
+        pair.tokenizer.decode,
+        [mark for mark in (pair.tokenizer.think_start, pair.tokenizer.think_end) if mark],
+        pair.target.facts.vocab_size,
     )
 
 
@@ -595,7 +605,7 @@ def answer(
             if isinstance(outcome, Failure):
                 yield outcome
                 continue
-            said = _split(spec, opened, outcome)
+            said = split(spec, opened, outcome)
             if len(earlier) + 1 < num_turns(item.record, spec):
                 answers[item.index] = (*earlier, said)
                 waiting.append(ask(spec, opened, item, answers[item.index]))
@@ -605,7 +615,7 @@ def answer(
             return
 
 
-def _split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
+def split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
     """Tell the reasoning from the answer; a text that is continued has none."""
     said = said_in(completion.text, completion.item.record, spec, opened.split)
     return completion._replace(text=said.answer, reasoning=said.reasoning)

@@ -9,7 +9,7 @@ from time import sleep
 from dspark_batch.job.replay import Baseline, Margin
 from dspark_batch.job.spec import number_or_none
 from dspark_batch.run import Opened
-from dspark_batch.types import Completion, Failure, Outcome, Request, Said
+from dspark_batch.types import Completion, Failure, Outcome, Partial, Request, Said
 
 CONTEXT_LENGTH = 400
 
@@ -133,3 +133,80 @@ def fake_opener(engine=None, split=unsplit, baseline=None, **identity):
 def refuse_to_open(spec, manifest):
     """An `open_engine` for starts that must not load a model."""
     raise AssertionError("the model was loaded")
+
+
+@dataclass
+class FakeSteps:
+    """An engine that commits three tokens of each answer in a step, and can die."""
+
+    slots: int = 3
+    pause_s: float = 0.0  # for each step
+    dies_on: str | None = None  # a text in the prompt of an item that has a slot
+    most_active: int = 0  # that were ever seen
+
+    def __post_init__(self):
+        self._waiting: list[tuple[bool, Request]] = []
+        self._active: list[tuple[Request, Completion, int]] = []
+        self._ended: list[Outcome] = []
+
+    @property
+    def is_idle(self):
+        return not (self._waiting or self._active or self._ended)
+
+    def add(self, request, *, urgent=False):
+        self._waiting.append((urgent, request))
+        self._waiting.sort(key=lambda waiting: not waiting[0])
+
+    def cancel(self, item):
+        gone = [r for _, r in self._waiting if r.item.is_same(item)]
+        gone += [r for r, *_ in self._active if r.item.is_same(item)]
+        self._waiting = [w for w in self._waiting if not w[1].item.is_same(item)]
+        self._active = [a for a in self._active if not a[0].item.is_same(item)]
+        self._ended += [Failure(r.item, "cancelled", f"{r.item.where}: given up") for r in gone]
+
+    def so_far(self, item):
+        for request, answer, num_tokens in self._active:
+            if request.item.is_same(item) and num_tokens:
+                return Partial(answer.token_ids[:num_tokens], answer.is_drafted[:num_tokens])
+        return None
+
+    def step(self):
+        sleep(self.pause_s)
+        going, self._active = self._active, []
+        for request, answer, num_tokens in going:
+            said = "".join(map(chr, request.prompt_ids))
+            if self.dies_on is not None and self.dies_on in said:
+                raise RuntimeError(f"the engine broke at {self.dies_on}")
+            if num_tokens + 3 >= len(answer.token_ids):
+                self._ended.append(answer)
+            else:
+                self._active.append((request, answer, num_tokens + 3))
+        while self._waiting and len(self._active) < self.slots:
+            request = self._waiting.pop(0)[1]
+            self._active.append((request, fake_answer(request), 0))
+        self.most_active = max(self.most_active, len(self._active))
+        ended, self._ended = self._ended, []
+        return ended
+
+
+def fake_decode(token_ids):
+    return "".join(f"{i:x}" for i in token_ids)
+
+
+def fake_steps_opener(engine=None):
+    """Make what a hub opens: an engine with steps."""
+
+    def open_engine():
+        steps = engine or FakeSteps()
+        identity = {"target": "t0", "tokenizer": "k0", "chat_template": "c0", "drafter": "d0"}
+        return Opened(
+            steps,
+            fake_render,
+            CONTEXT_LENGTH,
+            identity | {"dtype": "float32"},
+            slots=steps.slots,
+            split=unsplit,
+            decode=fake_decode,
+        )
+
+    return open_engine

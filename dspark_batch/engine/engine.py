@@ -184,11 +184,12 @@ class Engine:
         )
 
     def generate(
-        self, stream: Iterable[Request | Failure], may_begin: MayBegin = _always
+        self, stream: Iterable[Request | Failure | None], may_begin: MayBegin = _always
     ) -> Iterator[Outcome]:
         """Answer a stream of requests, in the order in which answers finish.
 
-        Pulls a few requests ahead; failures pass through.
+        Pulls a few requests ahead; failures pass through. A None means that there is nothing right
+        now: the stream is asked again after a round, or this ends if nothing is left to do.
 
         Args:
             stream: of requests.
@@ -288,8 +289,8 @@ class Engine:
         """Count as ours no time in which who took the last answer had the device."""
         self._clock.leave_out(seconds)
 
-    def _pull(self, stream: Iterator[Request | Failure]) -> Iterator[Failure]:
-        """Add until enough wait or the stream ends; failures pass through."""
+    def _pull(self, stream: Iterator[Request | Failure | None]) -> Iterator[Failure]:
+        """Add until enough wait, or the stream ends or pauses; failures pass through."""
         while self._admission.window.has_room:
             pulled = next(stream, None)
             if pulled is None:

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
@@ -18,8 +18,8 @@ Prompt: TypeAlias = Sequence[int]  # token ids, at least one
 class Prefilled(NamedTuple):
     """Prompts that are ready to decode; slot i of the caches holds prompt i."""
 
-    cache: RaggedCache  # the target's
-    context: RaggedCache  # the drafter's
+    cache: SlotCache  # the target's
+    context: SlotCache  # the drafter's
     logits: mx.array  # [P, V], of the first tokens of the answers
     cached: list[int]  # positions of each prompt that came from the prefix cache
     num_computed: int  # positions that went through the target, shared beginnings included
@@ -51,7 +51,7 @@ def prefill(
             break
         for slot, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
             where = (slot, prefix.length, len(ids))
-            prefixes.store(ids, filled.cache.part(*where) + filled.context.part(*where))
+            prefixes.store(ids, (filled.cache.snapshot(*where), filled.context.snapshot(*where)))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
     filled = yield from _computed(passes, shapes, prompts, found)
     return filled._replace(num_computed=filled.num_computed + num_computed)
@@ -109,13 +109,10 @@ class _Filling:
         self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
         slots, _ = shapes.prefill_pass(len(prompts), self.left)
         room = self._room()
-        spare = slots - len(prompts)
-        target, drafter = passes.num_layers
-        self.cache, self.context = RaggedCache(target, slots), RaggedCache(drafter, slots)
-        parts = [prefix.parts for prefix in found] + [[]] * spare
-        for cache, first in (self.cache, 0), (self.context, 2 * target):
-            cache.reserve(room)
-            cache.begin_with(parts, self._done + [0] * spare, first)
+        self.cache, self.context = passes.make_cache(slots, room), passes.make_context(slots, room)
+        parts = [prefix.parts for prefix in found] + [[]] * (slots - len(prompts))
+        self.cache.begin_with([[target for target, _ in each] for each in parts])
+        self.context.begin_with([[drafter for _, drafter in each] for each in parts])
 
     @property
     def left(self) -> int:

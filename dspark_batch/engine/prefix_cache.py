@@ -4,21 +4,21 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import mlx.core as mx
+from dspark_batch.caches.slot_cache import Part
 
 CHUNK = 8  # positions; only whole chunks are shared
 _MOST_COUNTED = 1 << 17  # chunks of past prompts that are remembered, some 20 MB
 
 Ids: TypeAlias = Sequence[int]
 Chunks: TypeAlias = tuple[int, ...]  # of a prompt: a hash of each beginning of whole chunks
-Part: TypeAlias = list[mx.array]  # keys and values of all layers for a run of positions
+Parts: TypeAlias = tuple[Part, ...]  # what each model remembers of a run of positions
 
 
 class Prefix(NamedTuple):
     """The longest stored beginning of some tokens."""
 
     length: int  # positions
-    parts: list[Part]  # one behind the other
+    parts: list[Parts]  # one behind the other
 
 
 class PrefixCache:
@@ -59,21 +59,21 @@ class PrefixCache:
         length, parts = 0, []
         for segment, stop in self._path(ids):
             self._by_age.move_to_end(segment)
-            parts.append(segment.part(stop))
+            parts.append(segment.cut(stop))
             length += stop
         return Prefix(length, parts)
 
-    def store(self, ids: Ids, part: Part) -> None:
+    def store(self, ids: Ids, parts: Parts) -> None:
         """Store the end of a beginning, behind as much of it as is stored.
 
         Args:
             ids: the whole beginning, whole chunks.
-            part: arrays [KV, T, D] of its positions that are not stored yet.
+            parts: of its positions that are not stored yet.
         """
         path = self._path(ids)
         start = sum(stop for _, stop in path)
         parent, stop = path[-1] if path else (self._root, 0)
-        segment = _Segment(parent, start, ids[start:], part)
+        segment = _Segment(parent, start, ids[start:], parts)
         parent.children[stop, tuple(ids[start : start + CHUNK])] = segment
         self._room -= len(segment.ids)
         for above, _ in path:
@@ -104,19 +104,21 @@ class PrefixCache:
 
 
 class _Segment:
-    """A run of tokens behind a part of its parent's, and their arrays."""
+    """A run of tokens behind a part of its parent's, and what is remembered of them."""
 
-    def __init__(self, parent: "_Segment | None", start: int, ids: Ids, part: Part = ()) -> None:
+    def __init__(self, parent: "_Segment | None", start: int, ids: Ids, parts: Parts = ()) -> None:
         self.parent = parent
         self.start = start  # position of the first token
         self.ids = tuple(ids)
         # How many positions of this segment come before the child; the child's first chunk.
         self.children: dict[tuple[int, tuple[int, ...]], _Segment] = {}
-        self._part = part
+        self._parts = parts
 
-    def part(self, stop: int) -> Part:
-        """Return the arrays of the first `stop` positions."""
-        return self._part if stop == len(self.ids) else [a[:, :stop] for a in self._part]
+    def cut(self, stop: int) -> Parts:
+        """Return what is remembered of the first `stop` positions."""
+        if stop == len(self.ids):  # the very objects, so that equal beginnings are joined once
+            return self._parts
+        return tuple(part.cut(stop) for part in self._parts)
 
     def common_len(self, ids: Ids) -> int:
         """Count the positions, whole chunks, in which a prompt agrees with this segment."""

@@ -1,13 +1,13 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import mlx.core as mx
 
 from dspark_batch import blas
-from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.conformance import Conformance, conformance
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.shapes import FALLBACK, Shapes
@@ -151,7 +151,7 @@ def _lengths(block_size: int) -> tuple[int, ...]:
 
 def _rule(pair: Pair) -> Weights:
     """Say what a round costs in target passes: reading weights, and a little for each token."""
-    share = pair.drafter.num_layers / len(pair.target.model.layers)
+    share = pair.drafter.num_layers / pair.target.facts.num_layers
     by_slot = pair.drafter.block_size / _FREE_TOKENS
     return 1.0, 1 / _FREE_TOKENS, share, share * by_slot
 
@@ -180,15 +180,8 @@ def _free_bytes() -> int:
 
 def _bytes_per_position(pair: Pair) -> int:
     """Count the bytes that a cached token takes, by the shapes of a pass that is never run."""
-    cache = RaggedCache(pair.target.num_caches, 1)
-    context = RaggedCache(pair.drafter.num_layers, 1)
-    for each in (cache, context):
-        each.reserve(1)
-    _, features = pair.target(mx.array([[0]]), cache.layers)
-    buffers = cache.buffers()
-    try:
+    cache, context = pair.target.make_cache(1, 1), pair.drafter.make_cache(1, 1)
+    _, features = pair.target(mx.array([[0]]), cache)
+    with suppress(DrafterFault):  # its items will say so, and cache nothing of it
         guarded(partial(pair.drafter.extend, context, features))
-        buffers += context.buffers()
-    except DrafterFault:  # its items will say so, and cache nothing of it
-        pass
-    return sum(array.nbytes // array.shape[2] for array in buffers)
+    return cache.bytes_per_position + context.bytes_per_position

@@ -4,7 +4,7 @@ from collections.abc import Sequence as ListLike
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache, whole_steps
+from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
@@ -36,8 +36,8 @@ class Slots:
         self._widest = widest
         self._block_size = pair.drafter.block_size
         self.sequences: list[Sequence | None] = []
-        self.cache = RaggedCache(pair.target.num_caches, 0)
-        self.context = RaggedCache(pair.drafter.num_layers, 0)
+        self.cache = pair.target.make_cache(0, 0)
+        self.context = pair.drafter.make_cache(0, 0)
         self.anchors = mx.zeros(0, dtype=mx.int32)
         self.changes = 0
 

@@ -15,19 +15,25 @@ class TextStream:
     Args:
         decode: turns token ids into text.
         stops: the text ends before the first of these.
+        marks: whoever reads the text must see these whole; what may begin one is held back.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str] = (),
+        marks: Sequence[str] = (),
+    ) -> None:
         self._decode = decode
         self._is_broken = cache(lambda token: _BROKEN in decode([token]))
-        self._stops = tuple(stops)
+        self._stops, self._marks = tuple(stops), tuple(marks)
         self._token_ids: list[int] = []
         self._given = ""
 
-    def add(self, token: int) -> str:
-        """Take the next token; return what is new of the text and stays, "" for nothing."""
-        self._token_ids.append(token)
-        if self._is_broken(token):  # a part of a character, or a character in parts
+    def add(self, *tokens: int) -> str:
+        """Take the next tokens; return what is new of the text and stays, "" for nothing."""
+        self._token_ids += tokens
+        if not tokens or self._is_broken(tokens[-1]):  # a part of a character, or one in parts
             return ""
         return self._new(self._settled(self._decode(self._token_ids)))
 
@@ -47,7 +53,7 @@ class TextStream:
     def _settled(self, text: str) -> str:
         """Cut a text where a stop string begins, or may."""
         ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        ends += [len(text) - _overlap(text, stop) for stop in self._stops]
+        ends += [len(text) - _overlap(text, held) for held in (*self._stops, *self._marks)]
         return text[: min(ends, default=None)]
 
 

@@ -26,6 +26,7 @@ ONLY = {  # fields with values that ask for nothing that we lack
     **{"use_beam_search": (False,), "response_format": ({"type": "text"},)},
     **{"modalities": (["text"],), "tools": ([],), "tool_choice": ("none", "auto")},
     **{"functions": ([],), "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",)},
+    **{"extra_body": ({},), "extra_headers": ({},), "extra_query": ({},)},
     **{"safe_prompt": (False,), "include_reasoning": (True,), "separate_reasoning": (True,)},
 }
 

@@ -30,10 +30,12 @@ class Misfit(Exception):
 def column_types(chunks: Iterable[Chunk]) -> ColumnTypes:
     """Find one type for each input column, in order of first appearance."""
     types: ColumnTypes = {}
+    declared: set[str] = set()  # columns of tables, which know their types
     for chunk in chunks:
+        declared |= set(chunk.batch.schema.names if chunk.batch is not None else ())
         for name, kind in _types_in(chunk).items():
             types[name] = _unified(types[name], kind) if name in types else kind
-    return {name: _storable(kind) for name, kind in types.items()}
+    return {name: _storable(types[name], is_declared=name in declared) for name in types}
 
 
 def input_columns(chunk: Chunk, types: ColumnTypes) -> list[pa.Array]:
@@ -105,11 +107,14 @@ def _unified(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType 
         return None
 
 
-def _storable(kind: pa.DataType | None) -> pa.DataType | None:
-    """Replace what Parquet has no place for, such as a struct without fields, or only nulls."""
+def _storable(kind: pa.DataType | None, *, is_declared: bool) -> pa.DataType | None:
+    """Replace what Parquet has no place for, such as a struct without fields.
+
+    Nulls in JSON have no type, so a column of nothing else gets that of text.
+    """
     if kind is None or not _can_store(pa.nulls(1, kind)):
         return None
-    return pa.string() if pa.types.is_null(kind) else kind
+    return pa.string() if pa.types.is_null(kind) and not is_declared else kind
 
 
 def _can_store(array: pa.Array) -> bool:

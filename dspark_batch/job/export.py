@@ -20,7 +20,7 @@ from dspark_batch.job.reader import Chunk, Source, item_of, read_chunks
 from dspark_batch.job.rows import ROW_SCHEMA, Layout, layout_of
 from dspark_batch.job.run_dir import RunDir, full_disk_is_resumable, sync_file
 from dspark_batch.job.spec import OUTPUTS
-from dspark_batch.job.where import Holds, Where, any_of
+from dspark_batch.job.where import Meant, Where
 from dspark_batch.types import Failure, Item
 
 
@@ -66,21 +66,22 @@ def export_inputs(
         overwrite: replace `to` if it is there.
 
     Raises:
-        UsageError: `to` cannot be written so, or there is no such output, or no input any more.
+        UsageError: `to` cannot be written so, or there is no such output or column, or no input
+            any more.
     """
     target, job = Path(to), look(out)
     if target.suffix != ".jsonl":
         raise UsageError(f"{to}: --inputs are written to a name that ends in .jsonl; rename it.")
     written = 0
     with _draft_at(to, overwrite=overwrite) as draft, draft.open("wb") as file:
-        for item in _answered(job, _meant(where)):
+        for item in _answered(job, Meant(where), out):
             name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
             file.write(dump(name | item.record, is_odd=bool(item.notes)) + b"\n")
             written += 1
     return written
 
 
-def _answered(job: Look, is_meant: Holds) -> Iterator[Item]:
+def _answered(job: Look, is_meant: Meant, out: str) -> Iterator[Item]:
     """Yield each record that has a meant row; a line that could not be read whole is none."""
     names, last = layout_of(job.spec).our_names, ""
     with job.rows() as rows:
@@ -92,6 +93,7 @@ def _answered(job: Look, is_meant: Holds) -> Iterator[Item]:
             if record.where != last and is_meant(row):
                 last = record.where
                 yield record
+    is_meant.check(out)
 
 
 @contextmanager
@@ -123,10 +125,6 @@ def _draft_of(target: Path, *, overwrite: bool) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _meant(where: Sequence[Where]) -> Holds:
-    return any_of(where) if where else lambda row: True
-
-
 @contextmanager
 def _whole(out: str, folder: Path) -> Iterator[Path]:
     """Give the output, or a file like it with the rows of a job that is not finished.
@@ -155,7 +153,7 @@ class _Rows:
     """The rows of an output, and those that are meant; can be walked many times."""
 
     def __init__(self, source: Source, where: Sequence[Where]) -> None:
-        self._source, self._is_meant = source, _meant(where)
+        self._source, self._where = source, where
 
     def all_chunks(self) -> Iterator[Chunk]:
         for chunk in read_chunks([self._source]):
@@ -165,8 +163,10 @@ class _Rows:
             yield chunk
 
     def chunks(self) -> Iterator[Chunk]:
+        is_meant = Meant(self._where)
         for chunk in self.all_chunks():
-            yield chunk.only([self._is_meant(item.record) for item in chunk.records])
+            yield chunk.only([is_meant(item.record) for item in chunk.records])
+        is_meant.check(self._source.name)
 
 
 def _chosen(known: Sequence[str], columns: Sequence[str]) -> Sequence[str]:

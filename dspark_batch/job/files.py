@@ -49,8 +49,17 @@ _TABLES: Mapping[bytes, Form] = {
     b"\xff\xff\xff\xff": "arrow",  # its stream, without the frame of a file
 }
 _UTF_16 = "is text in UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`."
+_UTF_32 = "is text in UTF-32; convert it with `iconv -f UTF-32 -t UTF-8`."
+_WIDE = {  # which of every four bytes are ever zero -> what the text is in
+    (False, True, False, True): _UTF_16,
+    (True, False, True, False): _UTF_16,
+    (False, True, True, True): _UTF_32,
+    (True, True, True, False): _UTF_32,
+}
 _NO_TEXT = "is no text and no table that we know; convert it."
 _REFUSED: Mapping[bytes, str] = {
+    **dict.fromkeys((b"\xff\xfe\0\0", b"\0\0\xfe\xff"), _UTF_32),
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), _UTF_16),
     b"version https://git-lfs": "is a Git LFS pointer, not the file; get it with `git lfs pull`.",
     b"PK\x03\x04": "is a ZIP archive or a spreadsheet; unpack it, or save it as CSV.",
     b"PARE": "is an encrypted Parquet file; write it without encryption.",
@@ -61,6 +70,8 @@ _REFUSED: Mapping[bytes, str] = {
     b"%PDF": "is a PDF; a job needs records, such as JSON lines.",
 }
 _HTML = re.compile(rb"<(!doctype|html|head|body|\?xml|error)\b", re.IGNORECASE)
+# Column names with commas or tabs between them, or the one name that a table would have.
+_HEADER = re.compile(rb'\s*(("?[^\W\d][\w .-]*"?)([,;\t]"?[^\W\d][\w .-]*"?)+|"?prompt"?)\s*$')
 _BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 20
@@ -215,9 +226,8 @@ def _refuse(source: Source, head: bytes) -> None:
         sentence = "is a tar archive; unpack it."
     if sentence is None and _HTML.match(head.lstrip()):
         sentence = "is a page of HTML or XML and not the file; download it again, logged in."
-    zeros = [head[i:16:2].count(0) for i in (0, 1)]  # UTF-16: every other byte
-    if sentence is None and max(zeros) >= 4:
-        sentence = _NO_TEXT if all(zeros) else _UTF_16
+    if sentence is None and head[:16].count(0) >= 4:
+        sentence = _WIDE.get(tuple(0 in head[i:16:4] for i in range(4)), _NO_TEXT)
     if sentence is not None:
         raise UsageError(f"{source.name}: {sentence}")
 
@@ -228,6 +238,11 @@ def _form_of_text(source: Source, text: bytes) -> Form:
     if known and known[1] in ("csv", "tsv"):
         return known[1]
     first, _, rest = text.partition(b"\n")
+    if known and not known[4] and _HEADER.match(first) and b"\n{" not in text:
+        raise UsageError(
+            f"{source.name}: is a table of text and no JSON; name it .csv, or .tsv if tabs part "
+            "its columns."
+        )
     if text.startswith(b"["):
         return "lines" if rest.strip() and _is_json(first) else "array"
     if text.startswith(b"{"):

@@ -7,7 +7,8 @@ half a surrogate pair. A record may carry one through; only what is asked must b
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -18,6 +19,7 @@ _LONG_NUMBER = re.compile(rb"\d{19}")
 _MOST_DIGITS = 4300  # that Python makes an integer of
 _SPACE_AND_COMMA, _COLON = re.compile(r"[\s,]*"), re.compile(r"\s*:\s*")
 _END_OF_VALUE = re.compile(r"\s*[,}]")
+_KEY = re.compile(rb'"\s*:')  # the end of a key; inside text it may be none
 
 
 class Parsed(NamedTuple):
@@ -33,7 +35,16 @@ class _AsText(str):
 
 
 def parse(line: bytes) -> Parsed:
-    """Read one line."""
+    """Read one line; an object with a key twice is refused, as nobody can tell which one counts."""
+    found = _parse(line)
+    twice = [] if found.problem is not None else keys_twice(line, found.record)
+    if not any(twice):
+        return found
+    record = {name: value for name, value in found.record.items() if name not in twice[-1]}
+    return Parsed(record, found.notes, said_twice(twice))
+
+
+def _parse(line: bytes) -> Parsed:
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -45,6 +56,34 @@ def parse(line: bytes) -> Parsed:
         found = _leniently(line, "nested too deep; make it flat.")
         return found if found.notes or len(found.record) < len(value) else Parsed(value)
     return Parsed(value)
+
+
+def keys_twice(text: bytes, value: Json) -> list[list[str]]:
+    """Name the keys that stand twice in each object of JSON, the outermost object last.
+
+    Args:
+        text: the JSON.
+        value: what was read of it. Where it has as many keys as the text seems to have, none can
+            be there twice, so most texts are read only once.
+    """
+    if len(_KEY.findall(text)) == _num_keys(value):
+        return []
+    twice: list[list[str]] = []
+
+    def see(pairs: list[tuple[str, Json]]) -> None:
+        twice.append([name for name, times in Counter(n for n, _ in pairs).items() if times > 1])
+
+    try:
+        json.loads(text, object_pairs_hook=see, parse_int=str, parse_float=str)
+    except RecursionError:  # deeper than any conversation
+        return []
+    return twice
+
+
+def said_twice(twice: Sequence[Sequence[str]]) -> str:
+    """Say which key stands twice."""
+    name = next(filter(None, reversed(twice)))[0]
+    return f"the key `{sayable(name)}` stands twice in one object; keep one of them."
 
 
 def dump(value: Json, *, is_odd: bool) -> bytes:
@@ -139,6 +178,18 @@ def _pairs(text: str) -> Iterator[tuple[str, Json]]:
             yield name, value
     except (ValueError, RecursionError):
         return
+
+
+def _num_keys(value: Json) -> int:
+    """Count the keys of all objects in a value."""
+    found, rest = 0, [value]
+    for each in rest:  # which grows
+        if isinstance(each, dict):
+            found += len(each)
+            rest += each.values()
+        elif isinstance(each, list):
+            rest += each
+    return found
 
 
 def _oddity(value: Json) -> str | None:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import orjson
 
+from dspark_batch.job.json_text import keys_twice, said_twice
 from dspark_batch.types import Json
 
 Message: TypeAlias = dict[str, str]  # role, content; where given: name, reasoning_content
@@ -87,10 +88,12 @@ def read_messages(messages: Json, column: str, fields: Fields) -> list[Message]:
     Raises:
         Unusable: it is something else, or asks for more than can be done.
     """
-    messages = from_text(messages, "[")
+    text, messages = messages, from_text(messages, "[")
     if not isinstance(messages, list) or not messages:
         found = "empty" if messages == [] else kind_of(messages)
         raise Unusable(f"`{column}` is {found}, expected a list of messages.")
+    if isinstance(text, str) and any(twice := keys_twice(text.encode(), messages)):
+        raise Unusable(f"`{column}`: {said_twice(twice)}")
     if len(messages) > 1 and _is_open(messages[-1], fields):
         messages = messages[:-1]
     return [_message(message, f"`{column}[{i}]`", fields) for i, message in enumerate(messages)]

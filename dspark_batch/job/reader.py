@@ -246,6 +246,8 @@ def _name(value: Json) -> str | None:
 
 
 def _is_absent(value: Json) -> bool:
+    if isinstance(value, str):  # an empty cell of a CSV file, for example
+        return not value.strip()
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 

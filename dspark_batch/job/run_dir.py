@@ -93,14 +93,21 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the output against other runs; a dead holder never blocks.
 
+        A directory in which no job begins goes away again.
+
         Raises:
             OutputInUse: another process holds it.
             UsageError: the place cannot be written.
         """
+        is_new = not self.path.exists()
         fd = self._open_lock()
         try:
             self._take(fd)
-            yield
+            try:
+                yield
+            finally:
+                if is_new and not self.has_job():
+                    self._leave_nothing()
         finally:
             os.close(fd)
 
@@ -254,11 +261,24 @@ class RunDir:
                 "choose an output in a directory that you can write to."
             ) from error
 
+    def _leave_nothing(self) -> None:
+        """Take away what a start made that was refused; a directory with anything in it stays."""
+        with suppress(OSError):  # a folder of fetched files, for example, is not empty
+            if self.rows.exists() and not self.rows.stat().st_size:
+                self.rows.unlink()
+            if self.fetched.exists():
+                self.fetched.rmdir()
+            if list(self.path.iterdir()) == [self._lock]:
+                self._lock.unlink()
+                self.path.rmdir()
+
     def _take(self, fd: int) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._lock.exists() or not os.path.samestat(os.fstat(fd), self._lock.stat()):
+                raise BlockingIOError  # its holder took the directory away, and made none
         except BlockingIOError as error:
-            holder = self._lock.read_text().strip() or "another process"
+            holder = self.holder() or "another process"
             raise OutputInUse(
                 f"{self.out} is in use by {holder}; wait for it, or choose another output."
             ) from error

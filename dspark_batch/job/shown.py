@@ -18,7 +18,7 @@ from dspark_batch.job.remote import is_url
 from dspark_batch.job.rows import ROW_SCHEMA, layout_of
 from dspark_batch.job.run_dir import RunDir
 from dspark_batch.job.spec import OUTPUTS, Spec
-from dspark_batch.job.where import Where, any_of
+from dspark_batch.job.where import Meant, Where
 from dspark_batch.types import Failure, Item, Json
 
 Row: TypeAlias = Mapping[str, Json]
@@ -49,15 +49,16 @@ def rows_of(
         custom_id: only the rows of this item; None: of all.
 
     Raises:
-        UsageError: there is no such output, or it is no output of ours.
+        UsageError: there is no such output or column, or it is no output of ours.
     """
-    is_meant = any_of(where) if where else lambda line: True
+    is_meant = Meant(where)
     lines, spec = _lines(out)
     for line, item in lines:
         if is_meant(line):
             shown = _shown(line, item, spec)
             if custom_id in (None, shown.custom_id):
                 yield shown
+    is_meant.check(out)
 
 
 def first_rows(out: str, limit: int) -> list[Shown]:

@@ -107,8 +107,14 @@ def prompt_of(template: str, record: Mapping[str, Json]) -> str:
     Raises:
         Unusable: the record does not fit it.
     """
+    if ALL in record and _takes_all_at_once(template):
+        raise Unusable(
+            f"`{ALL}` in the template is all columns, and one of them is called `{ALL}`; write "
+            f"`{ALL}.{ALL}` for that one."
+        )
     try:
-        text = _compiled(template).render({ALL: _spoken(record)} | _spoken(record))
+        columns = _spoken(record)
+        text = _compiled(template).render({**columns, ALL: columns})
     except UndefinedError as error:
         raise Unusable(
             f"the template asks for what this record lacks ({_plainly(error)}); columns are "
@@ -146,6 +152,16 @@ def columns_in(template: str) -> set[str]:
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Template:
     return _environment().from_string(template)
+
+
+@lru_cache(maxsize=8)
+def _takes_all_at_once(template: str) -> bool:
+    """Whether a template takes all columns as one value, and not one of them: `row.x`."""
+    tree = _environment().parse(template)
+    ones = [*tree.find_all(nodes.Getattr)]
+    ones += [each for each in tree.find_all(nodes.Getitem) if isinstance(each.arg, nodes.Const)]
+    names = {id(each.node) for each in ones}
+    return any(n.name == ALL and id(n) not in names for n in tree.find_all(nodes.Name))
 
 
 def _environment() -> _Environment:

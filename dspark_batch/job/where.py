@@ -1,7 +1,7 @@
 """Conditions about rows, as options write them: `error.code=engine`, `status=skipped`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,11 +24,60 @@ class Where:
 
     def __call__(self, row: Mapping[str, Json]) -> bool:
         """Whether a row has it."""
-        value: Json = row
-        for name in self.column.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
+        is_there, value = self.look_up(row)
         text = value if isinstance(value, str) else json.dumps(value, default=str)
-        return text == self.value
+        return is_there is not False and text == self.value
+
+    def look_up(self, row: Mapping[str, Json]) -> tuple[bool | None, Json]:
+        """Say whether a row has the column, and what is there; None: a null stands before it."""
+        value: Json = row
+        for name in (self.column,) if self.column in row else self.column.split("."):
+            if value is None:
+                return None, None
+            if not isinstance(value, Mapping) or name not in value:
+                return False, None
+            value = value[name]
+        return True, value
+
+
+class Meant:
+    """Says which rows are meant: those for which one of the conditions holds; without any, all."""
+
+    def __init__(self, conditions: Sequence[Where]) -> None:
+        self._conditions = tuple(conditions)
+        self._unseen = {each: {} for each in conditions}  # condition -> names in rows without it
+
+    def __call__(self, row: Mapping[str, Json]) -> bool:
+        """Whether a row is meant."""
+        for each in tuple(self._unseen):
+            is_there, _ = each.look_up(row)
+            if is_there:
+                del self._unseen[each]
+            elif is_there is False:
+                self._unseen[each] |= dict.fromkeys(_names_in(row))
+        return not self._conditions or any_of(self._conditions)(row)
+
+    def check(self, out: str) -> None:
+        """Refuse a column that no row had, once all rows were seen.
+
+        Raises:
+            UsageError: naming the column that was probably meant.
+        """
+        for each, names in self._unseen.items():
+            if names:
+                raise UsageError(
+                    f"--where {each.column}={each.value}: no row of {out} has such a column"
+                    f"{nearest(each.column, names)}; columns are "
+                    f"{', '.join(name for name in names if '.' not in name)}."
+                )
+
+
+def _names_in(row: Mapping[str, Json]) -> Iterator[str]:
+    """Name the columns of a row, and the fields in them."""
+    for name, value in row.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _names_in(value))
 
 
 def any_of(conditions: Sequence[Where]) -> Holds:

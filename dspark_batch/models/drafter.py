@@ -1,11 +1,11 @@
 """What the engine needs of a drafter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
-from dspark_batch.models.draft_layer import KeyValues
+from dspark_batch.caches.slot_cache import SlotCache
 
 # Chooses the tokens [B] of block position k from logits [B, V].
 Choose = Callable[[mx.array, int], mx.array]
@@ -17,14 +17,6 @@ class Draft(NamedTuple):
     tokens: mx.array  # [B, K] int32
     logits: mx.array | None = None  # [B, K, V], Markov bias included; None: there are none
     confidence: mx.array | None = None  # [B, K] float32 logits; None: no confidence head
-
-
-class Context(Protocol):
-    """Where the drafter keeps keys and values of committed positions, ragged over slots."""
-
-    lengths: mx.array  # [B] int32, context positions of each slot
-    capacity: int  # positions in the buffers
-    layers: Sequence[KeyValues]
 
 
 class Drafter(Protocol):
@@ -47,10 +39,14 @@ class Drafter(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """Layers that keep context keys and values."""
+        """How many layers it has."""
         ...
 
-    def extend(self, context: Context, features: mx.array | None) -> None:
+    def make_cache(self, slots: int, positions: int) -> SlotCache:
+        """Make its context: what it remembers of committed positions, ragged over slots."""
+        ...
+
+    def extend(self, context: SlotCache, features: mx.array | None) -> None:
         """Write T further positions behind each slot's context, whose lengths stay.
 
         Args:
@@ -59,6 +55,8 @@ class Drafter(Protocol):
         """
         ...
 
-    def propose(self, anchor: mx.array, context: Context, num_drafts: int, choose: Choose) -> Draft:
+    def propose(
+        self, anchor: mx.array, context: SlotCache, num_drafts: int, choose: Choose
+    ) -> Draft:
         """Draft from the anchor [B], at most `block_size` tokens, each taken by `choose`."""
         ...

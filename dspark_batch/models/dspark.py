@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, replace
 import mlx.core as mx
 import mlx.nn as nn
 
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.models.draft_layer import KeyValues
-from dspark_batch.models.drafter import Choose, Context, Draft
+from dspark_batch.models.drafter import Choose, Draft
 from dspark_batch.models.drafter_config import Attention, DrafterConfig
 from dspark_batch.models.heads import MARKOV_HEADS, ConfidenceHead
 from dspark_batch.numerics.masks import ragged_block, windowed_block
@@ -70,8 +72,12 @@ class DSparkDrafter(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Layers that keep context keys and values."""
+        """How many layers it has."""
         return self.config.num_hidden_layers
+
+    def make_cache(self, slots: int, positions: int) -> SlotCache:
+        """Make its context: keys and values of committed positions."""
+        return SlotCache((PositionCache,) * self.num_layers, slots, positions)
 
     @property
     def has_confidence(self) -> bool:
@@ -94,7 +100,7 @@ class DSparkDrafter(nn.Module):
         """Fuse tapped features [B, T, m*E] into context [B, T, E]; DSpark, eq. 2."""
         return self.hidden_norm(self.fc(features))
 
-    def extend(self, context: Context, features: mx.array) -> None:
+    def extend(self, context: SlotCache, features: mx.array) -> None:
         """Write keys and values of T further positions behind each slot's context.
 
         Args:
@@ -105,7 +111,9 @@ class DSparkDrafter(nn.Module):
         for layer, cache in zip(self.layers, context.layers, strict=True):
             cache.update_and_fetch(*layer.keys_values(fused, offset))
 
-    def propose(self, anchor: mx.array, context: Context, num_drafts: int, choose: Choose) -> Draft:
+    def propose(
+        self, anchor: mx.array, context: SlotCache, num_drafts: int, choose: Choose
+    ) -> Draft:
         """Draft from the anchor [B], at most `block_size` tokens, each taken by `choose`.
 
         The whole block always runs, as in training, so a shorter draft is a prefix of a longer one.
@@ -171,7 +179,7 @@ class DSparkDrafter(nn.Module):
             hidden = layer(hidden, cache, offset, mask)
         return self.norm(hidden)
 
-    def _visible(self, context: Context) -> list[mx.array]:
+    def _visible(self, context: SlotCache) -> list[mx.array]:
         """Build the mask of each layer; layers that see alike share one."""
         attention = self.config.attention or (Attention(),) * self.num_layers
         where = (context.lengths, self.config.block_size, context.capacity)

@@ -306,7 +306,7 @@ def _tap(model: nn.Module, tap_ids: tuple[int, ...], config: PairConfig, directo
         mx.eval(plain)
     target = Target(model, tap_ids, config)
     with _refused(directory, "its layers cannot be read", "Leave --drafter out"):
-        tapped, features = target(tokens, make_prompt_cache(model))
+        tapped, features = target.by_itself(tokens)
     size = len(tap_ids) * target.facts.hidden_size
     if features is not None and features.shape != (*tokens.shape, size):
         raise ModelError(

@@ -2,7 +2,8 @@
 
 import mlx.core as mx
 
-from dspark_batch.models.drafter import Choose, Context, Draft
+from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.models.drafter import Choose, Draft
 
 
 class NoDrafter:
@@ -13,9 +14,15 @@ class NoDrafter:
     has_confidence = False
     num_layers = 0
 
-    def extend(self, context: Context, features: mx.array | None) -> None:
+    def make_cache(self, slots: int, positions: int) -> SlotCache:
+        """Make a context of no layers."""
+        return SlotCache((), slots, positions)
+
+    def extend(self, context: SlotCache, features: mx.array | None) -> None:
         """Take no notice of the features."""
 
-    def propose(self, anchor: mx.array, context: Context, num_drafts: int, choose: Choose) -> Draft:
+    def propose(
+        self, anchor: mx.array, context: SlotCache, num_drafts: int, choose: Choose
+    ) -> Draft:
         """Draft nothing: tokens [B, 0]."""
         return Draft(mx.zeros((anchor.shape[0], 0), dtype=anchor.dtype))

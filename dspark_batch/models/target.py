@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.errors import ModelError
 from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.dspark import TargetEnds
@@ -32,20 +34,6 @@ class PairConfig:
     identity: dict[str, str | None]
     # By block position, what confidence logits are divided by; None: not calibrated.
     confidence_temperatures: tuple[float, ...] | None = None
-
-
-class LayerCache(Protocol):
-    """What mlx-lm's models use of a cache."""
-
-    offset: mx.array  # [B] int32, positions of the next tokens
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the step's keys and values; return all that the step may look at."""
-
-    def make_mask(
-        self, width: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array:
-        """Say which positions the step's tokens may look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +92,7 @@ _CONTEXT_LENGTH = (
 )
 _EMBED_SCALE = ("embed_scale", "embedding_multiplier", "scale_emb")
 _ROOT_SCALED = ("gemma", "gemma2", "gemma3_text")  # by the root of the hidden size, in their code
-_KEYS_AND_VALUES = (KVCache, RotatingKVCache)  # what `engine.cache` can stand for
+_KEYS_AND_VALUES = (KVCache, RotatingKVCache)
 _ENDS = (nn.Linear, nn.QuantizedLinear)
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
@@ -201,6 +189,7 @@ class Target:
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)
+        self._layers = [PositionCache for _ in make_prompt_cache(model)]
         self._spare: dict[tuple[int, int], int] = {}
 
     @property
@@ -224,23 +213,22 @@ class Target:
             self._spare[slots, width] = next(fits, 0)
         return self._spare[slots, width]
 
-    def forget(self) -> None:
-        """Drop what the taps recorded, after the model itself was called."""
-        self._taps.take()
+    def make_cache(self, slots: int, positions: int) -> SlotCache:
+        """Make what the model remembers of so many slots, with room for so many positions each."""
+        return SlotCache(self._layers, slots, positions)
 
-    @property
-    def num_caches(self) -> int:
-        """How many layers keep keys and values."""
-        make_cache = getattr(self.model, "make_cache", None)
-        return len(make_cache()) if make_cache else len(self.model.layers)
-
-    def __call__(
-        self, tokens: mx.array, caches: Sequence[LayerCache]
-    ) -> tuple[mx.array, mx.array | None]:
+    def __call__(self, tokens: mx.array, cache: SlotCache) -> tuple[mx.array, mx.array | None]:
         """Run one step over tokens [B, T].
 
         Returns:
             Logits [B, T, V] and the tapped features [B, T, m*E]; None without taps.
         """
+        return self._run(tokens, cache.layers)
+
+    def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""
+        return self._run(tokens, make_prompt_cache(self.model))
+
+    def _run(self, tokens: mx.array, caches: Sequence[object]) -> tuple[mx.array, mx.array | None]:
         logits = self.model(tokens, cache=list(caches))
         return logits, self._taps.take()

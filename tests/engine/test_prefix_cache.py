@@ -5,16 +5,19 @@ import random
 import mlx.core as mx
 import pytest
 
+from dspark_batch.caches.positions import KeysValues
+from dspark_batch.caches.slot_cache import Part
 from dspark_batch.engine.prefix_cache import CHUNK, PrefixCache, chunks_of
 
 
 def part(ids, start=0):
-    """Arrays whose content is the tokens themselves, so that a wrong one shows."""
-    return [mx.array(ids[start:], dtype=mx.float32)[None, :, None]] * 2
+    """Parts whose content is the tokens themselves, so that a wrong one shows."""
+    tokens = mx.array(ids[start:], dtype=mx.float32)[None, :, None]
+    return (Part(len(ids) - start, (KeysValues(tokens, tokens),)),)
 
 
 def content(prefix):
-    return [int(x) for p in prefix.parts for x in p[0][0, :, 0].tolist()]
+    return [int(x) for (part,) in prefix.parts for x in part.arrays[0][0, :, 0].tolist()]
 
 
 def stored(*beginnings, most=1000):

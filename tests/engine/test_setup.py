@@ -155,12 +155,11 @@ def test_the_manifest_is_told_what_decides(pair):
 
 
 def test_what_a_position_takes_is_what_caches_hold(pair):
-    layers = pair.target.num_caches + pair.drafter.num_layers
+    layers = len(pair.target.make_cache(1, 1).layers) + pair.drafter.num_layers
     found = planning._bytes_per_position(pair)
-    cache = planning.RaggedCache(pair.target.num_caches, 1)
-    cache.reserve(1)
-    pair.target(mx.array([[0]]), cache.layers)
-    one = sum(array.nbytes // array.shape[2] for array in cache.buffers())
+    cache = pair.target.make_cache(1, 1)
+    pair.target(mx.array([[0]]), cache)
+    one = sum(array.nbytes // array.shape[2] for array in cache.arrays()[1:])
     assert one < found < layers * one
 
 
@@ -169,6 +168,10 @@ def test_a_drafter_that_fails_is_no_hindrance(pair):
         raise RuntimeError("no")
 
     broken = SimpleNamespace(
-        block_size=7, num_layers=2, extend=fails, parameters=pair.drafter.parameters
+        block_size=7,
+        num_layers=2,
+        make_cache=pair.drafter.make_cache,
+        extend=fails,
+        parameters=pair.drafter.parameters,
     )
     assert set_up(pair._replace(drafter=broken)).plan.draft_length == 7

@@ -107,6 +107,26 @@ def test_what_may_begin_a_stop_string_waits():
     assert stream.end("the ENgine ") == ""
 
 
+def test_several_tokens_at_once_are_the_same_text():
+    rng = random.Random(8)
+    for _ in range(400):
+        tokens, pieces = random_tokens(rng), []
+        stream = TextStream(plain, ("STOP", "é"))
+        left = list(tokens)
+        while left:
+            now, left = left[: (n := rng.randint(1, 4))], left[n:]
+            pieces.append(stream.add(*now))
+        strings = StopStrings(("STOP", "é"), plain)
+        text = strings.cut(plain(tokens))
+        assert "".join([*pieces, stream.end(text)]) == text, tokens
+
+
+def test_a_mark_is_given_whole_and_ends_no_text():
+    stream = TextStream(plain, marks=("</think>",))
+    assert [stream.add(b"so </th"), stream.add(b"ink> 4 <")] == ["so ", "</think> 4 "]
+    assert stream.add(b"b>") == "<b>"
+
+
 def test_a_decoder_that_takes_back_what_it_said_costs_a_line():
     stream = TextStream(lambda ids: "ab"[: len(ids)] if len(ids) < 3 else "xyz")
     assert [stream.add(1), stream.add(2), stream.add(3)] == ["a", "b", ""]

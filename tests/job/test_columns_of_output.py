@@ -1,5 +1,7 @@
 """Which input columns an output has, and what the completion is called."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_jobs import rows_in, start, write_lines
 
@@ -102,3 +104,13 @@ def test_a_column_of_one_record_is_enough(folder):
 def test_a_file_without_a_readable_record_is_no_misspelling(tmp_path):
     write_lines(tmp_path / "in.jsonl", b"nope", b"[]")
     assert start(tmp_path, keep=("x",)).errored == 2
+
+
+def test_a_column_of_nulls_keeps_the_type_that_a_table_gave_it(tmp_path):
+    table = pa.table({"prompt": ["a"], "nothing": pa.nulls(1), "list": pa.array([[None]])})
+    pq.write_table(table, tmp_path / "in.parquet")
+    start(tmp_path, inputs=(f"{tmp_path}/in.parquet",), out=f"{tmp_path}/out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").select(table.schema.names) == table
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a", "nothing": None})
+    start(tmp_path, out=f"{tmp_path}/lines.parquet")
+    assert pq.read_schema(tmp_path / "lines.parquet").field("nothing").type == pa.string()

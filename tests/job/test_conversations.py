@@ -7,7 +7,8 @@ from fakes import fake_render
 from small_jobs import rows_in, start, write_lines
 
 from dspark_batch.job.mapping import ignored_in, said_in, to_request
-from dspark_batch.job.question import num_turns
+from dspark_batch.job.messages import Unusable
+from dspark_batch.job.question import num_turns, question_of
 from dspark_batch.job.spec import Spec
 from dspark_batch.report import write_report
 from dspark_batch.types import Item, Said
@@ -361,3 +362,9 @@ def test_a_record_that_cannot_be_asked_ignores_nothing():
     spec = Spec(inputs=("in.jsonl",), out="o.jsonl", ignore_fields=("tools",))
     assert ignored_in({"prompt": 5, "tools": [{}]}, spec) == ()
     assert num_turns({"turns": [5]}, spec) == 1
+
+
+def test_json_text_of_messages_with_a_key_twice_is_refused():
+    record = {"messages": '[{"role":"user","content":"a","content":"b"}]'}
+    with pytest.raises(Unusable, match=r"`messages`: the key `content` stands twice in one object"):
+        question_of(record, Spec(inputs=("in.jsonl",), out="o.jsonl"))

@@ -78,7 +78,7 @@ def test_only_the_chosen_columns_in_their_order(folder, to):
         ([Where("status", "errored"), Where("number", "1")], "ac"),
         ([Where("number", "2.5")], "c"),
         ([Where("error.code", "engine")], ""),
-        ([Where("no.such", "x")], ""),
+        ([Where("error.code", "null")], "abd"),
     ],
 )
 def test_only_the_rows_for_which_a_condition_holds(folder, to, conditions, ids):
@@ -88,6 +88,22 @@ def test_only_the_rows_for_which_a_condition_holds(folder, to, conditions, ids):
     assert rows == [row for row in whole if row["id"] in ids]
     if to == "copy.parquet":
         assert pq.read_schema(folder / to) == pq.read_schema(folder / f"whole-{to}")
+
+
+@pytest.mark.parametrize("to", ["copy.jsonl", "copy.parquet"])
+@pytest.mark.parametrize(
+    ("column", "meant"), [("eror.code", "error.code"), ("error.cod", "error.code"), ("Id", "id")]
+)
+def test_a_condition_about_a_column_that_no_row_has_is_a_mistake(folder, to, column, meant):
+    start(folder)
+    for value in ("x", "null"):
+        where = [Where("status", "succeeded"), Where(column, value)]
+        said = f"--where {column}={value}: no row of .* has such a column; did you mean {meant}; "
+        for write in (export, export_inputs):
+            if write is export or to.endswith(".jsonl"):
+                with pytest.raises(UsageError, match=said):
+                    write(f"{folder}/out.jsonl", f"{folder}/{to}", where=where)
+    assert not (folder / to).exists()
 
 
 def test_records_whose_answer_was_cut_can_run_again_with_more_room(folder):

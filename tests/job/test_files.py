@@ -83,6 +83,7 @@ def test_the_same_records_come_out_of_every_kind_of_file(tmp_path, name, content
 
 
 UTF_16 = "is text in UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`."
+UTF_32 = "is text in UTF-32; convert it with `iconv -f UTF-32 -t UTF-8`."
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 LFS_SAID = "is a Git LFS pointer, not the file; get it with `git lfs pull`."
 PAGE = "is a page of HTML or XML and not the file; download it again, logged in."
@@ -95,6 +96,10 @@ PAGE = "is a page of HTML or XML and not the file; download it again, logged in.
         (lines().decode().encode("utf-16"), UTF_16),
         (lines().decode().encode("utf-16-be"), UTF_16),
         (lines().decode().encode("utf-16-le"), UTF_16),
+        (lines().decode().encode("utf-32"), UTF_32),
+        (lines().decode().encode("utf-32-be"), UTF_32),
+        (lines().decode().encode("utf-32-le"), UTF_32),
+        ("\ufeff你好你好你好你好".encode("utf-16-le"), UTF_16),
         (LFS, LFS_SAID),
         (b"\n <!DOCTYPE html>\n<html>...", PAGE),
         (b"<html><body>Sign in", PAGE),
@@ -132,6 +137,9 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, said):
         ("in.parquet", parquet()[:-9], "not a whole Parquet file ("),
         ("in.txt", b"What is a sea?\n", "expected one of .jsonl, .json, .csv, .tsv, .parquet"),
         ("in.yaml", b"inputs: x", "expected one of .jsonl, .json"),
+        ("in.jsonl", b"id,prompt\n1,What is a sea?\n", "is a table of text and no JSON; name it"),
+        ("in.json", b'"id"\t"my prompt"\n1\ta\n', "is a table of text and no JSON; name it"),
+        ("in.jsonl", b"prompt\nWhat, then?\n", "is a table of text and no JSON; name it .csv"),
     ],
 )
 def test_a_file_that_is_not_whole_is_one_sentence(tmp_path, name, content, said):

@@ -150,6 +150,7 @@ def test_newer_words_of_a_message():
     [
         *({"user": "u"}, {"metadata": {"a": "b"}}, {"stream": False}, {"service_tier": "flex"}),
         *({"store": True}, {"n": 1}, {"logprobs": False}, {"tools": None}, {"tools": []}),
+        *({"extra_body": {}}, {"extra_headers": {}}),
         *({"response_format": {"type": "text"}}, {"parallel_tool_calls": True}),
         {"presence_penalty": 0.0},
     ],
@@ -166,6 +167,10 @@ def test_what_changes_nothing_is_accepted(field):
         (chat(logprobs=True), "`body.logprobs` is True, which is not supported."),
         (completion(logprobs=0), "`body.logprobs` is 0, which is not supported."),
         (chat(top_logprobs=3), "`body.top_logprobs` is 3, which is not supported."),
+        (
+            chat(guided_json={}),  # an empty schema still asks for JSON
+            "`body.guided_json` is not supported",
+        ),
         (
             chat(response_format={"type": "json_object"}),
             "`body.response_format` is {'type': 'json_object'}, which is not supported.",

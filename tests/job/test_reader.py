@@ -2,6 +2,7 @@ import datetime
 import decimal
 import gzip
 import io
+import json
 import tracemalloc
 
 import pyarrow as pa
@@ -79,6 +80,30 @@ def test_a_line_that_is_not_json_is_a_failure_with_its_reason(tmp_path, line, re
     assert reason in bad.message
 
 
+@pytest.mark.parametrize(
+    ("line", "key", "left"),
+    [
+        (b'{"id":"x","prompt":"a","prompt":"b"}', "prompt", {"id": "x"}),
+        (b'{"id":"x","prompt" :"a","prompt"\t:"a"}', "prompt", {"id": "x"}),
+        (b'{"id":"x","id":"y","n":1}', "id", {"n": 1}),
+        (b'{"id":"x","n":1,"\\u006e":NaN}', "n", {"id": "x"}),
+        (b'{"id":"x","m":[{"role":"user","content":"a","content":"b"}]}', "content", None),
+        (b'{"body":{"messages":[{"role":"user","role":"user"}]}}', "role", None),
+    ],
+)
+def test_a_key_twice_in_one_object_is_refused(tmp_path, line, key, left):
+    (failure,) = read_bytes(tmp_path, line)
+    said = f"the key `{key}` stands twice in one object; keep one of them."
+    assert failure.message == f"in.jsonl:1: {said}"
+    assert failure.item.record == (json.loads(line) if left is None else left)
+    assert failure.item.custom_id == ("x" if b'"x"' in line and key != "id" else "#0")
+
+
+def test_text_that_looks_like_keys_is_no_key(tmp_path):
+    record = {"a": '"b": 1, "b": 2', "b": {"a": ["\\", {"a": 1}, {"a": 2}]}, "c": '{"a":1,"a":2}'}
+    assert read_bytes(tmp_path, json.dumps(record).encode())[0].record == record
+
+
 @pytest.mark.parametrize(("line", "kind"), [(b"[1]", "list"), (b'"x"', "str"), (b"7", "int")])
 def test_a_line_that_is_not_an_object_is_a_failure(tmp_path, line, kind):
     (_, failure) = read_bytes(tmp_path, b"{}\n" + line)
@@ -101,7 +126,8 @@ def test_a_line_that_is_not_an_object_is_a_failure(tmp_path, line, kind):
         (b'{"id":%d}' % 10**40, str(10**40)),
         (b'{"id":"\\ud83d"}', "#0"),
         (b'{"id":[1]}', "#0"),
-        (b'{"custom_id":""}', ""),
+        (b'{"custom_id":""}', "#0"),
+        (b'{"custom_id":" ","id":"y"}', "y"),
         (b"{}", "#0"),
     ],
 )

@@ -162,3 +162,40 @@ def test_samples_each_have_a_conversation(tmp_path):
     start(tmp_path, regenerate="last", samples=2, temperature=1.0)
     rows = rows_in(tmp_path / "out.jsonl")
     assert [row["messages"][-1]["content"] for row in rows] == [r["completion"] for r in rows]
+
+
+RECORDS = [
+    {
+        "id": "a",
+        "messages": CHAT,
+        "source": None,
+        "scores": [1.5, None],
+        "at": {"n": 1, "of": None},
+    },
+    {"id": "b", "messages": CHAT[1:3], "source": "s", "scores": [], "at": {"n": 2, "of": "x"}},
+    {"id": "c", "messages": [SYSTEM], "source": "s", "scores": None, "at": None},  # fails: no user
+]
+
+
+@pytest.mark.parametrize("which", ["last", "all"])
+@pytest.mark.parametrize("words", [list, in_sharegpt])
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_it_goes_through_datasets_and_back_with_no_column_lost(tmp_path, which, words, form):
+    datasets = pytest.importorskip("datasets", exc_type=ImportError)
+    records = [record | {"messages": words(record["messages"])} for record in RECORDS]
+    ending = {"json": "jsonl", "parquet": "parquet"}[form]
+    source, out = f"{tmp_path}/in.{ending}", f"{tmp_path}/out.{ending}"
+    before = datasets.Dataset.from_list(records)
+    getattr(before, f"to_{form}")(source)
+
+    start(tmp_path, inputs=(source,), out=out, regenerate=which)
+
+    files = {"data_files": out, "split": "train", "cache_dir": f"{tmp_path}/cache"}
+    after = datasets.load_dataset(form, **files)
+    assert after["status"] == ["succeeded", "succeeded", "errored"]
+    new = (FIRST, SECOND) if which == "all" else ("old 1", LAST)
+    first = records[0] | {"messages": words(with_answers(CHAT, *new))}
+    second = records[1] | {"messages": words(with_answers(CHAT[1:3], answer(CHAT[1])))}
+    theirs = after.select_columns(before.column_names)
+    assert theirs.to_list() == [first, second, records[2]]
+    assert theirs.features == before.features

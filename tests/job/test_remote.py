@@ -153,8 +153,10 @@ def test_a_file_that_is_there_is_not_overwritten_by_mistake(s3, folder):
 def test_what_is_not_there_is_said_at_once(folder):
     with pytest.raises(UsageError, match=r"s3://bucket/no.jsonl: cannot be fetched \("):
         start(folder, inputs=("s3://bucket/no.jsonl",), opener=refuse_to_open)
+    before = on_disk()
     with pytest.raises(UsageError, match=r"s3://nobucket/out.jsonl: cannot be written \("):
         start(folder, out="s3://nobucket/out.jsonl", opener=refuse_to_open)
+    assert on_disk() == before
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_a_server_that_gets_over_it_is_read_whole(web, folder, mood):
 def test_a_server_that_does_not_is_given_up_and_the_command_continues(web, folder, mood):
     with pytest.raises(Resumable, match=r"/in.jsonl: cannot be fetched \(.*Run the same command"):
         start(folder, inputs=(web(mood),), opener=refuse_to_open)
-    assert not list(Path("out.jsonl.run/fetched").iterdir())
+    assert not Path("out.jsonl.run").exists()
     assert start(folder, inputs=(web(mood, times=0),)).succeeded == 2
 
 

@@ -6,6 +6,7 @@ import pytest
 from fakes import FakeEngine
 from small_jobs import prompts, start, write_lines
 
+from dspark_batch.errors import OutputInUse, UsageError
 from dspark_batch.job.run_dir import RunDir
 
 
@@ -26,6 +27,27 @@ def test_one_who_looks_leaves_nothing_behind(run_dir):
     run_dir.holder()
     assert run_dir.starts() == []
     assert not run_dir.path.exists()
+
+
+@pytest.mark.parametrize("lines", [(), ({"question": "a"},)])
+def test_a_start_that_is_refused_leaves_nothing_behind(run_dir, tmp_path, lines):
+    write_lines(tmp_path / "in.jsonl", *lines)
+    with pytest.raises(UsageError):
+        start(tmp_path)
+    assert not run_dir.path.exists()
+
+
+def test_a_directory_that_its_holder_took_away_is_held_by_nobody(run_dir):
+    run_dir.path.mkdir()
+    with run_dir.lock():
+        (run_dir.path / "lock").rename(run_dir.path / "old")  # as if another start had made it
+        with run_dir.lock():
+            assert run_dir.holder()
+    fd = run_dir._open_lock()
+    (run_dir.path / "lock").unlink()
+    with pytest.raises(OutputInUse):
+        run_dir._take(fd)
+    os.close(fd)
 
 
 def test_every_start_that_generates_is_noted(run_dir, tmp_path):

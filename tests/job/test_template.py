@@ -95,6 +95,19 @@ def test_a_template_writes_nothing_else(template, reason):
 
 
 @pytest.mark.parametrize(
+    "template", ["{{ row }}", "{{ row | tojson }}", "{% for x in row %}a{% endfor %}"]
+)
+def test_a_column_with_the_name_of_all_columns_is_never_taken_for_them(template):
+    assert prompt_of(template, {"x": "a"})
+    with pytest.raises(
+        Unusable, match=r"one of them is called `row`; write `row.row` for that one"
+    ):
+        prompt_of(template, {"x": "a", "row": "b"})
+    said = prompt_of("{{ row.row }} {{ row['row'] }} {{ row['x'] }}", {"x": "a", "row": "b"})
+    assert said == "b b a"
+
+
+@pytest.mark.parametrize(
     ("template", "reason"),
     [
         ("{{ order.missing }}", "(an object has no attribute 'missing')"),

@@ -6,7 +6,6 @@ import mlx.core as mx
 import pytest
 from golden_cases import CASES, GREEDY_RUNS, largest_difference, load_case
 
-from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.numerics.masks import ragged_block
 from dspark_batch.numerics.rules import Greedy
 
@@ -22,8 +21,8 @@ class Replay:
     def __init__(self, name, run):
         self.case, self.run = load_case(name), run
         self.pair = self.case.pair
-        self.cache = RaggedCache(self.pair.target.num_caches, 1)
-        self.context = RaggedCache(self.pair.drafter.num_layers, 1)
+        self.cache = self.pair.target.make_cache(1, 0)
+        self.context = self.pair.drafter.make_cache(1, 0)
         for cached in (self.cache, self.context):
             cached.reserve(128)
         self.prompt_logits = self.step(self.case[f"{run}.prompt_ids"][None], stay=None)
@@ -52,7 +51,7 @@ class Replay:
         return self.pair.drafter.propose(anchor, self.context, size, Greedy().draft)
 
     def step(self, tokens, stay):
-        logits, self.features = self.pair.target(tokens, self.cache.layers)
+        logits, self.features = self.pair.target(tokens, self.cache)
         self.pair.drafter.extend(self.context, self.features)
         stay = tokens.shape[1] if stay is None else stay
         self.cache.keep(mx.array(stay).reshape(1))

@@ -108,7 +108,7 @@ def test_the_scale_of_the_embedding_is_the_one_that_the_first_layer_gets(tmp_pat
     drafter = make.write_drafter(tmp_path / "drafter", drafter)
     target = load_pair(target=str(target), drafter=str(drafter), dtype="float32").target
     tokens = mx.array([[5, 9]])
-    _, features = target(tokens, load.make_prompt_cache(target.model))
+    _, features = target.by_itself(tokens)
     rows = load.ends_of(target.model).embed(tokens) * target.facts.embed_scale
     if name not in ("gpt2", "nanochat"):  # which add positions, and normalise
         assert mx.allclose(features[..., : families.HIDDEN], rows, atol=1e-2, rtol=1e-2)

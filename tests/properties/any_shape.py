@@ -20,7 +20,6 @@ import numpy as np
 from golden_cases import load_case
 from mlx_lm.models import qwen3, qwen3_moe
 
-from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.passes import Passes
 from dspark_batch.models.load import load_pair
 from dspark_batch.models.plain import NoDrafter
@@ -97,12 +96,12 @@ def bits(array):
 class Bench:
     def __init__(self, target):
         self.passes = Passes(target, NoDrafter())
-        self.layers = target.num_caches
+        self.target = target
 
     def run(self, contents, widths, prompt_widths, room):
         """Run contents side by side in steps of the given widths; bits by content."""
         slots, lengths = len(contents), [PROMPTS[c] for c in contents]
-        cache = RaggedCache(self.layers, slots)
+        cache = self.target.make_cache(slots, 0)
         cache.reserve(max(lengths) + STEPS + max(prompt_widths + widths) + room)
         done = [0] * slots
         logits = [[] for _ in contents]
@@ -119,7 +118,7 @@ class Bench:
         found = {}
         for slot, content in enumerate(contents):
             told = bits(mx.concatenate(logits[slot]))
-            parts = cache.part(slot, 0, start[slot] + STEPS)
+            parts = cache.snapshot(slot, 0, start[slot] + STEPS).arrays
             found.setdefault(content, set()).add((told, b"".join(map(bits, parts))))
         return found
 
