@@ -30,7 +30,7 @@ from dspark_batch.cli.bench_command import bench_command
 from dspark_batch.cli.main import main
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.errors import UsageError
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Request
 
 TEXTS = ("one", "two", "three", "four")

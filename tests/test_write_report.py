@@ -11,7 +11,7 @@ from small_jobs import planned, start, write_lines
 from dspark_batch import write_report
 from dspark_batch.cli.main import main
 from dspark_batch.errors import UsageError
-from dspark_batch.job.run_dir import RunDir
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.types import Completion, Gauge
 
 

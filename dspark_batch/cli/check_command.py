@@ -7,7 +7,7 @@ import click
 
 from dspark_batch.cli.numbers import Whole
 from dspark_batch.cli.run_command import run_command, spec_of
-from dspark_batch.job.wording import count, duration, one_line, size
+from dspark_batch.wording import count, duration, one_line, size
 
 if TYPE_CHECKING:
     from dspark_batch.check import Check

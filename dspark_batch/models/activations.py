@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations
 
+from dspark_batch import device
 from dspark_batch.models.attention import rebound
 from dspark_batch.numerics import exponential
 from dspark_batch.numerics.rows import are_as_they_come
@@ -16,7 +17,7 @@ def make_activations_fast(model: nn.Module) -> None:
 
     A module keeps its parameters and its place. mlx-lm's own passes compute what they computed.
     """
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not device.is_cpu():
         return
     for module in model.modules():
         call = type(module).__call__

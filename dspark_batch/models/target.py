@@ -1,6 +1,6 @@
 """A target: an mlx-lm model, unmodified, whose layers are tapped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
+from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.errors import ModelError
 from dspark_batch.models.attention import let_caches_choose
-from dspark_batch.models.dspark import TargetEnds
 from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.number_type import DTYPES, stored_dtype
 from dspark_batch.models.safe_layers import products_of
@@ -140,6 +140,27 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
+def for_mlx_lm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what mlx-lm's loader must be told about a config that transformers wrote."""
+    changes = {}
+    if "vocab_size" not in config and "vocab_size" in text_config(config):
+        changes["vocab_size"] = text_config(config)["vocab_size"]  # it reads only the outer one
+    if config.get("model_type") == "gemma4_unified_text":
+        changes["model_type"] = "gemma4_text"
+    return changes
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEnds:
+    """The target's own embedding and head, for drafters that have none.
+
+    Functions, so that the target's weights do not become the drafter's parameters.
+    """
+
+    embed: Callable[[mx.array], mx.array]  # ids [...] to rows [..., E], not scaled
+    head: Callable[[mx.array], mx.array]  # [..., E] to logits [..., V], not capped
+
+
 def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
     text = text_model(model)
@@ -206,7 +227,7 @@ class Target:
         On a GPU a kernel more in every layer costs the host more time than rows cost the device.
         A CPU computes every row, so there each product pads what it must.
         """
-        if mx.default_device() == mx.Device(mx.cpu):
+        if device.is_cpu():
             return 0
         if (slots, width) not in self._spare:
             products = products_of(self.model, DTYPES[stored_dtype(self.model)])

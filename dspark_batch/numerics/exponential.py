@@ -4,6 +4,8 @@ import math
 
 import mlx.core as mx
 
+from dspark_batch import device
+
 _LEAST = -88.0  # its negative has the last exponential that float32 holds
 
 
@@ -13,7 +15,7 @@ def exp(numbers: mx.array) -> mx.array:
     MLX's Linux wheel is built for any x86 processor, so on a CPU each step of its exponential calls
     a function that emulates one instruction: 22 ns a number, where `pow` of the C library takes 6.
     """
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not device.is_cpu():
         return mx.exp(numbers)
     return mx.power(math.e, numbers)
 

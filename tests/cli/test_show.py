@@ -10,7 +10,7 @@ from fakes import FakeEngine
 from small_jobs import prompts, start, write_lines
 
 from dspark_batch.cli.main import main
-from dspark_batch.job.shown import first_rows
+from dspark_batch.output.shown import first_rows
 
 ROWS = [
     {

@@ -8,9 +8,9 @@ from mlx_lm.models.activations import swiglu
 
 from dspark_batch.models import activations
 from dspark_batch.models.activations import make_activations_fast
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics import exponential
 from dspark_batch.numerics.rows import as_they_come
+from dspark_batch.pair import load_pair
 
 pytestmark = pytest.mark.skipif(
     mx.default_device() != mx.Device(mx.cpu), reason="a GPU has fast exponentials"

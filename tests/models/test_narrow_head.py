@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from dspark_batch.models.load import load_pair
 from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.target import Target, head_of, text_model
+from dspark_batch.pair import load_pair
 
 TOKENS = mx.array([[3, 4, 5, 6], [7, 8, 9, 2], [1, 2, 3, 4]])
 AT = mx.array([3, 1, 0])
