@@ -80,7 +80,7 @@ def test_names_ids_and_contents_that_come_again(tmp_path):
     write_lines(tmp_path / "in.jsonl", twice, {"id": "one", "prompt": "q"}, twice)
     found = look(tmp_path)
     assert (found.prompts.repeated_ids, found.prompts.repeated_contents) == (2, 1)
-    assert found.prompts.first_repeated_ids == ["one", "one"]
+    assert found.prompts.first_repeated_ids == ["one"]
     assert found.exit_code == 0  # a run takes them
 
 
