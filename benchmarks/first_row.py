@@ -25,14 +25,13 @@ def start(home, items):
     folders = {"HOME": str(home), "DSPARK_BATCH_CACHE": str(home / "cache"), "TMPDIR": str(home)}
     environment = os.environ | folders | {"PYTHONPATH": str(ROOT)}
     words = ["run", str(PROMPTS), "-o", "-", "-q", "--limit", str(items)]
+    words = [sys.executable, "-m", "dspark_batch", *words]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dspark_batch", *words], env=environment, stdout=subprocess.PIPE
-    )
-    process.stdout.readline()
-    first = time.perf_counter() - began
-    rows = 1 + len(process.stdout.readlines())
-    if process.wait() or rows < items:
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        first = time.perf_counter() - began
+        rows = 1 + len(process.stdout.readlines())
+    if process.returncode or rows < items:
         raise SystemExit(f"a start gave {rows} rows and exit code {process.returncode}")
     return {"first_row_s": round(first, 2), "end_s": round(time.perf_counter() - began, 2)}
 
