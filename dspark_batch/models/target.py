@@ -12,6 +12,7 @@ from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.errors import ModelError
 from dspark_batch.models.attention import let_caches_choose
+from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.taps import Taps
 
 
@@ -204,6 +205,7 @@ class Target:
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)
+        self._head = NarrowHead(head_of(text_model(model)))
         self._layers = [PositionCache for _ in make_prompt_cache(model)]
 
     @property
@@ -216,13 +218,26 @@ class Target:
         """Make what the model remembers of so many slots, with room for so many positions each."""
         return SlotCache(self._layers, slots, positions)
 
-    def __call__(self, tokens: mx.array, cache: SlotCache) -> tuple[mx.array, mx.array | None]:
+    def __call__(
+        self, tokens: mx.array, cache: SlotCache, at: mx.array | None = None
+    ) -> tuple[mx.array, mx.array | None]:
         """Run one step over tokens [B, T].
 
+        Args:
+            tokens: [B, T].
+            cache: of the B slots.
+            at: [B], the only token of each slot whose logits are wanted; None: all of them.
+
         Returns:
-            Logits [B, T, V] and the tapped features [B, T, m*E]; None without taps.
+            Logits [B, T, V], or [B, 1, V], and the tapped features [B, T, m*E]; None without taps.
         """
-        return self._run(tokens, cache.layers)
+        if at is None:
+            return self._run(tokens, cache.layers)
+        with self._head.at(at, tokens.shape):
+            logits, features = self._run(tokens, cache.layers)
+        if logits.shape[1] > 1:  # not by the head that we know
+            logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
+        return logits, features
 
     def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""
