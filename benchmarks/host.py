@@ -29,12 +29,12 @@ import mlx.core as mx
 from benchmarks.common import print_line, surroundings
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.load import Pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import PairConfig
+from dspark_batch.pair import Pair
 from dspark_batch.run import Opened, run
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Item, Request
 
 VOCABULARY = 16

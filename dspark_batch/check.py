@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import Found, Journal, Retries
-from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.named_columns import wanted_columns
-from dspark_batch.job.prompts import Prompts
-from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
-from dspark_batch.job.run_dir import RunDir, check_out, check_resume, refuse_another_job
-from dspark_batch.job.share import is_in_share
-from dspark_batch.job.spec import Spec, number_or_none
-from dspark_batch.job.status import Status, status
-from dspark_batch.job.survey import Survey, most_bytes, survey
+from dspark_batch.intake.mapping import Render, to_request
+from dspark_batch.intake.prompts import Prompts
+from dspark_batch.intake.reader import STDIN, Source, fetch, item_of, locate, read
+from dspark_batch.output.status import Status, status
+from dspark_batch.record.journal import Found, Journal, Retries
+from dspark_batch.record.named_columns import wanted_columns
+from dspark_batch.record.run_dir import RunDir, check_out, check_resume, refuse_another_job
+from dspark_batch.record.survey import Survey, most_bytes, survey
+from dspark_batch.spec.share import is_in_share
+from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import Failure, Item, Json
 
 _FIRST_FAILURES = 3
@@ -83,8 +83,8 @@ class Check:
 
 def open_reading(spec: Spec) -> Reads:
     """Load the tokenizer and the configs of a pair."""
-    from dspark_batch.models.load import load_reading
     from dspark_batch.models.thinking import settle_thinking
+    from dspark_batch.pair import load_reading
 
     found = load_reading(
         spec.family,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dspark_batch.models.load import Pair, load_pair
+from dspark_batch.pair import Pair, load_pair
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))

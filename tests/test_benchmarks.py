@@ -14,7 +14,7 @@ import pytest
 import benchmarks
 from benchmarks import throughput
 from benchmarks.planted_mistakes import ROOT, plant
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 
 MODULES = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
 PLANTED = {"planted_defects", "planted_mistakes"}

@@ -11,10 +11,10 @@ from small_jobs import planned, prompts, start, write_lines
 from dspark_batch.check import Reads, check, open_reading
 from dspark_batch.cli.main import main
 from dspark_batch.errors import ResumeMismatch, UsageError
-from dspark_batch.job.prompts import BLOCK, Prompts
-from dspark_batch.job.run_dir import RunDir
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.load import load_pair, load_reading
+from dspark_batch.intake.prompts import BLOCK, Prompts
+from dspark_batch.pair import load_pair, load_reading
+from dspark_batch.record.run_dir import RunDir
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Request
 
 IDENTITY = {"tokenizer": "k0", "chat_template": "c0"}  # as fakes.fake_opener has it
@@ -86,7 +86,7 @@ def test_names_ids_and_contents_that_come_again(tmp_path):
     write_lines(tmp_path / "in.jsonl", twice, {"id": "one", "prompt": "q"}, twice)
     found = look(tmp_path)
     assert (found.prompts.repeated_ids, found.prompts.repeated_contents) == (2, 1)
-    assert found.prompts.first_repeated_ids == ["one", "one"]
+    assert found.prompts.first_repeated_ids == ["one"]
     assert found.exit_code == 0  # a run takes them
 
 

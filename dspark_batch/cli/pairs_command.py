@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dspark_batch.job.wording import parameters, size, table
+from dspark_batch.wording import parameters, size, table
 
 if TYPE_CHECKING:
     from dspark_batch.registry import RegisteredPair

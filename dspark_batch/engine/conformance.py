@@ -9,13 +9,13 @@ import mlx.core as mx
 import numpy as np
 
 from dspark_batch.caches.slot_cache import Part, SlotCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.fallback import FAULTS
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, prefill
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import ModelError, is_out_of_memory
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.attention import BLOCK
 from dspark_batch.numerics.rows import as_they_come

@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
+from dspark_batch import device
 from dspark_batch.caches.slot_cache import SlotCache
-from dspark_batch.models.drafter import Drafter
+from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rows import as_they_come
@@ -18,7 +19,7 @@ from dspark_batch.numerics.sampling import are_finite
 
 # How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
 # it makes anew for every pass, and without an end after every matrix of a large target.
-if mx.cuda.is_available():
+if device.is_cuda():
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
@@ -66,7 +67,7 @@ class Passes:
         self._drafter = drafter
         self._for_drafter = nullcontext if drafts_decide else as_they_come
         self.make_cache, self.make_context = target.make_cache, drafter.make_cache
-        self._made = made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
+        self._made = made = _compiled if not device.is_cpu() else _as_it_is
         self._logits = made(partial(_run, target), self.make_cache)
         self._choices = made(partial(_choose, target), self.make_cache)
         self._extend = made(partial(_extend, drafter), self.make_context)

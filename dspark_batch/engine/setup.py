@@ -7,12 +7,12 @@ from functools import partial
 
 import mlx.core as mx
 
-from dspark_batch import blas
+from dspark_batch import blas, device
 from dspark_batch.engine.conformance import Conformance, conformance
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.models.load import Pair
+from dspark_batch.pair import Pair
 from dspark_batch.tuning import kept
 from dspark_batch.tuning.pace import Costs, Weights
 from dspark_batch.types import Json
@@ -21,7 +21,7 @@ _CACHE_SHARE = 0.6  # of the memory that is left beside the weights
 _PREFIX_SHARE = 0.1  # of that, for the prefix cache
 _USUAL_PROMPT = 512  # tokens, where the memory decides about slots
 
-_IS_CPU = mx.default_device() == mx.Device(mx.cpu)
+_IS_CPU = device.is_cpu()
 # Tokens of a round that are worth their pass, and most slots. A rule: rounds tell what it costs.
 _ROUND_TOKENS, _MOST_SLOTS = (256, 64) if _IS_CPU else (512, 128)
 # Tokens of a pass that take as long as reading the weights for them; a rule as well.

@@ -8,7 +8,7 @@ from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.models.load import Pair
+from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
 

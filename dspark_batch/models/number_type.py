@@ -4,6 +4,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from dspark_batch import device
+
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 _LARGE_BYTES = 2 << 30  # of stored weights; in float32 they would take twice as much memory
@@ -18,7 +20,7 @@ def usual_dtype(model: nn.Module) -> str:
     weights = [array for _, array in tree_flatten(model.parameters())]
     is_quantised = any(a.dtype == mx.uint32 for a in weights)
     is_large = sum(a.nbytes for a in weights) > _LARGE_BYTES
-    is_cpu = mx.default_device() == mx.Device(mx.cpu)
+    is_cpu = device.is_cpu()
     return "float32" if is_cpu and (is_quantised or not is_large) else stored_dtype(model)
 
 

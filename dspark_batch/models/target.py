@@ -1,6 +1,6 @@
 """A target: an mlx-lm model, unmodified, whose layers are tapped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,12 +16,13 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import MakeLayer, SlotCache
 from dspark_batch.caches.states import StateCache
 from dspark_batch.errors import ModelError
+from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
-from dspark_batch.models.dspark import TargetEnds
 from dspark_batch.models.number_type import DTYPES, stored_dtype
 from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.safe_layers import products_of
@@ -75,6 +76,8 @@ class TargetFacts:
         embedding = embedding_of(text)
         body = vars(text.model) if "model" in text else {}
         scale = _first(_EMBED_SCALE, body, vars(text.args))
+        if text.args.model_type in _SCALED_AT_LOAD:
+            scale = 1.0
         hidden_size = embedding.weight.shape[-1]
         if "scales" in embedding:
             hidden_size = embedding.scales.shape[-1] * embedding.group_size
@@ -101,6 +104,7 @@ _CONTEXT_LENGTH = (
     "block_size",
 )
 _EMBED_SCALE = ("embed_scale", "embedding_multiplier", "scale_emb")
+_SCALED_AT_LOAD = ("falcon_h1",)  # mlx-lm scales the rows themselves
 _ROOT_SCALED = ("gemma", "gemma2", "gemma3_text")  # by the root of the hidden size, in their code
 _KEYS_AND_VALUES = (KVCache, RotatingKVCache)
 Layers: TypeAlias = tuple[MakeLayer, ...]  # of one place in the list that a model gets
@@ -178,6 +182,27 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
+def for_mlx_lm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what mlx-lm's loader must be told about a config that transformers wrote."""
+    changes = {}
+    if "vocab_size" not in config and "vocab_size" in text_config(config):
+        changes["vocab_size"] = text_config(config)["vocab_size"]  # it reads only the outer one
+    if config.get("model_type") == "gemma4_unified_text":
+        changes["model_type"] = "gemma4_text"
+    return changes | qwen3_5.for_mlx_lm(config)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEnds:
+    """The target's own embedding and head, for drafters that have none.
+
+    Functions, so that the target's weights do not become the drafter's parameters.
+    """
+
+    embed: Callable[[mx.array], mx.array]  # ids [...] to rows [..., E], not scaled
+    head: Callable[[mx.array], mx.array]  # [..., E] to logits [..., V], not capped
+
+
 def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
     text = text_model(model)
@@ -244,7 +269,7 @@ class Target:
         On a GPU a kernel more in every layer costs the host more time than rows cost the device.
         A CPU computes every row, so there each product pads what it must.
         """
-        if mx.default_device() == mx.Device(mx.cpu):
+        if device.is_cpu():
             return 0
         if (slots, width) not in self._spare:
             products = products_of(self.model, DTYPES[stored_dtype(self.model)])

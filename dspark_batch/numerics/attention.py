@@ -7,11 +7,12 @@ from importlib.resources import files
 
 import mlx.core as mx
 
+from dspark_batch import device
 from dspark_batch.numerics.rows import Product, over_safe_heads
 
 # Positions that are attended to together; every buffer holds whole blocks. On a CPU every visible
 # position costs an exponential, the slowest thing there is; a GPU compiles for each capacity.
-BLOCK = 64 if mx.default_device() == mx.Device(mx.cpu) else 256
+BLOCK = 64 if device.is_cpu() else 256
 
 _KERNEL_DIMS = (64, 128)  # of heads
 _ROWS = 16  # of a warp
@@ -128,7 +129,7 @@ def kernel_name() -> str:
 def _has_kernel(queries: mx.array, values: mx.array) -> bool:
     dim = queries.shape[-1]
     fits = queries.dtype == mx.bfloat16 and dim in _KERNEL_DIMS and values.shape[-1] == dim
-    return fits and mx.default_device() == mx.Device(mx.gpu) and _has_tensor_cores()
+    return fits and device.is_gpu() and _has_tensor_cores()
 
 
 @cache

@@ -3,6 +3,8 @@
 import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
+from dspark_batch import device
+
 
 def gated_delta(
     inputs: list[mx.array], state: mx.array | None, mask: mx.array | None
@@ -25,11 +27,7 @@ def gated_delta(
     if state is None:
         shape = (*values.shape[:1], *values.shape[2:], keys.shape[-1])
         state = mx.zeros(shape, dtype=mx.float32)
-    if (
-        not mx.metal.is_available()
-        or mx.default_device() == mx.Device(mx.cpu)
-        or keys.shape[-1] % 32
-    ):
+    if not device.is_metal() or keys.shape[-1] % 32:
         return gated_delta_ops(queries, keys, values, decay, strength, state, mask)
     if mask is None:  # one kernel for all steps: others may round otherwise
         mask = mx.ones(keys.shape[:2], dtype=mx.bool_)

@@ -8,8 +8,8 @@ from golden_cases import load_case
 
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.drafters.drafter import Draft
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.drafter import Draft
 from dspark_batch.types import Completion, Failure, Item, Request, Sampling
 
 MARK = 77  # the prompts that are to break begin with this token

@@ -8,12 +8,12 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine import setup as planning
 from dspark_batch.engine.conformance import Conformance
 from dspark_batch.engine.setup import set_up
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.tuning import kept
 
 ANY, ONE = (Conformance(shapes, "bits", 0.5) for shapes in (Shapes(), Shapes(fixed=FALLBACK)))

@@ -4,9 +4,9 @@ import mlx.core as mx
 import pytest
 from golden_cases import GREEDY_RUNS, load_case
 
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.passes import Passes
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.types import Item, Request
 

@@ -8,8 +8,8 @@ from golden_cases import load_case
 
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.caches.states import StateCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.passes import Passes
-from dspark_batch.models.plain import NoDrafter
 
 TOKENS = 48  # of a content
 VOCAB = 128

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.models.drafter import Drafter
-from dspark_batch.models.plain import NoDrafter
+from dspark_batch.drafters.drafter import Drafter
+from dspark_batch.drafters.plain import NoDrafter
 
 PACKAGE = Path(__file__).parents[2] / "dspark_batch"
 MEMBERS = {name for name in vars(Drafter) if not name.startswith("_")}

@@ -11,14 +11,14 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
+from dspark_batch import pair as load
 from dspark_batch.cli.main import main
 from dspark_batch.engine import conformance as conforming
 from dspark_batch.engine.conformance import conformance
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import ModelError
-from dspark_batch.models import load
-from dspark_batch.models.load import load_pair, load_reading
+from dspark_batch.pair import load_pair, load_reading
 from dspark_batch.types import Item, Request
 
 PROMPTS = [

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from dspark_batch.errors import ModelError
-from dspark_batch.models.load import load_pair, load_reading
+from dspark_batch.pair import load_pair, load_reading
 
 TARGETS = ["qwen35_tiny", "qwen35_tiny4", "qwen35_moe_tiny"]
 TOKENS = mx.array([[5, 6, 7, 8, 9, 10]])

@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from dspark_batch.cli.main import main
-from dspark_batch.models.drafter_config import DrafterConfig
-from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.models.hub import locate
 from dspark_batch.models.pairs import KNOWN_PAIRS
 from dspark_batch.registry import list_pairs

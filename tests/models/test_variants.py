@@ -11,8 +11,8 @@ from golden_cases import CASES, load_case
 from reference import Reference
 
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics.rules import Greedy
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Item, Request
 
 TOLERANCE = 1e-4

@@ -20,11 +20,11 @@ import numpy as np
 from golden_cases import load_case
 from mlx_lm.models import qwen3, qwen3_moe
 
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.passes import Passes
-from dspark_batch.models.load import load_pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import Target
+from dspark_batch.pair import load_pair
 
 SLOTS = (1, 2, 3, 7, 16, 33, 64)
 WIDTHS = (1, 2, 3, 5, 8, 16)

@@ -18,7 +18,7 @@ from golden_cases import load_case
 
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Item, Request, Sampling
 
 SLOTS = (1, 2, 7, 16)
