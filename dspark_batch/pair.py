@@ -20,6 +20,7 @@ from dspark_batch.drafters.packaging import load_drafter
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.drafters.sharing import share_ends
 from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
+from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
 from dspark_batch.models.number_type import DTYPES, set_dtype, stored_dtype, usual_dtype
@@ -119,6 +120,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
         make_rows_safe(trained)  # the rejection rule reads its logits
     make_rows_safe(model)
+    make_activations_fast(model)
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {

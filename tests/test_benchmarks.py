@@ -22,6 +22,7 @@ RUNS = {
     "attention": "--toy --layers 2",
     "drafter_bits": "--items 1 --bits 4",
     "exact": "--items 1 --dtype float32 --alone 1",
+    "first_row": "--starts 1 --items 1",
     "host": "--items 8 --job-items 8 --slots 2",
     "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",
     "one_digest": "--runs 1 --items 3 --blas auto",

@@ -195,6 +195,8 @@ def _role(word: Json, field: str, where: str) -> str:
     if word in _OF_TOOLS:
         raise Unusable(f"{where} has the role {word!r}, and tools are not supported; take it out.")
     found = f"has the role {word!r}" if field == "role" else f"is from {word!r}"
+    if word is None:
+        found = "has no role"
     expected = ROLES if field == "role" else _ROLE_BY_WORD
     raise Unusable(f"{where} {found}, expected one of {', '.join(expected)}.")
 

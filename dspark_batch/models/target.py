@@ -23,6 +23,7 @@ from dspark_batch.caches.states import StateCache
 from dspark_batch.errors import ModelError
 from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
+from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.number_type import DTYPES, stored_dtype
 from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.safe_layers import products_of
@@ -255,6 +256,7 @@ class Target:
         self._taps = Taps(model.layers, tap_ids)
         let_caches_record(model)
         self._layers = layers_of(model)
+        self._head = NarrowHead(head_of(text_model(model)))
         self._spare: dict[tuple[int, int], int] = {}
 
     @property
@@ -290,15 +292,29 @@ class Target:
         cache.keep(mx.array([1]))
         return cache.bytes_per_position, cache.bytes_per_slot
 
-    def __call__(self, tokens: mx.array, cache: SlotCache) -> tuple[mx.array, mx.array | None]:
+    def __call__(
+        self, tokens: mx.array, cache: SlotCache, at: mx.array | None = None
+    ) -> tuple[mx.array, mx.array | None]:
         """Run one step over tokens [B, T].
 
+        Args:
+            tokens: [B, T].
+            cache: of the B slots.
+            at: [B], the only token of each slot whose logits are wanted; None: all of them.
+
         Returns:
-            Logits [B, T, V] and the tapped features [B, T, m*E]; None without taps.
+            Logits [B, T, V], or [B, 1, V], and the tapped features [B, T, m*E]; None without taps.
         """
         layers = iter(cache.layers)
         groups = [tuple(islice(layers, len(group))) for group in self._layers]
-        return self._run(tokens, [group if len(group) > 1 else group[0] for group in groups])
+        caches = [group if len(group) > 1 else group[0] for group in groups]
+        if at is None:
+            return self._run(tokens, caches)
+        with self._head.at(at, tokens.shape):
+            logits, features = self._run(tokens, caches)
+        if logits.shape[1] > 1:  # not by the head that we know
+            logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
+        return logits, features
 
     def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""

@@ -8,6 +8,7 @@ from importlib.resources import files
 import mlx.core as mx
 
 from dspark_batch import device
+from dspark_batch.numerics.exponential import exp
 from dspark_batch.numerics.rows import Product, over_safe_heads
 
 # Positions that are attended to together; every buffer holds whole blocks. On a CPU every visible
@@ -105,10 +106,10 @@ def products_attention(  # noqa: PLR0913  what attention is over
     if sinks is not None:
         sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
         highest = mx.maximum(highest, sinks)
-    weights = mx.exp(scores - highest)
+    weights = exp(scores - highest)
     total = weights.sum(axis=5).sum(axis=2)
     if sinks is not None:
-        total = total + mx.exp(sinks - highest)[:, :, 0, :, :, 0]
+        total = total + exp(sinks - highest)[:, :, 0, :, :, 0]
     total = total.reshape(batch, heads, width, 1)
     weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
     to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)

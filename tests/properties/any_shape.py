@@ -22,6 +22,7 @@ from mlx_lm.models import qwen3, qwen3_moe
 
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.passes import Passes
+from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import Target
 from dspark_batch.pair import load_pair
@@ -72,6 +73,7 @@ def random_target(size, *, seed=3, dtype=mx.float32, moe=False, bits=None):
         nn.quantize(model, 32, bits)
     mx.eval(model.parameters())
     make_rows_safe(model)
+    make_activations_fast(model)
     return Target(model)
 
 
