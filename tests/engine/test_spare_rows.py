@@ -11,7 +11,7 @@ from dspark_batch.models.target import Target
 from dspark_batch.types import Item, Request
 
 
-@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla"])
+@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla", "qwen35_dflash"])
 def case(request):
     return load_case(request.param)
 
