@@ -158,10 +158,14 @@ def _compiled(over: OverCache, make: MakeCache) -> OverCache:
     present: list[bool] = []  # which results there are; told when the pass is traced
 
     def pure(
-        given: list[mx.array], lengths: mx.array, held: list[list[mx.array]], capacity: int
+        given: list[mx.array],
+        lengths: mx.array,
+        expected: mx.array | None,
+        held: list[list[mx.array]],
+        capacity: int,
     ) -> tuple[list[mx.array], list[list[mx.array]]]:
         cache = make(lengths.shape[0], capacity)
-        cache.hold(lengths, held)
+        cache.hold(lengths, expected, held)
         results = over(cache, *given)
         present[:] = [result is not None for result in results]
         return [result for result in results if result is not None], cache.left()
@@ -169,7 +173,8 @@ def _compiled(over: OverCache, make: MakeCache) -> OverCache:
     run = mx.compile(pure)
 
     def compiled(cache: SlotCache, *given: mx.array) -> Arrays:
-        results, left = run(list(given), cache.lengths, cache.held(), cache.capacity)
+        known = cache.lengths, cache.expected, cache.held(), cache.capacity
+        results, left = run(list(given), *known)
         cache.leave(left)  # nobody else holds the old buffers, so none is copied
         results = iter(results)
         return tuple(next(results) if is_there else None for is_there in present)

@@ -49,8 +49,8 @@ def prefill(
         num_computed += filled.num_computed
         if filled.fallback is not None:
             break
-        for slot, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
-            where = (slot, prefix.length, len(ids))
+        for slot, ids in enumerate(beginnings):
+            where = (slot, prefixes.num_stored(ids), len(ids))
             prefixes.store(ids, (filled.cache.snapshot(*where), filled.context.snapshot(*where)))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
     filled = yield from _computed(passes, shapes, prompts, found)
@@ -139,6 +139,7 @@ class _Filling:
             tokens += [0] * (width - counts[slot])
         tokens += [0] * (slots * width - len(tokens))
         ran = mx.array(counts)
+        self.cache.expect(ran)
         logits, features = self._passes.run_to(
             self.cache, mx.array(tokens).reshape(slots, width), mx.maximum(ran - 1, 0)
         )
