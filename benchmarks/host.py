@@ -51,17 +51,15 @@ class NullTarget:
         """Make keys and values for one layer."""
         return SlotCache([PositionCache], slots, positions)
 
-    def spare(self, slots, width):
-        """No step needs more slots; see `Target`."""
-        return 0
-
-    def __call__(self, tokens, cache):
+    def __call__(self, tokens, cache, at=None):
         """Run a step over tokens [B, T]; see `Target`."""
         (layer,) = cache.layers
         mask = layer.make_mask(tokens.shape[1], return_array=True)  # [B, 1, T, C]
         written = tokens[:, None, :, None].astype(mx.float32)
         keys, _ = layer.update_and_fetch(written, written)
         seen = mx.where(mask[:, 0], keys[:, 0, None, :, 0], 0).sum(axis=-1)
+        if at is not None:
+            seen = mx.take_along_axis(seen, at[:, None], axis=1)
         following = (seen.astype(mx.int32) + 1) % VOCABULARY
         return (mx.arange(VOCABULARY) == following[..., None]).astype(mx.float32), None
 

@@ -228,6 +228,7 @@ def open_pair_for(
                 slots=setup.plan.slots,
                 shapes=setup.shapes,
                 most_positions=setup.most_positions,
+                state_positions=setup.state_positions,
                 prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
                 **settings,
             ).generate(stream)

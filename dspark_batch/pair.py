@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,9 +20,10 @@ from dspark_batch.drafters.packaging import load_drafter
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.drafters.sharing import share_ends
 from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
+from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
-from dspark_batch.models.number_type import DTYPES, stored_dtype, usual_dtype
+from dspark_batch.models.number_type import DTYPES, set_dtype, stored_dtype, usual_dtype
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.quantisation import (
     check_bits,
@@ -107,7 +108,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     model, config = _load_target(found.directory, trust_remote_code)
     facts = _facts(model, config, found.directory)
     dtype = dtype or (usual_dtype(model) if target_bits is None else stored_dtype(model))
-    model.set_dtype(DTYPES[dtype])
+    set_dtype(model, DTYPES[dtype])
     finite = finiteness(model)
     quantise_target(model, target_bits, config, found.directory)
     trained: DSparkDrafter | None = None
@@ -119,6 +120,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
         make_rows_safe(trained)  # the rejection rule reads its logits
     make_rows_safe(model)
+    make_activations_fast(model)
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {
@@ -146,7 +148,8 @@ class Reading(NamedTuple):
     context_length: int  # most positions of prompt and answer together
     identity: dict[str, str | None]  # of the tokenizer and its template, as `PairConfig` has them
     weight_bytes: int | None  # of target and drafter on the disk; None: not all of it is here
-    cached_values: int | None  # numbers that the target keeps for a token; None: unknown
+    # Bytes that the target's cache takes for a position, and for a slot besides; None: unknown.
+    cached_bytes: tuple[int, int] | None
 
 
 def load_reading(
@@ -154,9 +157,12 @@ def load_reading(
     *,
     target: str | None = None,
     drafter: str | None = None,
+    dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> Reading:
     """Load only the tokenizer and the configs of a pair; the arguments are those of `load_pair`.
+
+    Without a dtype its cache is told in 16 bits.
 
     Raises:
         ModelError: something is missing, or the target has no tokenizer.
@@ -166,7 +172,7 @@ def load_reading(
     found = locate(target, with_code=trust_remote_code, with_weights=False)
     config = read_config(found.directory)
     _check_code(config, found.directory, trust_remote_code)
-    length = _context_length(config, found.directory)
+    length, cached_bytes = _told_by_config(config, found.directory, dtype or "bfloat16")
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     if tokenizer is None:
         raise ModelError(f"{target}: has no tokenizer, so it cannot read a prompt; name another.")
@@ -176,22 +182,13 @@ def load_reading(
         length,
         _reading_identity(found.directory, tokenizer),
         _weight_bytes([locate(name, with_weights=False).directory for name in names]),
-        _cached_values(text_config(config)),
+        cached_bytes,
     )
 
 
 def _weight_bytes(directories: list[Path]) -> int | None:
     sizes = [[p.stat().st_size for p in d.glob("model*.safetensors")] for d in directories]
     return sum(map(sum, sizes)) if all(sizes) else None
-
-
-def _cached_values(text: Mapping[str, Any]) -> int | None:
-    """Count keys and values of all layers; windows and shared layers may need less."""
-    heads = text.get("num_attention_heads")
-    kv_heads = text.get("num_key_value_heads", heads)
-    head_dim = text.get("head_dim") or (heads and text.get("hidden_size", 0) // heads)
-    layers = text.get("num_hidden_layers")
-    return 2 * layers * kv_heads * head_dim if layers and kv_heads and head_dim else None
 
 
 def _names(
@@ -233,15 +230,26 @@ def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, d
         return model, load_config(directory)
 
 
-def _context_length(config: dict[str, Any], directory: Path) -> int:
-    """Build a target as mlx-lm does, compute nothing, and refuse what a run refuses."""
+def _told_by_config(
+    config: dict[str, Any], directory: Path, dtype: str
+) -> tuple[int, tuple[int, int] | None]:
+    """Build a target as mlx-lm does, compute nothing, and refuse what a run refuses.
+
+    Returns:
+        Its context length, and the bytes of its cache as `Reading` has them.
+    """
     if config.get("model_file"):  # its own code says what it is, and runs only with the weights
-        return context_length_of(config)
+        return context_length_of(config), None
     with _refused(directory):
         whole = config | for_mlx_lm(config)
         model_class, args_class = get_model_classes(whole)
         model = model_class(args_class.from_dict(whole))
-    return _facts(model, config, directory).context_length
+    length = _facts(model, config, directory).context_length
+    set_dtype(model, DTYPES[dtype])
+    try:
+        return length, Target(model).cached_bytes()
+    except _UNLOADABLE:  # its passes are refused when a run begins
+        return length, None
 
 
 @contextmanager

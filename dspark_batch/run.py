@@ -189,6 +189,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         lengths=() if spec.log_confidence else setup.lengths,
         costs=setup.costs,
         most_positions=setup.most_positions,
+        state_positions=setup.state_positions,
         prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
     )
     numerics = setup.conformance.numerics
@@ -246,6 +247,7 @@ def open_baseline(
             draft_length=0,
             shapes=setup.shapes,
             most_positions=setup.most_positions,
+            state_positions=setup.state_positions,
             prefix_positions=0,
         ).generate
 

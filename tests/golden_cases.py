@@ -11,6 +11,8 @@ from dspark_batch.pair import Pair, load_pair
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))
+HYBRIDS = [case for case in CASES if case.startswith("qwen35")]
+DENSE = [case for case in CASES if case not in HYBRIDS]
 GREEDY_RUNS = ["greedy0", "greedy1", "greedy2"]
 
 

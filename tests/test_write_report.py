@@ -170,7 +170,7 @@ def test_a_job_that_is_not_finished_has_a_page_of_its_rows(tmp_path):
 
 
 def test_a_job_without_an_answer_has_a_page_of_its_failures(tmp_path):
-    write_lines(tmp_path / "in.jsonl", b"nope")
+    write_lines(tmp_path / "in.jsonl", b"{nope")
     start(tmp_path)
     page = page_of(tmp_path / "out.jsonl")
     assert heads(page) == [*("Where the time went", "Failures", "Settings", "Models and versions")]

@@ -22,7 +22,7 @@ class Extent:
     def __init__(self, slots: int, capacity: int) -> None:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = capacity
-        self.spare = 0  # rows of the next step behind those of the slots
+        self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
 
 
 class LayerPart(Protocol):
@@ -62,7 +62,7 @@ class Part:
         return Part(stop, tuple(layer and layer.cut(stop) for layer in self.layers))
 
     def ending_like(self, other: "Part") -> "Part":
-        """Complete it by what is known of the same end elsewhere."""
+        """Complete it by what another part with the same end knows."""
         pairs = zip(self.layers, other.layers, strict=True)
         return Part(self.length, tuple(mine or theirs for mine, theirs in pairs))
 
@@ -184,20 +184,26 @@ class SlotCache:
         """Positions per slot that there is room for."""
         return self._extent.capacity
 
-    def spread(self, spare: int) -> None:
-        """Let the next step have rows behind those of the slots, of which nothing is cached."""
-        self._extent.spare = spare
-
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""
         if positions > self.capacity:
             self._resize(list(range(self.lengths.shape[0])), self.lengths.shape[0], positions)
+
+    @property
+    def expected(self) -> mx.array | None:
+        """What `expect` was told, [S] int32; None: nothing since the last `keep`."""
+        return self._extent.expected
+
+    def expect(self, counts: mx.array | None) -> None:
+        """Say before a step what `keep` will say behind it; a layer may do with less work then."""
+        self._extent.expected = counts
 
     def keep(self, counts: mx.array) -> None:
         """Let the first counts[s] tokens of the last step have happened in slot s; [S] int32."""
         self.lengths = self.lengths + counts
         for layer in self.layers:
             layer.keep(counts)
+        self.expect(None)
 
     def resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; the others are empty.
@@ -267,9 +273,10 @@ class SlotCache:
         """List the arrays of each layer that a step has left, for a compiled pass."""
         return [layer.left() for layer in self.layers]
 
-    def hold(self, lengths: mx.array, held: Sequence[Arrays]) -> None:
-        """Begin as another cache whose lengths these are, and what its `held` lists."""
+    def hold(self, lengths: mx.array, expected: mx.array | None, held: Sequence[Arrays]) -> None:
+        """Begin as another cache whose lengths these are, what it expects, and what it held."""
         self.lengths = lengths
+        self.expect(expected)
         for layer, arrays in zip(self.layers, held, strict=True):
             layer.hold(arrays)
 

@@ -2,7 +2,6 @@
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.activations import swiglu
 
 from dspark_batch.drafters.draft_layer import (
     BlockAttention,
@@ -13,6 +12,7 @@ from dspark_batch.drafters.draft_layer import (
     LayerConfig,
 )
 from dspark_batch.models.config_reader import ConfigReader
+from dspark_batch.numerics.exponential import swiglu
 
 
 class DraftLayer(nn.Module):

@@ -118,6 +118,7 @@ class Engine:
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
+        state_positions: what a slot remembers beside its positions, in positions of the same size.
         drafts_ahead: whether the device gets the next drafts to make before the host has read a
             round; None: if it is a GPU.
 
@@ -140,6 +141,7 @@ class Engine:
         costs: Weights = (1.0, 0.0, 0.0, 0.0),
         most_positions: int | None = None,
         prefix_positions: int = _PREFIX_POSITIONS,
+        state_positions: int = 0,
         drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
@@ -163,7 +165,7 @@ class Engine:
         if lengths and draft_length is None and sampling != "rejection":
             self._pace = Pace(self.costs, self._acceptance, lengths)
             self._step = self._pace.step
-        self._slots = Slots(pair, shapes, 1 + self._step.draft_length)
+        self._slots = Slots(pair, shapes, 1 + self._step.draft_length, state_positions)
         self._ended: list[Sequence | Failure] = []  # to be handed over
         self._running: _Round | None = None  # the device has it; None: it has none
         is_cpu = device.is_cpu()  # which is the host itself
@@ -176,7 +178,7 @@ class Engine:
             self._slots,
             most_slots=slots,
             most_positions=most_positions,
-            prefixes=PrefixCache(prefix_positions),
+            prefixes=PrefixCache(prefix_positions, state_positions),
             sampling=self._sampling,
             sequence=self._sequence,
             begin=self._begin,
@@ -333,6 +335,7 @@ class Engine:
         anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
+        slots.expect(num_drafts)
         verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
         self._clock.verified(*verified)
         self._extend(verified.features)

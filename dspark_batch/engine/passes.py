@@ -24,7 +24,7 @@ if device.is_cuda():
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]
-OverCache: TypeAlias = Callable[[SlotCache, mx.array], Arrays]  # writes the cache
+OverCache: TypeAlias = Callable[..., Arrays]  # of a cache, which it writes, and of arrays
 MakeCache: TypeAlias = Callable[[int, int], SlotCache]  # for slots and positions
 
 
@@ -69,6 +69,7 @@ class Passes:
         self.make_cache, self.make_context = target.make_cache, drafter.make_cache
         self._made = made = _compiled if not device.is_cpu() else _as_it_is
         self._logits = made(partial(_run, target), self.make_cache)
+        self._logits_at = made(partial(_run, target), self.make_cache)
         self._choices = made(partial(_choose, target), self.make_cache)
         self._extend = made(partial(_extend, drafter), self.make_context)
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
@@ -109,6 +110,13 @@ class Passes:
         """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""
         return self._logits(cache, tokens)
 
+    def run_to(
+        self, cache: SlotCache, tokens: mx.array, at: mx.array
+    ) -> tuple[mx.array, mx.array | None]:
+        """Run tokens as `run` does, but for logits [S, V] at one token of each slot, at [S]."""
+        logits, features = self._logits_at(cache, tokens, at)
+        return logits[:, 0], features
+
     def extend(self, context: SlotCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `Drafter.extend`."""
         if features is not None:
@@ -122,16 +130,8 @@ def _choose(target: Target, cache: SlotCache, tokens: mx.array) -> Arrays:
     return Greedy().first(logits), are_finite(logits), features
 
 
-def _run(target: Target, cache: SlotCache, tokens: mx.array) -> Arrays:
-    """Run a step, with rows behind those of the slots where that is faster."""
-    slots, width = tokens.shape
-    spare = target.spare(slots, width)
-    if not spare:
-        return target(tokens, cache)
-    cache.spread(spare)
-    logits, features = target(mx.pad(tokens, [(0, spare), (0, 0)]), cache)
-    cache.spread(0)
-    return logits[:slots], None if features is None else features[:slots]
+def _run(target: Target, cache: SlotCache, tokens: mx.array, at: mx.array | None = None) -> Arrays:
+    return target(tokens, cache, at)
 
 
 def _propose(
@@ -158,18 +158,23 @@ def _compiled(over: OverCache, make: MakeCache) -> OverCache:
     present: list[bool] = []  # which results there are; told when the pass is traced
 
     def pure(
-        tokens: mx.array, lengths: mx.array, held: list[list[mx.array]], capacity: int
+        given: list[mx.array],
+        lengths: mx.array,
+        expected: mx.array | None,
+        held: list[list[mx.array]],
+        capacity: int,
     ) -> tuple[list[mx.array], list[list[mx.array]]]:
         cache = make(lengths.shape[0], capacity)
-        cache.hold(lengths, held)
-        results = over(cache, tokens)
+        cache.hold(lengths, expected, held)
+        results = over(cache, *given)
         present[:] = [result is not None for result in results]
         return [result for result in results if result is not None], cache.left()
 
     run = mx.compile(pure)
 
-    def compiled(cache: SlotCache, tokens: mx.array) -> Arrays:
-        results, left = run(tokens, cache.lengths, cache.held(), cache.capacity)
+    def compiled(cache: SlotCache, *given: mx.array) -> Arrays:
+        known = cache.lengths, cache.expected, cache.held(), cache.capacity
+        results, left = run(list(given), *known)
         cache.leave(left)  # nobody else holds the old buffers, so none is copied
         results = iter(results)
         return tuple(next(results) if is_there else None for is_there in present)

@@ -49,8 +49,8 @@ def prefill(
         num_computed += filled.num_computed
         if filled.fallback is not None:
             break
-        for slot, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
-            where = (slot, prefix.length, len(ids))
+        for slot, ids in enumerate(beginnings):
+            where = (slot, prefixes.num_stored(ids), len(ids))
             prefixes.store(ids, (filled.cache.snapshot(*where), filled.context.snapshot(*where)))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
     filled = yield from _computed(passes, shapes, prompts, found)
@@ -138,19 +138,21 @@ class _Filling:
             counts[slot] = len(tokens) - slot * width
             tokens += [0] * (width - counts[slot])
         tokens += [0] * (slots * width - len(tokens))
-        logits, features = self._passes.run(self.cache, mx.array(tokens).reshape(slots, width))
-        self._extend(features)
         ran = mx.array(counts)
+        self.cache.expect(ran)
+        logits, features = self._passes.run_to(
+            self.cache, mx.array(tokens).reshape(slots, width), mx.maximum(ran - 1, 0)
+        )
+        self._extend(features)
         self.cache.keep(ran)
         self.context.keep(ran)
-        self._note(ran[:, None, None], logits)
+        self._note(ran, logits)
         self._done = [n + count for n, count in zip(self._done, counts, strict=False)]
         mx.async_eval(self.logits, self.cache.arrays(), self.context.arrays())
 
-    def _note(self, ran: mx.array, logits: mx.array) -> None:
-        """Keep logits behind the last of the tokens that ran, [S, 1, 1], where there were any."""
-        last = mx.take_along_axis(logits, mx.maximum(ran - 1, 0), axis=1)[:, 0]
-        self.logits = last if self.logits is None else mx.where(ran[:, 0] > 0, last, self.logits)
+    def _note(self, ran: mx.array, last: mx.array) -> None:
+        """Keep logits [S, V] behind the last of the tokens that ran, [S], where there were any."""
+        self.logits = last if self.logits is None else mx.where(ran[:, None] > 0, last, self.logits)
 
     def _extend(self, features: mx.array | None) -> None:
         """Extend the drafter's context, and note why if that failed."""

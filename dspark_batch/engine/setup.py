@@ -49,6 +49,7 @@ class Setup:
     dtype: str
     most_positions: int  # that all slots may cache
     prefix_positions: int
+    state_positions: int  # what a slot remembers besides, as many positions take as much
 
     @property
     def shapes(self) -> Shapes:
@@ -102,10 +103,12 @@ def set_up(
         ModelError: the target's answers could not be repeated here.
     """
     found = known or _conformance(pair)
-    most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
+    per_position, per_slot = _cached_bytes(pair)
+    most_positions = int(_CACHE_SHARE * _free_bytes() / per_position)
+    state_positions = -(-per_slot // per_position)
     longest = min(pair.config.context_length, _USUAL_PROMPT + max_tokens)
     block_size = pair.drafter.block_size
-    most_slots = most_positions // longest
+    most_slots = most_positions // (longest + state_positions)
     if found.shapes.fixed is not None:
         most_slots, block_size = FALLBACK[0], min(block_size, FALLBACK[1] - 1)
     where = "the memory here" if found.shapes.fixed is None else "the only pass of this target"
@@ -132,6 +135,7 @@ def set_up(
         dtype=pair.config.dtype,
         most_positions=most_positions,
         prefix_positions=int(_PREFIX_SHARE * most_positions),
+        state_positions=state_positions,
     )
 
 
@@ -178,10 +182,13 @@ def _free_bytes() -> int:
     return max(1, whole - mx.get_active_memory())
 
 
-def _bytes_per_position(pair: Pair) -> int:
-    """Count the bytes that a cached token takes, by the shapes of a pass that is never run."""
+def _cached_bytes(pair: Pair) -> tuple[int, int]:
+    """Say what caches take for a position, and for a slot besides: told by shapes, never run."""
     cache, context = pair.target.make_cache(1, 1), pair.drafter.make_cache(1, 1)
     _, features = pair.target(mx.array([[0]]), cache)
     with suppress(DrafterFault):  # its items will say so, and cache nothing of it
         guarded(partial(pair.drafter.extend, context, features))
-    return cache.bytes_per_position + context.bytes_per_position
+    cache.keep(mx.array([1]))
+    # At least 1, since nothing grows with a slot of a target without attention.
+    per_position = max(1, cache.bytes_per_position + context.bytes_per_position)
+    return per_position, cache.bytes_per_slot

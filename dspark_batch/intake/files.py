@@ -57,6 +57,8 @@ _WIDE = {  # which of every four bytes are ever zero -> what the text is in
     (True, True, True, False): _UTF_32,
 }
 _NO_TEXT = "is no text and no table that we know; convert it."
+_TABLE = "is a table of text and no JSON; name it .csv, or .tsv if tabs part its columns."
+_NO_JSON = "is no JSON, by its first lines; convert it."
 _REFUSED: Mapping[bytes, str] = {
     **dict.fromkeys((b"\xff\xfe\0\0", b"\0\0\xfe\xff"), _UTF_32),
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), _UTF_16),
@@ -72,6 +74,7 @@ _REFUSED: Mapping[bytes, str] = {
 _HTML = re.compile(rb"<(!doctype|html|head|body|\?xml|error)\b", re.IGNORECASE)
 # Column names with commas or tabs between them, or the one name that a table would have.
 _HEADER = re.compile(rb'\s*(("?[^\W\d][\w .-]*"?)([,;\t]"?[^\W\d][\w .-]*"?)+|"?prompt"?)\s*$')
+_RECORD = re.compile(rb"^\s*\{", re.MULTILINE)
 _BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 20
@@ -222,6 +225,8 @@ def _refuse_packed(source: Source, table: Form) -> None:
 
 def _refuse(source: Source, head: bytes) -> None:
     sentence = _by_magic(head, _REFUSED)
+    if _by_magic(head, _PACKED):
+        sentence = "is packed twice; unpack it once."
     if sentence is None and head[257:262] == b"ustar":
         sentence = "is a tar archive; unpack it."
     if sentence is None and _HTML.match(head.lstrip()):
@@ -238,11 +243,6 @@ def _form_of_text(source: Source, text: bytes) -> Form:
     if known and known[1] in ("csv", "tsv"):
         return known[1]
     first, _, rest = text.partition(b"\n")
-    if known and not known[4] and _HEADER.match(first) and b"\n{" not in text:
-        raise UsageError(
-            f"{source.name}: is a table of text and no JSON; name it .csv, or .tsv if tabs part "
-            "its columns."
-        )
     if text.startswith(b"["):
         return "lines" if rest.strip() and _is_json(first) else "array"
     if text.startswith(b"{"):
@@ -258,6 +258,9 @@ def _form_of_text(source: Source, text: bytes) -> Form:
         raise UsageError(
             f"{source.name}: expected one of {', '.join(ENDINGS)}; convert or rename it.{job}"
         )
+    if first and not _RECORD.search(text) and not _is_json(first):
+        sentence = _TABLE if _HEADER.match(first) else _NO_JSON
+        raise UsageError(f"{source.name}: {sentence}")
     return "lines"
 
 

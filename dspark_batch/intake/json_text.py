@@ -50,8 +50,8 @@ def _parse(line: bytes) -> Parsed:
     except orjson.JSONDecodeError as error:
         return _leniently(line, f"not JSON ({error}); repair the line.")
     if not isinstance(value, dict):
-        found = type(value).__name__
-        return Parsed({}, (), f'expected a JSON object such as {{"prompt": "…"}}, found a {found}.')
+        found = kind_of(value)
+        return Parsed({}, (), f'expected a JSON object such as {{"prompt": "…"}}, found {found}.')
     if _LONG_NUMBER.search(line):  # orjson makes floats of the longest ones
         found = _leniently(line, "nested too deep; make it flat.")
         return found if found.notes or len(found.record) < len(value) else Parsed(value)
@@ -99,6 +99,19 @@ def dump(value: Json, *, is_odd: bool) -> bytes:
 def sayable(text: str) -> str:
     """Write half surrogate pairs as their numbers, for a message that quotes them."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def kind_of(value: Json) -> str:
+    """Name the JSON type of a value as people say it."""
+    names = {
+        "NoneType": "null",
+        "bool": "a boolean",
+        "int": "a number",
+        "float": "a number",
+        "list": "a list",
+        "dict": "an object",
+    }
+    return names.get(type(value).__name__, "a string")
 
 
 def is_text(value: str) -> bool:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import orjson
 
-from dspark_batch.intake.json_text import keys_twice, said_twice
+from dspark_batch.intake.json_text import keys_twice, kind_of, said_twice
 from dspark_batch.types import Json
 
 Message: TypeAlias = dict[str, str]  # role, content; where given: name, reasoning_content
@@ -28,6 +28,7 @@ _TOOL_FIELDS = ("tools", "functions")  # beside a conversation: definitions of t
 # Fields of a message that ask for more than its text.
 _MORE = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio", "image", "images")
 _MORE += ("image_url", "video", "videos", "file", "files", "documents")
+_MORE += (*_TOOL_FIELDS, "function_calls", "tool_responses")  # a message of Kimi or OLMo has them
 _REASONING = ("reasoning_content", "reasoning")  # in vLLM's older and newer words
 CONTINUED = ("prefix", "partial")  # Mistral's and others' words for: go on with this message
 _HARMLESS = ("annotations", "cache_control", "id", "index", "weight")  # to who reads it, not asks
@@ -194,6 +195,8 @@ def _role(word: Json, field: str, where: str) -> str:
     if word in _OF_TOOLS:
         raise Unusable(f"{where} has the role {word!r}, and tools are not supported; take it out.")
     found = f"has the role {word!r}" if field == "role" else f"is from {word!r}"
+    if word is None:
+        found = "has no role"
     expected = ROLES if field == "role" else _ROLE_BY_WORD
     raise Unusable(f"{where} {found}, expected one of {', '.join(expected)}.")
 
@@ -221,16 +224,3 @@ def _part(part: Json, where: str) -> str:
 def listed(columns: Mapping[str, Json]) -> str:
     """List column names for a message."""
     return ", ".join(f"`{name}`" for name in columns) or "none"
-
-
-def kind_of(value: Json) -> str:
-    """Name the JSON type of a value as people say it."""
-    names = {
-        "NoneType": "null",
-        "bool": "a boolean",
-        "int": "a number",
-        "float": "a number",
-        "list": "a list",
-        "dict": "an object",
-    }
-    return names.get(type(value).__name__, "a string")

@@ -17,6 +17,7 @@ from dspark_batch.intake.messages import (
     from_text,
     kind_of,
     read_messages,
+    unsupported,
 )
 from dspark_batch.spec.nearest import nearest
 from dspark_batch.types import Item, Json
@@ -30,6 +31,7 @@ HARMLESS = (
 )
 # How a chat is rendered: whether its last message goes on, and whether the model thinks.
 RENDERING = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
+RENDERING += ("add_special_tokens",)  # besides those of the chat template
 
 
 class Batched(NamedTuple):
@@ -75,6 +77,8 @@ def request_in(record: Mapping[str, Json], fields: Fields) -> Batched:
             name = min(given.keys() & RENDERING)
             raise Unusable(f"`body.{name}` is about chats, and this is a text; take it out.")
         return Batched(_text(given), choices)
+    if given.get("add_special_tokens", False) is not False:
+        raise unsupported("`body`", "add_special_tokens")
     messages = read_messages(given.get("messages"), "body.messages", fields)
     return Batched(messages, choices, _goes_on(given), given.get("chat_template_kwargs"))
 

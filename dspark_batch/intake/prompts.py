@@ -32,7 +32,8 @@ class Prompts:
         self._digests.add(item.digest)
         if item.custom_id in self._ids:
             self.repeated_ids += 1
-            if len(self.first_repeated_ids) < _SHOWN_IDS:
+            is_new = item.custom_id not in self.first_repeated_ids
+            if is_new and len(self.first_repeated_ids) < _SHOWN_IDS:
                 self.first_repeated_ids.append(item.custom_id)
         self._ids.add(item.custom_id)
 

@@ -206,7 +206,8 @@ def _judged(record: Item | Failure, source: Source, raw: Raw) -> Item | Failure:
     for name, flaw in raw.unreadable.items():
         if source.wanted.needs(name):
             message = f"{item.where}: the value of column `{name}` is {flaw.why}; repair it"
-            return Failure(item, "bad_record", f"{message}, or leave it out with --drop.")
+            way = "" if source.wanted.asks(name) else ", or leave it out with --drop"
+            return Failure(item, "bad_record", f"{message}{way}.")
     return item
 
 

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from glob import has_magic
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
-
 from dspark_batch.errors import DsparkBatchError, Resumable, UsageError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
@@ -147,7 +148,9 @@ def _digest(url: str) -> str:
     return sha256(url.encode()).hexdigest()[:12]
 
 
-def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def _open(url: str) -> tuple["AbstractFileSystem", str]:
+    import fsspec  # slow to import
+
     options = {}
     if urlsplit(url).scheme in _WEB:
         import aiohttp
@@ -157,12 +160,12 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fsspec.url_to_fs(url, use_listings_cache=False, **options)
 
 
-def _get(system: fsspec.AbstractFileSystem, there: str, path: Path) -> None:
+def _get(system: "AbstractFileSystem", there: str, path: Path) -> None:
     system.get_file(there, str(path))
     _compare(system.size(there), path.stat().st_size)
 
 
-def _put(system: fsspec.AbstractFileSystem, path: Path, there: str) -> None:
+def _put(system: "AbstractFileSystem", path: Path, there: str) -> None:
     system.put_file(str(path), there)
     system.invalidate_cache()
     _compare(path.stat().st_size, system.size(there))

@@ -14,7 +14,6 @@ from typing import TypeAlias
 from uuid import UUID
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dspark_batch.types import Json
 
@@ -146,6 +145,8 @@ def _of_dictionary(array: pa.DictionaryArray, say: Say) -> Values:
 
 
 def _of_runs(array: pa.RunEndEncodedArray, say: Say) -> Values:
+    import pyarrow.compute as pc  # slow to import
+
     return say(pc.run_end_decode(array))
 
 

@@ -1,24 +1,30 @@
 """A target: an mlx-lm model, unmodified, whose layers are tapped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
-from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
-from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.caches.slot_cache import MakeLayer, SlotCache
+from dspark_batch.caches.states import StateCache
 from dspark_batch.errors import ModelError
+from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
-from dspark_batch.models.number_type import DTYPES, stored_dtype
-from dspark_batch.models.safe_layers import products_of
+from dspark_batch.models.narrow_head import NarrowHead
+from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.taps import Taps
-from dspark_batch.numerics.rows import is_whole
-
-_MOST_SPARE = 512  # rows of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,8 @@ class TargetFacts:
         embedding = embedding_of(text)
         body = vars(text.model) if "model" in text else {}
         scale = _first(_EMBED_SCALE, body, vars(text.args))
+        if text.args.model_type in _SCALED_AT_LOAD:
+            scale = 1.0
         hidden_size = embedding.weight.shape[-1]
         if "scales" in embedding:
             hidden_size = embedding.scales.shape[-1] * embedding.group_size
@@ -91,8 +99,10 @@ _CONTEXT_LENGTH = (
     "block_size",
 )
 _EMBED_SCALE = ("embed_scale", "embedding_multiplier", "scale_emb")
+_SCALED_AT_LOAD = ("falcon_h1",)  # mlx-lm scales the rows themselves
 _ROOT_SCALED = ("gemma", "gemma2", "gemma3_text")  # by the root of the hidden size, in their code
 _KEYS_AND_VALUES = (KVCache, RotatingKVCache)
+Layers: TypeAlias = tuple[MakeLayer, ...]  # of one place in the list that a model gets
 _ENDS = (nn.Linear, nn.QuantizedLinear)
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
@@ -102,16 +112,44 @@ def why_not(model: nn.Module) -> str | None:
 
     Weights may be missing, so a run and `check` refuse alike.
     """
-    kinds = {type(each) for each in make_prompt_cache(model)}
-    if others := sorted(kind.__name__ for kind in kinds if kind not in _KEYS_AND_VALUES):
+    if others := sorted({type(each).__name__ for each in _unknown(model)}):
         return (
-            f"keeps {' and '.join(others)} of a sequence, expected keys and values of attention "
-            "only, since nothing else can be rolled back"
+            f"keeps {' and '.join(others)} of a sequence, expected keys and values of attention, "
+            "or states whose recurrence is known here, since nothing else can be rolled back"
         )
     text = text_model(model)
     if not hasattr(getattr(text, "args", None), "vocab_size") or embedding_of(text) is None:
         return "is described otherwise by mlx-lm than the models that are known here"
     return None
+
+
+def layers_of(model: nn.Module) -> list[Layers]:
+    """List what stands for each cache of mlx-lm's; for those that `why_not` refuses, nothing."""
+    recurrent, caches = iter(recurrent_layers(model)), make_prompt_cache(model)
+    return [tuple(_maker(each, recurrent) for each in _members(cache)) for cache in caches]
+
+
+def _unknown(model: nn.Module) -> list[object]:
+    """List mlx-lm's caches of a model for which we have no layer."""
+    recurrent = iter(recurrent_layers(model))
+    members = [each for cache in make_prompt_cache(model) for each in _members(cache)]
+    return [each for each in members if _maker(each, recurrent) is None]
+
+
+def _members(cache: object) -> Sequence[object]:
+    """List the caches of one layer: attention and recurrence side by side, or one alone."""
+    inner = cache.caches if isinstance(cache, CacheList) else ()
+    return inner if any(isinstance(each, ArraysCache) for each in inner) else (cache,)
+
+
+def _maker(cache: object, recurrent: Iterator[Recurrent]) -> MakeLayer | None:
+    """Say what makes the layer that stands for one of mlx-lm's caches; None: nothing does."""
+    if type(cache) in _KEYS_AND_VALUES:
+        return PositionCache
+    kind = next(recurrent, None) if isinstance(cache, ArraysCache) else None
+    if kind is None or kind.num_arrays != len(cache.cache):
+        return None
+    return partial(StateCache, window=kind.window, recurrence=kind.recurrence)
 
 
 def context_length_of(config: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> int:
@@ -146,7 +184,7 @@ def for_mlx_lm(config: Mapping[str, Any]) -> dict[str, Any]:
         changes["vocab_size"] = text_config(config)["vocab_size"]  # it reads only the outer one
     if config.get("model_type") == "gemma4_unified_text":
         changes["model_type"] = "gemma4_text"
-    return changes
+    return changes | qwen3_5.for_mlx_lm(config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +248,9 @@ class Target:
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)
-        self._layers = [PositionCache for _ in make_prompt_cache(model)]
-        self._spare: dict[tuple[int, int], int] = {}
+        let_caches_record(model)
+        self._layers = layers_of(model)
+        self._head = NarrowHead(head_of(text_model(model)))
 
     @property
     def facts(self) -> TargetFacts:
@@ -219,37 +258,46 @@ class Target:
         known = {"max_position_embeddings": self.config.context_length} if self.config else None
         return TargetFacts.of(self.model, known)
 
-    def spare(self, slots: int, width: int) -> int:
-        """Say how many slots more a step should have, so that no product pads its rows by itself.
-
-        On a GPU a kernel more in every layer costs the host more time than rows cost the device.
-        A CPU computes every row, so there each product pads what it must.
-        """
-        if device.is_cpu():
-            return 0
-        if (slots, width) not in self._spare:
-            products = products_of(self.model, DTYPES[stored_dtype(self.model)])
-            more = range(_MOST_SPARE // width)
-            fits = (n for n in more if all(is_whole(p, (slots + n) * width) for p in products))
-            self._spare[slots, width] = next(fits, 0)
-        return self._spare[slots, width]
-
     def make_cache(self, slots: int, positions: int) -> SlotCache:
         """Make what the model remembers of so many slots, with room for so many positions each."""
-        return SlotCache(self._layers, slots, positions)
+        makers = [make for group in self._layers for make in group]
+        return SlotCache(makers, slots, positions)
 
-    def __call__(self, tokens: mx.array, cache: SlotCache) -> tuple[mx.array, mx.array | None]:
+    def cached_bytes(self) -> tuple[int, int]:
+        """Say what a cache takes for a position, and for a slot besides: by shapes alone."""
+        cache = self.make_cache(1, 1)
+        self(mx.array([[0]]), cache)
+        cache.keep(mx.array([1]))
+        return cache.bytes_per_position, cache.bytes_per_slot
+
+    def __call__(
+        self, tokens: mx.array, cache: SlotCache, at: mx.array | None = None
+    ) -> tuple[mx.array, mx.array | None]:
         """Run one step over tokens [B, T].
 
+        Args:
+            tokens: [B, T].
+            cache: of the B slots.
+            at: [B], the only token of each slot whose logits are wanted; None: all of them.
+
         Returns:
-            Logits [B, T, V] and the tapped features [B, T, m*E]; None without taps.
+            Logits [B, T, V], or [B, 1, V], and the tapped features [B, T, m*E]; None without taps.
         """
-        return self._run(tokens, cache.layers)
+        layers = iter(cache.layers)
+        groups = [tuple(islice(layers, len(group))) for group in self._layers]
+        caches = [group if len(group) > 1 else group[0] for group in groups]
+        if at is None:
+            return self._run(tokens, caches)
+        with self._head.at(at, tokens.shape):
+            logits, features = self._run(tokens, caches)
+        if logits.shape[1] > 1:  # not by the head that we know
+            logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
+        return logits, features
 
     def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""
         return self._run(tokens, make_prompt_cache(self.model))
 
     def _run(self, tokens: mx.array, caches: Sequence[object]) -> tuple[mx.array, mx.array | None]:
-        logits = self.model(tokens, cache=list(caches))
+        logits = self.model(tokens, cache=caches)
         return logits, self._taps.take()

@@ -8,6 +8,7 @@ from importlib.resources import files
 import mlx.core as mx
 
 from dspark_batch import device
+from dspark_batch.numerics.exponential import exp
 from dspark_batch.numerics.rows import Product, over_safe_heads
 
 # Positions that are attended to together; every buffer holds whole blocks. On a CPU every visible
@@ -26,7 +27,6 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     scale: float,
     mask: mx.array,
     lengths: mx.array,
-    spare: int = 0,
     *,
     sinks: mx.array | None = None,
     softcap: float | None = None,
@@ -43,18 +43,14 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         scale: of the scores.
         mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
-        spare: rows behind the B ones of the result; what they hold means nothing.
         sinks: [H], scores of a position without a value that every query sees; None: no such one.
         softcap: bounds the scores s, as softcap * tanh(s / softcap); None: they are not bounded.
 
     Returns:
-        [B + spare, H, W, D'].
+        [B, H, W, D'].
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
-        attended = products_attention(
-            queries, keys, values, scale, mask, sinks=sinks, softcap=softcap
-        )
-        return mx.pad(attended, [(0, spare), *[(0, 0)] * 3]) if spare else attended
+        return products_attention(queries, keys, values, scale, mask, sinks=sinks, softcap=softcap)
     batch, heads, width, dim = queries.shape
     kv_heads = keys.shape[1]
     num_warps = -(-heads // kv_heads * width // _ROWS)
@@ -65,7 +61,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, -(-num_warps // warps)),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(batch + spare, width, heads, dim)],
+        output_shapes=[(batch, width, heads, dim)],
         output_dtypes=[queries.dtype],
     )
     return attended.transpose(0, 2, 1, 3)
@@ -105,10 +101,10 @@ def products_attention(  # noqa: PLR0913  what attention is over
     if sinks is not None:
         sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
         highest = mx.maximum(highest, sinks)
-    weights = mx.exp(scores - highest)
+    weights = exp(scores - highest)
     total = weights.sum(axis=5).sum(axis=2)
     if sinks is not None:
-        total = total + mx.exp(sinks - highest)[:, :, 0, :, :, 0]
+        total = total + exp(sinks - highest)[:, :, 0, :, :, 0]
     total = total.reshape(batch, heads, width, 1)
     weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
     to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)

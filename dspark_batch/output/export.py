@@ -54,7 +54,7 @@ def export(
     if target.suffix not in OUTPUTS:
         raise UsageError(f"{to}: expected a name that ends in {' or '.join(OUTPUTS)}; rename it.")
     write = _write_parquet if target.suffix == ".parquet" else _write_jsonl
-    with _draft_at(to, overwrite=overwrite) as draft, _whole(out, draft.parent) as whole:
+    with _draft_at(out, to, overwrite=overwrite) as draft, _whole(out, draft.parent) as whole:
         return write(draft, _Rows(Source(out, whole), where), _types(out), columns)
 
 
@@ -79,7 +79,7 @@ def export_inputs(
     if target.suffix != ".jsonl":
         raise UsageError(f"{to}: --inputs are written to a name that ends in .jsonl; rename it.")
     written = 0
-    with _draft_at(to, overwrite=overwrite) as draft, draft.open("wb") as file:
+    with _draft_at(out, to, overwrite=overwrite) as draft, draft.open("wb") as file:
         for item in _answered(job, Meant(where), out):
             name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
             file.write(dump(name | item.record, is_odd=bool(item.notes)) + b"\n")
@@ -103,8 +103,9 @@ def _answered(job: Look, is_meant: Meant, out: str) -> Iterator[Item]:
 
 
 @contextmanager
-def _draft_at(to: str, *, overwrite: bool) -> Iterator[Path]:
+def _draft_at(out: str, to: str, *, overwrite: bool) -> Iterator[Path]:
     """Give a file to write, which then takes its place whole or not at all."""
+    _refuse_own_files(out, Path(to))
     if not remote.is_url(to):
         with _draft_of(Path(to), overwrite=overwrite) as draft:
             yield draft
@@ -115,6 +116,14 @@ def _draft_at(to: str, *, overwrite: bool) -> Iterator[Path]:
         draft = Path(folder, remote.local_name(to))
         yield draft
         remote.put(draft, to)
+
+
+def _refuse_own_files(out: str, target: Path) -> None:
+    """Refuse to replace the output, which its job knows to be whole, or an input of the job."""
+    manifest = RunDir(out).manifest() or {"inputs": ()}
+    own = [RunDir(out).out, *(Path(file["path"]) for file in manifest["inputs"])]
+    if target.exists() and any(path.exists() and path.samefile(target) for path in own):
+        raise UsageError(f"{target}: belongs to the job of {out}; choose another name.")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from hashlib import blake2b
 from itertools import pairwise
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 _TYPES = {"Q": pa.uint64(), "q": pa.int64()}
 _FREE, _FAILED, _GONE = range(3)  # a failure is for its own item only; gone: taken, or replaced
@@ -79,6 +78,8 @@ class RowIndex:
         """Sort by key, index and age, once."""
         if self._states or not self._places:
             return
+        import pyarrow.compute as pc  # slow to import
+
         columns = [self._high, self._low, self._indexes, self._places]
         table = pa.table([_arrow(column) for column in columns], names=[*"hlip"])
         order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in "hlip"])
@@ -99,5 +100,5 @@ def _arrow(column: array) -> pa.Array:
 def _reorder(column: array, order: pa.Array) -> None:
     """Put a column in order, in its place."""
     whole = memoryview(column).cast("B")
-    ordered = memoryview(pc.take(_arrow(column), order).buffers()[1]).cast("B")
+    ordered = memoryview(_arrow(column).take(order).buffers()[1]).cast("B")
     whole[:] = ordered[: len(whole)]  # Arrow's buffers may be longer

@@ -264,6 +264,7 @@ class RunDir:
     def _leave_nothing(self) -> None:
         """Take away what a start made that was refused; a directory with anything in it stays."""
         with suppress(OSError):  # a folder of fetched files, for example, is not empty
+            self.stdin.unlink(missing_ok=True)  # the next start reads it anew
             if self.rows.exists() and not self.rows.stat().st_size:
                 self.rows.unlink()
             if self.fetched.exists():

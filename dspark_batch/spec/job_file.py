@@ -59,9 +59,12 @@ def text_of(argument: str, folder: Path) -> str:
         return argument[1:]
     path = folder / argument[1:]
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n")
+        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); check what follows the @.") from error
+    if not text.strip():
+        raise UsageError(f"{path}: holds no text; check what follows the @.")
+    return text
 
 
 def _parsed(path: Path) -> Mapping[str, object]:

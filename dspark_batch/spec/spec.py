@@ -263,6 +263,8 @@ def _must_be_output(out: str) -> None:
     if _ONE_SLASH.match(out):
         whole = out.replace(":/", "://", 1)
         raise UsageError(f"{out}: a URL has two slashes; write {whole}.")
+    if "~" in PurePath(out).parts:
+        raise UsageError(f"{out}: ~ is a folder of this name here; write the whole path.")
     if out != STDOUT and PurePath(out).suffix not in OUTPUTS:
         raise UsageError(
             f"{out}: expected an output that ends in {' or '.join(OUTPUTS)}; rename it."

@@ -58,8 +58,8 @@ class SickTarget(Wrapped):
 
     sick_from = 0  # cached tokens at which it begins
 
-    def __call__(self, tokens, cache):
-        logits, features = self._whole(tokens, cache)
+    def __call__(self, tokens, cache, at=None):
+        logits, features = self._whole(tokens, cache, at)
         owner = cache.layers[0]._extent
         begins = ((tokens[:, 0] == MARK) & (owner.lengths == 0))[:, None, None]
         signs = cache.layers[0].keys[:, 0, :1]

@@ -19,14 +19,14 @@ def _short_passes(monkeypatch):
     monkeypatch.setattr(shapes, "_WIDTH", 16)
 
 
-@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla"])
+@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla", "qwen35_dflash", "qwen35_moe_dflash"])
 def pair(request):
     return load_case(request.param).pair
 
 
 def prompts(count=4, shared=20):
     case = load_case("qwen3_vanilla")
-    ids = [t for run in ("greedy0", "greedy1") for t in case[f"{run}.output_ids"].tolist()]
+    ids = [t % 128 for run in ("greedy0", "greedy1") for t in case[f"{run}.output_ids"].tolist()]
     return [tuple(ids[:shared] + ids[10 + 3 * n : 15 + 7 * n]) for n in range(count)]
 
 

@@ -73,8 +73,10 @@ def test_prompts_that_wait_count_as_positions():
 
 def test_waves_are_large(monkeypatch):
     engine, waves = Engine(load_case("qwen3_vanilla").pair, slots=8), []
-    run = engine._passes.run
-    monkeypatch.setattr(engine._passes, "run", lambda c, t: waves.append(len(t)) or run(c, t))
+    run = engine._passes.run_to
+    monkeypatch.setattr(
+        engine._passes, "run_to", lambda c, t, at: waves.append(len(t)) or run(c, t, at)
+    )
     answers = list(engine.generate(requests(44, 6)))
     assert len(answers) == 44
     assert min(waves[:-1]) >= 2

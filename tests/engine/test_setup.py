@@ -38,7 +38,7 @@ def pair():
 def little_memory(monkeypatch):
     """Room for four slots of a prompt and an answer of the usual sizes."""
     monkeypatch.setattr(planning, "_CACHE_SHARE", 1.0)
-    monkeypatch.setattr(planning, "_bytes_per_position", lambda pair: 1)
+    monkeypatch.setattr(planning, "_cached_bytes", lambda pair: (1, 0))
     monkeypatch.setattr(planning, "_free_bytes", lambda: 4 * 100 + 99)
 
 
@@ -156,7 +156,8 @@ def test_the_manifest_is_told_what_decides(pair):
 
 def test_what_a_position_takes_is_what_caches_hold(pair):
     layers = len(pair.target.make_cache(1, 1).layers) + pair.drafter.num_layers
-    found = planning._bytes_per_position(pair)
+    found, per_slot = planning._cached_bytes(pair)
+    assert per_slot == 0
     cache = pair.target.make_cache(1, 1)
     pair.target(mx.array([[0]]), cache)
     one = sum(array.nbytes // array.shape[2] for array in cache.arrays()[1:])

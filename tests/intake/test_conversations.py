@@ -108,6 +108,11 @@ def test_what_is_obeyed(dialect, messages, prompt, words):
         ([USER, YES | {"function_call": {}, "refusal": "no"}, USER], "has `refusal`, which is"),
         ([USER, {"role": "tool", "content": "1", "tool_call_id": "c"}], "the role 'tool'"),
         ([USER, {"role": "observation", "content": "1"}], "the role 'observation'"),
+        (
+            [{"role": "system", "content": "S", "tools": [{"name": "f"}]}, USER],
+            "has `tools`, which",
+        ),
+        ([USER | {"functions": '[{"name": "f"}]'}], "has `functions`, which is not"),
         ([USER | {"name": "anna"}], "a message has a `name`, which the chat template has no"),
         ([USER | {"name": 5}], "has `name` that is a number, which is not supported"),
         ([USER, YES | {"content": None}, USER], "that is null, expected a string"),

@@ -111,6 +111,7 @@ PAGE = "is a page of HTML or XML and not the file; download it again, logged in.
         (b"SQLite format 3\0", "is an SQLite database; write its table as CSV or Parquet."),
         (b"\0" * 4096, "is no text and no table that we know; convert it."),
         (packed(LFS), LFS_SAID),
+        (packed(packed(lines())), "is packed twice; unpack it once."),
         (packed(b"in.jsonl".ljust(257, b"\0") + b"ustar"), "is a tar archive; unpack it."),
         (packed(parquet()), "is a packed parquet file; unpack it first."),
     ],
@@ -139,6 +140,9 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, said):
         ("in.yaml", b"inputs: x", "expected one of .jsonl, .json"),
         ("in.jsonl", b"id,prompt\n1,What is a sea?\n", "is a table of text and no JSON; name it"),
         ("in.json", b'"id"\t"my prompt"\n1\ta\n', "is a table of text and no JSON; name it"),
+        ("in.jsonl", b"What is a sea?\nWho am I?\n", "is no JSON, by its first lines; convert it."),
+        ("in.jsonl", b"\x80\x04\x95 a pickle", "is no JSON, by its first lines; convert it."),
+        ("in.jsonl.gz", b"# notes, here: packed\n", "is no JSON, by its first lines; convert it."),
         ("in.jsonl", b"prompt\nWhat, then?\n", "is a table of text and no JSON; name it .csv"),
     ],
 )

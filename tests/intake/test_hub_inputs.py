@@ -67,7 +67,7 @@ def test_a_name_or_a_pattern_is_read_in_name_order(tmp_path, name, found):
 
 def test_messages_and_manifest_name_the_file_on_the_hub(tmp_path, hub):
     folder, _ = hub
-    write_lines(folder / "a.jsonl", b"nope")
+    write_lines(folder / "a.jsonl", b"{nope")
     start(tmp_path, inputs=(f"{DATA_SET}/a.jsonl",))
     [row] = rows_in(tmp_path / "out.jsonl")
     assert row["error"]["message"].startswith(f"{DATA_SET}/a.jsonl:1: not JSON")

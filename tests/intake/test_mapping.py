@@ -84,7 +84,7 @@ def test_blanks_in_a_prompt_are_kept():
         ),
         (
             {"messages": [*CHAT, {"content": "a"}]},
-            "`messages[1]` has the role None, expected one of system, user, assistant.",
+            "`messages[1]` has no role, expected one of system, user, assistant.",
         ),
         (
             {"messages": [{"role": "user", "content": None}]},

@@ -150,7 +150,7 @@ def test_newer_words_of_a_message():
     [
         *({"user": "u"}, {"metadata": {"a": "b"}}, {"stream": False}, {"service_tier": "flex"}),
         *({"store": True}, {"n": 1}, {"logprobs": False}, {"tools": None}, {"tools": []}),
-        *({"extra_body": {}}, {"extra_headers": {}}),
+        *({"extra_body": {}}, {"extra_headers": {}}, {"add_special_tokens": False}),
         *({"response_format": {"type": "text"}}, {"parallel_tool_calls": True}),
         {"presence_penalty": 0.0},
     ],

@@ -104,10 +104,13 @@ def test_text_that_looks_like_keys_is_no_key(tmp_path):
     assert read_bytes(tmp_path, json.dumps(record).encode())[0].record == record
 
 
-@pytest.mark.parametrize(("line", "kind"), [(b"[1]", "list"), (b'"x"', "str"), (b"7", "int")])
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [(b"[1]", "a list"), (b'"x"', "a string"), (b"7", "a number"), (b"null", "null")],
+)
 def test_a_line_that_is_not_an_object_is_a_failure(tmp_path, line, kind):
     (_, failure) = read_bytes(tmp_path, b"{}\n" + line)
-    assert failure.message.endswith(f"found a {kind}.")
+    assert failure.message.endswith(f"found {kind}.")
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_family_that_runs_parts_of_layers_goes_without_a_drafter(tmp_path, nam
 
 
 def test_check_says_so_before_the_night(tmp_path, capsys):
-    config = families.REFUSED["mamba2"]
+    config = families.REFUSED["mamba"]
     target = make.write(tmp_path / "target", config, whole_weights(config))
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     paths = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--target", str(target)]
@@ -153,7 +153,7 @@ def test_check_says_so_before_the_night(tmp_path, capsys):
     for command in ("check", "run"):
         assert main([command, *paths]) == 2
         said.append(capsys.readouterr().err.strip().splitlines()[-1])
-    assert "a target of type mamba2 keeps ArraysCache" in said[0]
+    assert "a target of type mamba keeps ArraysCache" in said[0]
     assert said[0] == said[1]
 
 

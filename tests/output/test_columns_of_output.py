@@ -102,7 +102,7 @@ def test_a_column_of_one_record_is_enough(folder):
 
 
 def test_a_file_without_a_readable_record_is_no_misspelling(tmp_path):
-    write_lines(tmp_path / "in.jsonl", b"nope", b"[]")
+    write_lines(tmp_path / "in.jsonl", b"{nope", b"[]")
     assert start(tmp_path, keep=("x",)).errored == 2
 
 

@@ -174,13 +174,20 @@ def test_an_output_that_was_moved_away_from_its_run_is_enough(folder):
     ("to", "options", "says"),
     [
         ("copy.csv", {}, "expected a name that ends in .jsonl or .parquet"),
-        ("in.jsonl", {}, "in.jsonl exists; choose another name, or replace it with --overwrite"),
+        ("old.jsonl", {}, "old.jsonl exists; choose another name, or replace it with --overwrite"),
+        (
+            "in.jsonl",
+            {"overwrite": True},
+            "in.jsonl: belongs to the job of .*; choose another name",
+        ),
+        ("out.jsonl", {"overwrite": True}, "out.jsonl: belongs to the job of .*out.jsonl; choose"),
         ("copy.jsonl", {"columns": ["id", "colour"]}, "no column `colour`; columns are `id`"),
         ("copy.parquet", {"columns": ["colour"]}, "no column `colour`; columns are `id`"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(folder, to, options, says):
     start(folder)
+    write_lines(folder / "old.jsonl", {})
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
     with pytest.raises(UsageError, match=says):
         export(str(folder / "out.jsonl"), str(folder / to), **options)

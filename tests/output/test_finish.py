@@ -53,7 +53,7 @@ def test_each_row_answers_its_own_prompt(tmp_path):
 
 def test_our_columns_have_one_type_from_the_first_row_on(tmp_path):
     for name, records in {
-        "bad": [b"nope"],
+        "bad": [b"{nope"],
         "good": prompts("a"),
         "both": [b"x", *prompts("a")],
     }.items():

@@ -1,5 +1,6 @@
 """What a run directory tells those who only look at it."""
 
+import io
 import os
 
 import pytest
@@ -34,6 +35,16 @@ def test_a_start_that_is_refused_leaves_nothing_behind(run_dir, tmp_path, lines)
     write_lines(tmp_path / "in.jsonl", *lines)
     with pytest.raises(UsageError):
         start(tmp_path)
+    assert not run_dir.path.exists()
+
+
+def test_standard_input_that_is_refused_leaves_nothing_behind(run_dir, tmp_path, monkeypatch):
+    with (tmp_path / "piped").open("w+b") as file:
+        file.write(b"id,prompt\n1,a\n")
+        file.seek(0)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+        with pytest.raises(UsageError, match="<stdin>: is a table of text and no JSON"):
+            start(tmp_path, inputs=("-",))
     assert not run_dir.path.exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dspark_batch.errors import UsageError
-from dspark_batch.spec.job_file import read_job
+from dspark_batch.spec.job_file import read_job, text_of
 
 TODAY = date(2025, 3, 9)
 
@@ -137,3 +137,11 @@ def test_says_which_file_it_cannot_read(tmp_path, read):
         read_job(tmp_path / "no.toml", TODAY)
     with pytest.raises(UsageError, match=r"t.txt: cannot be read \(.*\); check what follows the @"):
         read('template = "@t.txt"')
+
+
+def test_a_file_of_text_is_read_without_its_byte_order_mark_and_must_hold_some(tmp_path):
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfBe brief.\n")
+    assert text_of("@marked.txt", tmp_path) == "Be brief."
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(UsageError, match=r"blank.txt: holds no text; check what follows the @."):
+        text_of("@blank.txt", tmp_path)

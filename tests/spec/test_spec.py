@@ -9,6 +9,7 @@ from dspark_batch.spec.spec import Spec
     [
         ({"inputs": ()}, "no input: name at least one file, or - for standard input."),
         ({"out": "s3:/b/o.jsonl"}, "s3:/b/o.jsonl: a URL has two slashes; write s3://b/o.jsonl."),
+        ({"out": "~/o.jsonl"}, "~/o.jsonl: ~ is a folder of this name here; write the whole path."),
         ({"out": "o.csv"}, "o.csv: expected an output that ends in .jsonl or .parquet; rename it."),
         ({"max_tokens": 0}, "max_tokens is 0, expected 1 or more."),
         ({"slots": 0}, "slots is 0, expected 1 or more."),
