@@ -19,7 +19,7 @@ from dspark_batch.types import Json
 
 ALL = "all"
 
-_MOST_LOGITS = 32 << 20  # of the slots that are drafted at once
+_MOST_LOGITS = 64 << 20  # of the slots that are drafted at once
 
 
 class Sample(NamedTuple):

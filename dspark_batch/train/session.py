@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from dspark_batch import device
 from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.drafters.new_config import Sizes, new_config
 from dspark_batch.errors import Resumable, UsageError
 from dspark_batch.intake.mapping import Render
 from dspark_batch.models.checkpoint import read_config, read_weights
@@ -30,14 +31,7 @@ from dspark_batch.train.learn import drafting_loss, freeze_ends
 from dspark_batch.train.loss import DFLASH, DSPARK, LossMix, Terms
 from dspark_batch.train.measure import measure
 from dspark_batch.train.place import Place, State, stored_weights
-from dspark_batch.train.sizes import (
-    Sizes,
-    anchors_of,
-    new_config,
-    peak_rate,
-    sizes_for,
-    tokens_per_step,
-)
+from dspark_batch.train.sizes import anchors_of, peak_rate, sizes_for, tokens_per_step
 from dspark_batch.train.teacher import Ends, TappedTarget, ends_for_drafter
 from dspark_batch.train.training import Asked, Lesson, Observe, Reports, Training
 from dspark_batch.types import Json

@@ -1,11 +1,13 @@
 """A frozen target that tells what it knew at every position of a text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.taps import Taps
 from dspark_batch.models.target import TargetFacts, embedding_of, head_of, text_model
 from dspark_batch.train.fit import compute_dtype
@@ -30,10 +32,9 @@ class TappedTarget:
 
     def __init__(self, model: nn.Module, layer_ids: Sequence[int]) -> None:
         self._model, self._taps = model, Taps(model.layers, layer_ids)
-        self._rows = _Rows()
         text = text_model(model)
-        self._vocab = text.args.vocab_size
-        _select_rows(head_of(text), self._rows)
+        self._vocab, self._head = text.args.vocab_size, head_of(text)
+        self._rows = NarrowHead(self._head)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Read tokens [N, T]; returns the features [N, T, m*E]."""
@@ -41,11 +42,8 @@ class TappedTarget:
 
     def teach(self, tokens: mx.array, positions: mx.array) -> Teacher:
         """Read tokens [N, T], and predict what follows at positions [N, P]."""
-        self._rows.positions = positions
-        try:
+        with self._rows.at(positions, tokens.shape):
             logits = self._model(tokens)
-        finally:
-            self._rows.positions = None
         return Teacher(
             mx.stop_gradient(self._taps.take().astype(compute_dtype())),
             mx.stop_gradient(logits[..., : self._vocab]),
@@ -53,10 +51,9 @@ class TappedTarget:
 
     def logit_scale(self, softcap: float | None) -> float:
         """Measure by what the model multiplies its head's output, before it caps it."""
-        tokens, outputs = mx.arange(_PROBE_TOKENS)[None] + 1, []
-        self._rows.outputs = outputs
-        logits = self.teach(tokens, mx.arange(_PROBE_TOKENS)[None]).logits.astype(mx.float32)
-        self._rows.outputs = None
+        positions = mx.arange(_PROBE_TOKENS)[None]
+        with _recorded(self._head) as outputs:
+            logits = self.teach(positions + 1, positions).logits.astype(mx.float32)
         head = outputs[0][..., : self._vocab].astype(mx.float32)
         if softcap is not None:
             logits = softcap * mx.arctanh(mx.clip(logits / softcap, -0.99, 0.99))
@@ -81,29 +78,21 @@ def ends_for_drafter(model: nn.Module, facts: TargetFacts, logit_scale: float) -
     )
 
 
-class _Rows:
-    """Which rows a head computes in this pass."""
-
-    positions: mx.array | None = None  # [N, P]; None: all
-    outputs: list[mx.array] | None = None  # what it gave; None: nobody wants to know
-
-
-def _select_rows(head: nn.Module, rows: _Rows) -> None:
-    """Let a head, or an embedding that is one, run over chosen positions of [N, T, E] only."""
-    plain = type(head)
+@contextmanager
+def _recorded(head: nn.Module) -> Iterator[list[mx.array]]:
+    """Collect what a head, or an embedding that is one, gives meanwhile."""
+    plain, outputs = type(head), []
     verb = "as_linear" if hasattr(plain, "as_linear") else "__call__"
-    multiply = getattr(plain, verb)
 
-    def over_rows(self: nn.Module, hidden: mx.array) -> mx.array:
-        if rows.positions is None:
-            return multiply(self, hidden)
-        chosen = mx.take_along_axis(hidden, rows.positions[..., None], axis=1)
-        output = multiply(self, chosen)
-        if rows.outputs is not None:
-            rows.outputs.append(output)
-        return output
+    def recording(self: nn.Module, hidden: mx.array) -> mx.array:
+        outputs.append(getattr(plain, verb)(self, hidden))
+        return outputs[-1]
 
-    head.__class__ = type(plain.__name__, (plain,), {verb: over_rows})
+    head.__class__ = type(plain.__name__, (plain,), {verb: recording})
+    try:
+        yield outputs
+    finally:
+        head.__class__ = plain
 
 
 def _matrix(module: nn.Module) -> mx.array:
