@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -82,6 +82,7 @@ class Endpoints:
             Problem: _say,
             HTTPException: _say_http,
             DsparkBatchError: _say_own,
+            ClientDisconnect: _say_nothing,
             Exception: _say_any,
         }
         return Starlette(
@@ -214,6 +215,11 @@ async def _say_http(request: Request, error: HTTPException) -> Response:
 
 async def _say_own(request: Request, error: DsparkBatchError) -> Response:
     return Problem(503, str(error), code="server").response()
+
+
+async def _say_nothing(request: Request, error: ClientDisconnect) -> Response:
+    """Answer a client that went before it had asked: nobody hears it."""
+    return Response(status_code=400)
 
 
 async def _say_any(request: Request, error: Exception) -> Response:

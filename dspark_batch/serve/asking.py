@@ -87,9 +87,9 @@ def _has_usage(options: Json) -> bool:
 
 def _prompts(prompt: Json, opened: Opened) -> Sequence[Json]:
     """List the prompts of a completion: each is a text, or token ids."""
-    if not isinstance(prompt, list) or not prompt:
+    if not isinstance(prompt, list):
         return [prompt]  # if it is no text, reading it says so
-    several = prompt if isinstance(prompt[0], str | list) else [prompt]
+    several = prompt if prompt and isinstance(prompt[0], str | list) else [prompt]
     if len(several) > _MOST_CHOICES:
         raise bad_field("prompt", f"`prompt` has {len(several)} texts, expected {_MOST_CHOICES}.")
     for each in several:

@@ -249,7 +249,7 @@ class Batches:
 
     def _complete(self, batch_id: str) -> None:
         self._note(batch_id, "finalizing")
-        self._publish(batch_id, "completed", self._finished_lines(self._out(batch_id)))
+        self._publish(batch_id, "completed", self._finished_lines(batch_id, self._out(batch_id)))
 
     def _end_early(self, batch_id: str) -> None:
         """Keep what is answered, and say of all else why it is not."""
@@ -263,7 +263,7 @@ class Batches:
         if RunDir(str(out)).has_job():
             partial = out.with_name("partial.jsonl")
             export(str(out), str(partial), overwrite=True)
-            for line in self._finished_lines(partial):
+            for line in self._finished_lines(batch_id, partial):
                 done.add(line["custom_id"])
                 yield line
             partial.unlink()
@@ -274,12 +274,15 @@ class Batches:
                 name = f"batch_req_{digest_of(custom_id.encode())[:24]}"
                 yield {"id": name, "custom_id": custom_id, "response": None, "error": error}
 
-    def _finished_lines(self, path: Path) -> Iterator[Object]:
-        """Read the lines of a job, under the name that the model has here."""
+    def _finished_lines(self, batch_id: str, path: Path) -> Iterator[Object]:
+        """Read the lines of a job, with the names that model and input have for clients."""
+        where = f"{self._input(batch_id)}:"
         with path.open("rb") as file:
             for line in map(orjson.loads, file):
                 if line["response"] is not None:
                     line["response"]["body"]["model"] = self._service.model_names[0]
+                else:
+                    line["error"]["message"] = line["error"]["message"].replace(where, "line ", 1)
                 yield line
 
     def _publish(self, batch_id: str, status: str, lines: Iterator[Object]) -> None:

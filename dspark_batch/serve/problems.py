@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from dspark_batch.errors import Resumable, is_out_of_memory
 from dspark_batch.types import Failure, Json
 
-_FIELD = re.compile(r"`(?:body\.)?(\w+)")
+_FIELD = re.compile(r"`(?:body(?:\.|`: ))?(\w+)")
 _RETRY = {"Retry-After": "2"}
 
 

@@ -40,6 +40,9 @@ class Server:
     Args:
         service: what it is to be.
         open_engine: loads what answers, in the hub's thread; None: the pair of the service.
+
+    Attributes:
+        hub: what answers, once it runs.
     """
 
     def __init__(self, service: Service, open_engine: Callable[[], Opened] | None = None) -> None:
@@ -48,6 +51,7 @@ class Server:
         self._is_stopping = threading.Event()
         self._uvicorn: uvicorn.Server | None = None
         self._died: BaseException | None = None
+        self.hub: Hub | None = None
 
     def run(self, ready: Callable[[str], None] = lambda url: None) -> None:
         """Serve; SIGINT and SIGTERM stop it.
@@ -62,8 +66,8 @@ class Server:
         """
         service = self._service
         with _locked(service.data_dir), _listening(service.host, service.port) as sock:
-            hub = Hub(self._open_engine, live_slots=service.live_slots, on_end=self._die)
-            app = Endpoints(service, hub, self._is_ending).app()
+            self.hub = Hub(self._open_engine, live_slots=service.live_slots, on_end=self._die)
+            app = Endpoints(service, self.hub, self._is_ending).app()
             self._uvicorn = uvicorn.Server(_config(app, service))
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
