@@ -10,7 +10,7 @@ from statistics import median
 import mlx.core as mx
 
 from dspark_batch import blas
-from dspark_batch.models.load import Pair
+from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from benchmarks.common import held_out_records, print_line, requests, surroundings
 from dspark_batch.engine.engine import Engine
 from dspark_batch.models import quantisation
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 
 MAX_TOKENS, SLOTS = 96, 8
 PARTS = {"markov": "markov_head", "ends": ("embed_tokens", "lm_head"), "fc": "fc"}

@@ -18,9 +18,9 @@ from benchmarks.throughput import mlx_lm_generate
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.margins import margins
 from dspark_batch.engine.setup import set_up
-from dspark_batch.models.load import load_pair
-from dspark_batch.train.corpus import held_out_turns
-from dspark_batch.train.tasks import KINDS
+from dspark_batch.pair import load_pair
+from recipes.tiny.corpus import held_out_turns
+from recipes.tiny.tasks import KINDS
 
 MAX_TOKENS = 128
 

@@ -27,12 +27,14 @@ from pathlib import Path
 import mlx.core as mx
 
 from benchmarks.common import print_line, surroundings
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.load import Pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import PairConfig
+from dspark_batch.pair import Pair
 from dspark_batch.run import Opened, run
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Item, Request
 
 VOCABULARY = 16
@@ -45,19 +47,23 @@ MOST_GROWTH_MB = 2.0  # whatever the number of items
 class NullTarget:
     """A target of one cache layer; the next token is the sum of all tokens so far."""
 
-    num_caches = 1
+    def make_cache(self, slots, positions):
+        """Make keys and values for one layer."""
+        return SlotCache([PositionCache], slots, positions)
 
     def spare(self, slots, width):
         """No step needs more slots; see `Target`."""
         return 0
 
-    def __call__(self, tokens, caches):
+    def __call__(self, tokens, cache, at=None):
         """Run a step over tokens [B, T]; see `Target`."""
-        (cache,) = caches
-        mask = cache.make_mask(tokens.shape[1], return_array=True)  # [B, 1, T, C]
+        (layer,) = cache.layers
+        mask = layer.make_mask(tokens.shape[1], return_array=True)  # [B, 1, T, C]
         written = tokens[:, None, :, None].astype(mx.float32)
-        keys, _ = cache.update_and_fetch(written, written)
+        keys, _ = layer.update_and_fetch(written, written)
         seen = mx.where(mask[:, 0], keys[:, 0, None, :, 0], 0).sum(axis=-1)
+        if at is not None:
+            seen = mx.take_along_axis(seen, at[:, None], axis=1)
         following = (seen.astype(mx.int32) + 1) % VOCABULARY
         return (mx.arange(VOCABULARY) == following[..., None]).astype(mx.float32), None
 

@@ -19,11 +19,11 @@ import dspark_batch  # noqa: F401  the BLAS, before MLX
 import mlx.core as mx  # isort: skip
 
 from benchmarks.common import held_out_records, print_line, requests, surroundings
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
-from dspark_batch.models.dspark import DSparkDrafter
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics.chance import Chance
+from dspark_batch.pair import load_pair
 
 MAX_TOKENS = 64
 

@@ -21,6 +21,13 @@ TABLE = ROOT / "docs" / "planted-mistakes.md"
 TESTS = {
     "drafter": ["tests/models/test_dspark.py", "tests/models/test_variants.py"],
     "variants": ["tests/models/test_variants.py"],
+    "states": [
+        "tests/models/test_hybrids.py",
+        "tests/models/test_qwen3_5.py",
+        "tests/engine/test_states.py",
+        "tests/engine/test_prefix_cache.py",
+        "tests/engine/test_prefill.py",
+    ],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes

@@ -13,7 +13,7 @@ from random import Random
 from benchmarks.common import print_line, spread, surroundings
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Item, Request
 
 

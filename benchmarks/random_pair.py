@@ -14,11 +14,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import qwen3
 
-from dspark_batch.models.drafter_config import DrafterConfig
-from dspark_batch.models.dspark import DSparkDrafter
-from dspark_batch.models.load import Pair
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import PairConfig, Target, ends_of
+from dspark_batch.pair import Pair
 
 HEAD_SCALE = 0.02  # makes logits of about 1, and of about 30 for the token that follows
 

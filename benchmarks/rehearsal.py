@@ -6,7 +6,7 @@ what they cost is what trained ones cost.
 
 import mlx.core as mx
 
-from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.numerics.chance import Chance
 
 # P(a draft is accepted | those before it were), by block position. The paper gives the accept

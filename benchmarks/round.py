@@ -22,7 +22,6 @@ import mlx.core as mx
 
 from benchmarks.common import print_line, surroundings
 from benchmarks.random_pair import SIZES, random_pair
-from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.passes import Passes
 from dspark_batch.numerics.rules import Greedy
 
@@ -42,17 +41,16 @@ class Bench:
 
     def reset(self):
         """Put every slot back to its context."""
-        self.cache = self._filled(self.pair.target.num_caches)
-        self.context = self._filled(self.pair.drafter.num_layers)
+        self.cache = self._filled(self.pair.target)
+        self.context = self._filled(self.pair.drafter)
         self.anchors = mx.arange(self.slots, dtype=mx.int32)
         tokens = mx.zeros((self.slots, self.options.width), dtype=mx.int32)
         _, self.features = self.passes.run(self.cache, tokens)
         self.passes.extend(self.context, self.features)
         mx.eval(self.features, self.cache.arrays(), self.context.arrays())
 
-    def _filled(self, layers):
-        cache = RaggedCache(layers, self.slots)
-        cache.reserve(self.options.capacity)
+    def _filled(self, model):
+        cache = model.make_cache(self.slots, self.options.capacity)
         spread = mx.arange(self.slots, dtype=mx.int32) % 64
         cache.lengths = spread + self.options.context - 32
         return cache

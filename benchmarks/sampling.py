@@ -17,9 +17,9 @@ import numpy as np
 import dspark_batch.engine.sampling
 from benchmarks.common import held_out_records, print_line, requests, surroundings
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics.rules import Coupled, Rejection
 from dspark_batch.numerics.sampling import probabilities
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Sampling
 
 RULES = {"coupled": Coupled, "rejection": Rejection}

@@ -30,8 +30,8 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from benchmarks.common import held_out_records, print_line, requests, spread, surroundings
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics.rows import as_they_come
+from dspark_batch.pair import load_pair
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 SLOTS = (1, 4, 8, 16, 32)

@@ -15,22 +15,22 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from dspark_batch.audit.replay import Baseline, Claim, Difference, compare
 from dspark_batch.errors import EqualityError, UsageError
-from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.named_columns import wanted_columns
-from dspark_batch.job.plan import plan_of, plan_text
-from dspark_batch.job.reader import STDIN, fetch, locate, read
-from dspark_batch.job.replay import Baseline, Claim, Difference, compare
-from dspark_batch.job.report import Tick
-from dspark_batch.job.rows import ratio
-from dspark_batch.job.spec import Spec, number_or_none
+from dspark_batch.intake.mapping import Render, to_request
+from dspark_batch.intake.reader import STDIN, fetch, locate, read
+from dspark_batch.output.plan import plan_of, plan_text
+from dspark_batch.output.report import Tick
+from dspark_batch.record.named_columns import wanted_columns
+from dspark_batch.record.rows import ratio
 from dspark_batch.run import load, open_baseline
+from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
     from dspark_batch.engine.setup import Setup
     from dspark_batch.models.hub import Download
-    from dspark_batch.models.load import Pair
+    from dspark_batch.pair import Pair
 
 __all__ = ["Comparison", "Standing", "bench"]
 
@@ -228,6 +228,7 @@ def open_pair_for(
                 slots=setup.plan.slots,
                 shapes=setup.shapes,
                 most_positions=setup.most_positions,
+                state_positions=setup.state_positions,
                 prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
                 **settings,
             ).generate(stream)
@@ -261,9 +262,9 @@ def _facts(pair: "Pair", setup: "Setup") -> dict[str, str]:
     """Say what was measured where."""
     import mlx.core as mx
 
-    from dspark_batch import blas
+    from dspark_batch import blas, device
 
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    on_gpu = device.is_gpu()
     facts = {"device": str(mx.device_info().get("device_name", "GPU")) if on_gpu else "CPU"}
     if not on_gpu:
         facts["blas"] = blas.identity()

@@ -285,9 +285,9 @@ def hint() -> str | None:
     is_chosen = os.environ.get("DSPARK_BATCH_BLAS") == "bundled"
     if sys.platform != "linux" or LOADED.kind != "bundled" or is_chosen:
         return None
-    import mlx.core as mx
+    from dspark_batch import device
 
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not device.is_cpu():
         return None
     slow = f"MLX computes with its own BLAS here, the slow reference one: {LOADED.why}."
     if LOADED.why == _TOO_LATE:

@@ -6,9 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import scan
-from dspark_batch.job.run_dir import RunDir
 from dspark_batch.numerics.calibration import Round, calibration_errors, fit_temperatures
+from dspark_batch.record.journal import scan
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.types import Json
 
 
@@ -37,7 +37,7 @@ def calibrate(out: str) -> Calibration:
         UsageError: there is no such run, or it logged too little.
     """
     # MLX loads only now, so that this module can be named without it.
-    from dspark_batch.models.calibration import keep_temperatures
+    from dspark_batch.drafters.calibration import keep_temperatures
 
     run_dir = RunDir(out)
     manifest = run_dir.manifest()

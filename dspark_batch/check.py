@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.journal import Found, Journal, Retries
-from dspark_batch.job.mapping import Render, to_request
-from dspark_batch.job.named_columns import wanted_columns
-from dspark_batch.job.prompts import Prompts
-from dspark_batch.job.reader import STDIN, Source, fetch, item_of, locate, read
-from dspark_batch.job.run_dir import RunDir, check_out, check_resume, refuse_another_job
-from dspark_batch.job.share import is_in_share
-from dspark_batch.job.spec import Spec, number_or_none
-from dspark_batch.job.status import Status, status
-from dspark_batch.job.survey import Survey, most_bytes, survey
+from dspark_batch.intake.mapping import Render, to_request
+from dspark_batch.intake.prompts import Prompts
+from dspark_batch.intake.reader import STDIN, Source, fetch, item_of, locate, read
+from dspark_batch.output.status import Status, status
+from dspark_batch.record.journal import Found, Journal, Retries
+from dspark_batch.record.named_columns import wanted_columns
+from dspark_batch.record.run_dir import RunDir, check_out, check_resume, refuse_another_job
+from dspark_batch.record.survey import Survey, most_bytes, survey
+from dspark_batch.spec.share import is_in_share
+from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import Failure, Item, Json
 
 _FIRST_FAILURES = 3
-_BYTES_PER_VALUE = {"float32": 4}  # of a number in the cache; 2 for the others
 
 
 class Reads(NamedTuple):
@@ -32,7 +31,8 @@ class Reads(NamedTuple):
     context_length: int
     identity: Mapping[str, Json]
     weight_bytes: int | None = None  # None: not all of them are here
-    cached_values: int | None = None  # numbers that are kept for each token; None: unknown
+    # Bytes of the target's cache for a position, and for a slot besides; None: unknown.
+    cached_bytes: tuple[int, int] | None = None
 
 
 OpenReading: TypeAlias = Callable[[Spec], Reads]
@@ -83,13 +83,14 @@ class Check:
 
 def open_reading(spec: Spec) -> Reads:
     """Load the tokenizer and the configs of a pair."""
-    from dspark_batch.models.load import load_reading
     from dspark_batch.models.thinking import settle_thinking
+    from dspark_batch.pair import load_reading
 
     found = load_reading(
         spec.family,
         target=spec.target,
         drafter=spec.drafter,
+        dtype=spec.dtype,
         trust_remote_code=spec.trust_remote_code,
     )
     tokenizer = found.tokenizer
@@ -101,7 +102,7 @@ def open_reading(spec: Spec) -> Reads:
         found.context_length,
         identity,
         found.weight_bytes,
-        found.cached_values,
+        found.cached_bytes,
     )
 
 
@@ -200,10 +201,10 @@ def _estimate(
         steps_per_round = before.accept_length or 1.0
         result.audit_seconds = result.audited * before.seconds_per_row * steps_per_round
     result.weight_bytes = reads.weight_bytes
-    if reads.cached_values is not None:
+    if reads.cached_bytes is not None:
+        per_position, per_slot = reads.cached_bytes
         positions = min(reads.context_length, result.prompts.longest + spec.max_tokens)
-        per_value = _BYTES_PER_VALUE.get(spec.dtype or "", 2)
-        result.slot_bytes = positions * reads.cached_values * per_value
+        result.slot_bytes = positions * per_position + per_slot
     result.disk_bytes = most_bytes(found, spec)
     if before is not None and before.done:
         row_bytes = RunDir(spec.out).rows.stat().st_size / before.done

@@ -5,10 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from dspark_batch.errors import EqualityError, UsageError
-from dspark_batch.job.finish import Rows
-from dspark_batch.job.look import Look, look
-from dspark_batch.job.replay import (
+from dspark_batch.audit.replay import (
     Baseline,
     Claim,
     claims_of,
@@ -17,7 +14,10 @@ from dspark_batch.job.replay import (
     judge,
     text_of_token,
 )
-from dspark_batch.job.run_dir import differences, run_dir_of
+from dspark_batch.errors import EqualityError, UsageError
+from dspark_batch.output.finish import Rows
+from dspark_batch.output.look import Look, look
+from dspark_batch.record.run_dir import differences, run_dir_of
 from dspark_batch.run import Opened, OpenEngine, open_pair
 from dspark_batch.types import Failure, Item, Json
 

@@ -84,7 +84,9 @@ def _software() -> dict[str, str]:
 def _compute() -> dict[str, str]:
     import mlx.core as mx
 
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    from dspark_batch import device
+
+    on_gpu = device.is_gpu()
     name = mx.device_info().get("device_name", "GPU") if on_gpu else f"CPU, {platform.machine()}"
     facts = {"device": str(name), "matmul": f"{_gflops():,.0f} GFLOPS (float32)"}
     if sys.platform == "linux" and not on_gpu:
@@ -109,25 +111,27 @@ def _gflops() -> float:
 def _memory() -> dict[str, str]:
     import mlx.core as mx
 
+    from dspark_batch import device
+
     facts = {"machine": _gigabytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))}
     if "SC_AVPHYS_PAGES" in os.sysconf_names:  # not on macOS
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         facts["free"] = f"{_gigabytes(free)}, and what caches give back"
-    if mx.default_device() == mx.Device(mx.gpu):
-        device: Mapping[str, object] = mx.device_info()
+    if device.is_gpu():
+        info: Mapping[str, object] = mx.device_info()
         for fact, key in (
             ("device", "memory_size"),
             ("usable", "max_recommended_working_set_size"),
         ):
-            if key in device:
-                facts[fact] = _gigabytes(int(device[key]))
+            if key in info:
+                facts[fact] = _gigabytes(int(info[key]))
     return facts
 
 
 def _folders(found: Diagnosis) -> dict[str, str]:
     from huggingface_hub import constants, get_token
 
-    from dspark_batch.models.calibration import cache_folder
+    from dspark_batch.drafters.calibration import cache_folder
 
     folders = {
         "Hub cache": (Path(constants.HF_HUB_CACHE), "HF_HOME"),

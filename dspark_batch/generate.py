@@ -5,12 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, Unpack
 
+from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.text_stream import TextStream
 from dspark_batch.errors import ModelError, UsageError
-from dspark_batch.job.json_text import dump
-from dspark_batch.job.reader import record_of_line
-from dspark_batch.job.spec import (
+from dspark_batch.intake.json_text import dump
+from dspark_batch.intake.reader import record_of_line
+from dspark_batch.models.target import Target
+from dspark_batch.models.tokenizer import Tokenizer
+from dspark_batch.pair import Pair
+from dspark_batch.run import Opened, answer, ask, open_pair
+from dspark_batch.spec.spec import (
     STDOUT,
     Auto,
     Bits,
@@ -22,11 +27,6 @@ from dspark_batch.job.spec import (
     SpecialTokens,
     Thinking,
 )
-from dspark_batch.models.drafter import Drafter
-from dspark_batch.models.load import Pair
-from dspark_batch.models.target import Target
-from dspark_batch.models.tokenizer import Tokenizer
-from dspark_batch.run import Opened, answer, ask, open_pair
 from dspark_batch.types import (
     Completion,
     Failure,

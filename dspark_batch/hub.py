@@ -22,10 +22,10 @@ from itertools import count
 from typing import Protocol, TypeAlias
 
 from dspark_batch.errors import Resumable
-from dspark_batch.job.mapping import Render
-from dspark_batch.job.messages import Conversation
-from dspark_batch.job.spec import Spec
+from dspark_batch.intake.mapping import Render
+from dspark_batch.intake.messages import Conversation
 from dspark_batch.run import Manifest, Opened
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Request
 
 # What a ticket's owner is told: how far the answer is, how it ended, or why the hub has ended.

@@ -16,8 +16,10 @@ class RegisteredPair:
     target: str  # directory or Hub id
     drafter: str
     target_params: int
-    drafter_params: int
+    drafter_params: int | None  # None: not told
     memory_bytes: int  # of all weights as they are stored, what both have held once
+    position_bytes: int  # that a cached token of the target takes
+    state_bytes: int  # that a slot takes besides
     thinking: bool  # whether the drafter was trained on answers with thinking
     source: str  # of the drafter
     bundled: bool  # comes with this package
@@ -59,6 +61,8 @@ def _registered(family: str) -> RegisteredPair:
         target_params=known.target_params,
         drafter_params=known.drafter_params,
         memory_bytes=known.memory_bytes,
+        position_bytes=known.position_bytes,
+        state_bytes=known.state_bytes,
         thinking=known.thinking,
         source=known.source,
         bundled=known.bundled,

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.finish import Rows
-from dspark_batch.job.json_text import sayable
-from dspark_batch.job.look import Look, look
-from dspark_batch.job.measures import Measures
-from dspark_batch.job.plan import plan_of
-from dspark_batch.job.report import Report
-from dspark_batch.job.run_dir import write_text
+from dspark_batch.intake.json_text import sayable
+from dspark_batch.output.finish import Rows
+from dspark_batch.output.look import Look, look
+from dspark_batch.output.measures import Measures
+from dspark_batch.output.plan import plan_of
+from dspark_batch.output.report import Report
+from dspark_batch.record.run_dir import write_text
 from dspark_batch.types import Item
 
 

@@ -22,19 +22,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dspark_batch import blas
+from dspark_batch.audit.auditor import Auditor
+from dspark_batch.audit.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
 from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
-from dspark_batch.job import remote
-from dspark_batch.job.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
-from dspark_batch.job.auditor import Auditor
-from dspark_batch.job.budget import Budget
-from dspark_batch.job.finish import Rows, changed_input, line_maker, write_output
-from dspark_batch.job.journal import Entry, Journal
-from dspark_batch.job.json_text import dump
-from dspark_batch.job.mapping import Render, said_in, to_request
-from dspark_batch.job.named_columns import wanted_columns
-from dspark_batch.job.plan import plan_of
-from dspark_batch.job.question import num_turns
-from dspark_batch.job.reader import (
+from dspark_batch.intake import remote
+from dspark_batch.intake.json_text import dump
+from dspark_batch.intake.mapping import Render, said_in, to_request
+from dspark_batch.intake.question import num_turns
+from dspark_batch.intake.reader import (
     STDIN,
     Source,
     count_records,
@@ -44,10 +39,14 @@ from dspark_batch.job.reader import (
     printable,
     read,
 )
-from dspark_batch.job.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
-from dspark_batch.job.report import Report, Tick
-from dspark_batch.job.rows import row_of
-from dspark_batch.job.run_dir import (
+from dspark_batch.output.finish import Rows, changed_input, line_maker, write_output
+from dspark_batch.output.plan import plan_of
+from dspark_batch.output.report import Report, Tick
+from dspark_batch.record.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.record.journal import Entry, Journal
+from dspark_batch.record.named_columns import wanted_columns
+from dspark_batch.record.rows import row_of
+from dspark_batch.record.run_dir import (
     RunDir,
     Start,
     asks_for_same_model,
@@ -59,15 +58,16 @@ from dspark_batch.job.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.job.spec import STDOUT, Spec, number_or_none
-from dspark_batch.job.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.record.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.spec.budget import Budget
+from dspark_batch.spec.spec import STDOUT, Spec, number_or_none
 from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
 
 if TYPE_CHECKING:
     from dspark_batch.engine.engine import Engine
     from dspark_batch.engine.setup import Setup
     from dspark_batch.models.hub import Download
-    from dspark_batch.models.load import Pair
+    from dspark_batch.pair import Pair
 
 __all__ = ["Opened", "Report", "Tick", "run"]
 
@@ -136,8 +136,8 @@ def load(
     spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
 ) -> "Pair":
     """Load target, tokenizer and drafter as a job asks for them, or as it began with them."""
-    from dspark_batch.models.load import load_pair, load_reading
     from dspark_batch.models.thinking import settle_thinking
+    from dspark_batch.pair import load_pair, load_reading
 
     if manifest is not None:  # with some kernels their number decides bits
         blas.set_num_threads(manifest["setup"]["blas_threads"])
@@ -189,6 +189,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         lengths=() if spec.log_confidence else setup.lengths,
         costs=setup.costs,
         most_positions=setup.most_positions,
+        state_positions=setup.state_positions,
         prefix_positions=0 if spec.no_prefix_cache else setup.prefix_positions,
     )
     numerics = setup.conformance.numerics
@@ -213,11 +214,10 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
 
 def _gauge(engine: "Engine") -> Gauge:
     """Read the engine's gauge, without what a CPU cannot tell: whether it waits for itself."""
-    import mlx.core as mx
+    from dspark_batch import device
 
     gauge = engine.gauge()
-    is_cpu = mx.default_device() == mx.Device(mx.cpu)
-    return replace(gauge, idle_s=None) if is_cpu else gauge
+    return replace(gauge, idle_s=None) if device.is_cpu() else gauge
 
 
 def open_baseline(
@@ -247,6 +247,7 @@ def open_baseline(
             draft_length=0,
             shapes=setup.shapes,
             most_positions=setup.most_positions,
+            state_positions=setup.state_positions,
             prefix_positions=0,
         ).generate
 

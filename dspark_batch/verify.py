@@ -14,14 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from dspark_batch.errors import EqualityError, JournalError, UsageError
-from dspark_batch.job.audit_log import AuditLog, row_digest
-from dspark_batch.job.finish import Rows, write_output
-from dspark_batch.job.journal import scan
-from dspark_batch.job.look import Look, look
-from dspark_batch.job.output_audit import output_problems
-from dspark_batch.job.reader import Source, item_of
-from dspark_batch.job.replay import (
+from dspark_batch.audit.audit_log import AuditLog, row_digest
+from dspark_batch.audit.output_audit import output_problems
+from dspark_batch.audit.replay import (
     Against,
     Baseline,
     Claim,
@@ -30,9 +25,14 @@ from dspark_batch.job.replay import (
     divergence_of,
     replay,
 )
-from dspark_batch.job.report import COUNTS, Report, Tick
-from dspark_batch.job.row_audit import Reading, misfit, row_problems
-from dspark_batch.job.run_dir import (
+from dspark_batch.audit.row_audit import Reading, misfit, row_problems
+from dspark_batch.errors import EqualityError, JournalError, UsageError
+from dspark_batch.intake.reader import Source, item_of
+from dspark_batch.output.finish import Rows, write_output
+from dspark_batch.output.look import Look, look
+from dspark_batch.output.report import COUNTS, Report, Tick
+from dspark_batch.record.journal import scan
+from dspark_batch.record.run_dir import (
     RunDir,
     differences,
     fingerprint,
@@ -40,10 +40,10 @@ from dspark_batch.job.run_dir import (
     run_dir_of,
     versions,
 )
-from dspark_batch.job.share import draw
-from dspark_batch.job.spec import Spec
-from dspark_batch.job.survey import TO_DO, Survey
+from dspark_batch.record.survey import TO_DO, Survey
 from dspark_batch.run import Opened, OpenEngine, open_pair
+from dspark_batch.spec.share import draw
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item, Json
 
 _MOST_KEPT = 100  # findings of one kind; the others are counted

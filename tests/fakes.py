@@ -6,9 +6,9 @@ from hashlib import sha256
 from itertools import islice, takewhile
 from time import sleep
 
-from dspark_batch.job.replay import Baseline, Margin
-from dspark_batch.job.spec import number_or_none
+from dspark_batch.audit.replay import Baseline, Margin
 from dspark_batch.run import Opened
+from dspark_batch.spec.spec import number_or_none
 from dspark_batch.types import Completion, Failure, Outcome, Partial, Request, Said
 
 CONTEXT_LENGTH = 400

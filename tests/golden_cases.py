@@ -7,10 +7,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dspark_batch.models.load import Pair, load_pair
+from dspark_batch.pair import Pair, load_pair
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/meta.json"))
+HYBRIDS = [case for case in CASES if case.startswith("qwen35")]
+DENSE = [case for case in CASES if case not in HYBRIDS]
 GREEDY_RUNS = ["greedy0", "greedy1", "greedy2"]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from fakes import fake_opener
 
-from dspark_batch.job.spec import Spec
 from dspark_batch.run import run
+from dspark_batch.spec.spec import Spec
 
 SETUP = {
     "plan": {"slots": 4, "draft_length": 7, "why": "because"},

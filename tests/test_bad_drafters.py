@@ -6,16 +6,17 @@ import mlx.core as mx
 import pytest
 from small_jobs import rows_in, write_lines
 
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.drafter import Draft
-from dspark_batch.models.load import load_pair
+from dspark_batch.drafters.drafter import Draft
+from dspark_batch.drafters.plain import NoDrafter
+from dspark_batch.pair import load_pair
 from dspark_batch.run import open_with, run
+from dspark_batch.spec.spec import Spec
 
 PROMPTS = ['Spell "cat" backwards.', "Write 62 in words.", "Convert 4 euros to cents."]
 SETTINGS = {"greedy": {}, "sampled": {"temperature": 0.7, "seed": 4}}
 
 
-class Garbage:
+class Garbage(NoDrafter):
     """Always proposes the same tokens, whatever was said."""
 
     block_size, num_layers, has_confidence = 4, 0, False

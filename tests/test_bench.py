@@ -30,7 +30,7 @@ from dspark_batch.cli.bench_command import bench_command
 from dspark_batch.cli.main import main
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.errors import UsageError
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Request
 
 TEXTS = ("one", "two", "three", "four")
@@ -159,7 +159,7 @@ def test_what_cannot_be_asked_is_told_and_the_others_are_measured(race):
 
 def test_nothing_to_ask_is_refused(race):
     with pytest.raises(UsageError, match=r"nothing to ask \(.*in\.jsonl:1"):
-        race(records=[b"nope"])
+        race(records=[b"{nope"])
     with pytest.raises(UsageError, match="turns is 0"):
         race(turns=0)
 

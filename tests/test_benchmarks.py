@@ -14,7 +14,7 @@ import pytest
 import benchmarks
 from benchmarks import throughput
 from benchmarks.planted_mistakes import ROOT, plant
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 
 MODULES = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
 PLANTED = {"planted_defects", "planted_mistakes"}
@@ -22,6 +22,7 @@ RUNS = {
     "attention": "--toy --layers 2",
     "drafter_bits": "--items 1 --bits 4",
     "exact": "--items 1 --dtype float32 --alone 1",
+    "first_row": "--starts 1 --items 1",
     "host": "--items 8 --job-items 8 --slots 2",
     "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",
     "one_digest": "--runs 1 --items 3 --blas auto",

@@ -7,10 +7,10 @@ from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.calibrate import calibrate
 from dspark_batch.cli.main import main
+from dspark_batch.drafters.calibration import calibration_path, keep_temperatures
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import ModelError, UsageError
-from dspark_batch.models.calibration import calibration_path, keep_temperatures
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 from dspark_batch.run import Opened
 from dspark_batch.types import Item, Request
 

@@ -11,18 +11,24 @@ from small_jobs import planned, prompts, start, write_lines
 from dspark_batch.check import Reads, check, open_reading
 from dspark_batch.cli.main import main
 from dspark_batch.errors import ResumeMismatch, UsageError
-from dspark_batch.job.prompts import BLOCK, Prompts
-from dspark_batch.job.run_dir import RunDir
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.load import load_pair, load_reading
+from dspark_batch.intake.prompts import BLOCK, Prompts
+from dspark_batch.pair import load_pair, load_reading
+from dspark_batch.record.run_dir import RunDir
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Request
 
 IDENTITY = {"tokenizer": "k0", "chat_template": "c0"}  # as fakes.fake_opener has it
 
 
 def reads(spec):
+    per_position = 40 if spec.dtype == "float32" else 20
     return Reads(
-        fake_render, lambda ids: "".join(map(chr, ids)), CONTEXT_LENGTH, IDENTITY, 5_000, 10
+        fake_render,
+        lambda ids: "".join(map(chr, ids)),
+        CONTEXT_LENGTH,
+        IDENTITY,
+        5_000,
+        (per_position, 1000),
     )
 
 
@@ -80,7 +86,7 @@ def test_names_ids_and_contents_that_come_again(tmp_path):
     write_lines(tmp_path / "in.jsonl", twice, {"id": "one", "prompt": "q"}, twice)
     found = look(tmp_path)
     assert (found.prompts.repeated_ids, found.prompts.repeated_contents) == (2, 1)
-    assert found.prompts.first_repeated_ids == ["one", "one"]
+    assert found.prompts.first_repeated_ids == ["one"]
     assert found.exit_code == 0  # a run takes them
 
 
@@ -140,9 +146,9 @@ def test_estimates_only_what_somebody_measured(tmp_path):
 def test_the_cache_of_a_slot_ends_at_the_longest_prompt_and_its_answer(tmp_path):
     write_lines(tmp_path / "in.jsonl", *prompts("a", "bb"))
     positions = len("user:bb\n") + 20
-    assert look(tmp_path, max_tokens=20).slot_bytes == positions * 10 * 2
-    assert look(tmp_path, max_tokens=20, dtype="float32").slot_bytes == positions * 10 * 4
-    assert look(tmp_path).slot_bytes == CONTEXT_LENGTH * 10 * 2
+    assert look(tmp_path, max_tokens=20).slot_bytes == positions * 20 + 1000
+    assert look(tmp_path, max_tokens=20, dtype="float32").slot_bytes == positions * 40 + 1000
+    assert look(tmp_path).slot_bytes == CONTEXT_LENGTH * 20 + 1000
 
 
 def test_the_slots_are_those_asked_for_or_planned_at_the_first_start(tmp_path):
@@ -179,7 +185,7 @@ def test_the_reading_of_a_pair_is_that_of_the_loaded_pair():
     assert reading.weight_bytes > 0
     layers = pair.target.model.layers
     heads, head_dim = pair.target.model.args.num_key_value_heads, pair.target.model.args.head_dim
-    assert reading.cached_values == 2 * len(layers) * heads * head_dim
+    assert reading.cached_bytes == (2 * 2 * len(layers) * heads * head_dim, 0)
 
 
 def test_a_prompt_is_shown_with_the_thinking_that_a_run_would_have():

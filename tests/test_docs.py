@@ -20,12 +20,12 @@ import dspark_batch.errors
 from dspark_batch.cli import main
 from dspark_batch.cli.run_command import run_command
 from dspark_batch.errors import DsparkBatchError
-from dspark_batch.job import openai
-from dspark_batch.job.job_file import read_job
-from dspark_batch.job.mapping import to_request
-from dspark_batch.job.report import Report
-from dspark_batch.job.rows import ROW_SCHEMA
-from dspark_batch.job.spec import Spec
+from dspark_batch.intake import openai
+from dspark_batch.intake.mapping import to_request
+from dspark_batch.output.report import Report
+from dspark_batch.record.rows import ROW_SCHEMA
+from dspark_batch.spec.job_file import read_job
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parents[1]

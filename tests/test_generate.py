@@ -9,8 +9,8 @@ import dspark_batch
 from dspark_batch import load_pair, speculative_generate
 from dspark_batch.errors import UsageError
 from dspark_batch.generate import OnePrompt
-from dspark_batch.job.spec import Spec
 from dspark_batch.run import run
+from dspark_batch.spec.spec import Spec
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from small_jobs import rows_in
 
-from dspark_batch.job.job_file import read_job
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 from dspark_batch.run import open_with, run
+from dspark_batch.spec.job_file import read_job
+from dspark_batch.spec.spec import Spec
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 

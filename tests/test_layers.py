@@ -11,47 +11,60 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dspark_batch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+BASE = {"types", "errors", "wording"}
+MACHINE = {"blas", "device"}
+JOB = {"spec", "intake", "record", "output", "audit"}  # files, no arrays
+
 # part of the package -> the other parts it may import, also inside functions and for types
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
-    "blas": set(),
+    "wording": set(),
+    "device": set(),
+    "blas": {"device"},
     "tiny": set(),
-    "numerics": {"types", "errors", "blas"},
-    "models": {"numerics", "types", "errors", "blas"},
-    "tuning": {"models", "numerics", "types", "errors", "blas"},
-    "engine": {"tuning", "models", "numerics", "types", "errors", "blas"},
-    "train": {"engine", "models", "numerics", "types", "errors", "blas"},
-    "job": {"types", "errors"},
-    "run": {"engine", "models", "job", "types", "errors", "blas"},
-    "hub": {"run", "job", "types", "errors"},
-    "serve": {"hub", "run", "engine", "job", "types", "errors"},
-    "generate": {"run", "engine", "models", "job", "types", "errors"},
-    "bench": {"run", "engine", "models", "job", "types", "errors", "blas"},
-    "calibrate": {"models", "numerics", "job", "types", "errors"},
-    "registry": {"models", "errors"},
-    "doctor": {"registry", "tuning", "models", "errors", "blas"},
-    "check": {"models", "job", "types", "errors"},
-    "verify": {"run", "job", "types", "errors"},
-    "diff": {"run", "job", "types", "errors"},
-    "page": {"job", "types", "errors"},
-    "report": {"page", "job", "types", "errors"},
+    "spec": BASE,
+    "intake": {"spec", *BASE},
+    "record": {"intake", "spec", *BASE},
+    "output": {"record", "intake", "spec", *BASE},
+    "audit": {"record", "intake", "spec", *BASE},
+    "numerics": {*BASE, *MACHINE},
+    "caches": {"numerics", *BASE, *MACHINE},
+    "models": {"caches", "numerics", *BASE, *MACHINE},
+    "drafters": {"models", "caches", "numerics", *BASE, *MACHINE},
+    "pair": {"drafters", "models", "numerics", *BASE, *MACHINE},
+    "tuning": {"drafters", "models", "numerics", *BASE, *MACHINE},
+    "engine": {"tuning", "pair", "drafters", "models", "caches", "numerics", *BASE, *MACHINE},
+    "run": {"engine", "pair", "drafters", "models", *JOB, *BASE, *MACHINE},
+    "hub": {"run", *JOB, *BASE},
+    "serve": {"hub", "run", "engine", *JOB, *BASE},
+    "generate": {"run", "engine", "pair", "drafters", "models", *JOB, *BASE},
+    "bench": {"run", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
+    "calibrate": {"pair", "drafters", "models", "numerics", *JOB, *BASE},
+    "registry": {"models", *BASE},
+    "doctor": {"registry", "tuning", "drafters", "models", *BASE, *MACHINE},
+    "check": {"pair", "models", *JOB, *BASE},
+    "verify": {"run", *JOB, *BASE},
+    "diff": {"run", *JOB, *BASE},
+    "page": {"output", "record", "spec", *BASE},
+    "report": {"page", *JOB, *BASE},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
         *("generate", "bench", "serve"),
-        *("job", "types", "errors"),
+        *JOB,
+        *BASE,
     },
     "__init__": {"blas"},
     "__main__": {"cli"},
 }
-NO_MODELS = {"job", "cli", "types", "errors", "__init__", "__main__"}  # nor anything as heavy
+NO_MODELS = {*JOB, *BASE, "cli", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
 COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
 COMMANDS += ("generate", "serve")
-FAMILIES_LIVE_IN = {"models", "train", "tiny"}
+FAMILIES_LIVE_IN = {"models", "drafters", "tiny"}
 
 
 def part_of(path: Path) -> str:
@@ -79,14 +92,14 @@ def imported_parts(source: str) -> set[str]:
 def test_the_reader_of_imports_sees_every_form():
     source = """
 import dspark_batch.errors
-from dspark_batch import job
-from dspark_batch.models.qwen3 import Qwen3
+from dspark_batch import spec
+from dspark_batch.drafters.qwen3 import Qwen3
 if TYPE_CHECKING:
     from dspark_batch.run import Tick
 def late():
     from dspark_batch.engine import engine
 """
-    assert imported_parts(source) == {"errors", "job", "models", "run", "engine"}
+    assert imported_parts(source) == {"errors", "spec", "drafters", "run", "engine"}
     assert imported_modules("from . import cache\nfrom ..job import spec") == {".", "..job"}
 
 

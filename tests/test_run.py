@@ -9,9 +9,9 @@ from dspark_batch import blas
 from dspark_batch.engine.conformance import Conformance
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import ModelError, UsageError
-from dspark_batch.job.spec import Spec
 from dspark_batch.models.hub import Download
 from dspark_batch.run import open_pair, run
+from dspark_batch.spec.spec import Spec
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def asked(monkeypatch):
         seen.update(options, family=family)
         raise ModelError("enough")
 
-    monkeypatch.setattr("dspark_batch.models.load.load_pair", load)
+    monkeypatch.setattr("dspark_batch.pair.load_pair", load)
     return seen
 
 

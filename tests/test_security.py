@@ -16,8 +16,8 @@ from small_jobs import rows_in, start, write_lines
 
 from dspark_batch.cli.main import main
 from dspark_batch.errors import ModelError
-from dspark_batch.models.load import load_pair, load_reading
 from dspark_batch.models.tokenizer import read_tokenizer
+from dspark_batch.pair import load_pair, load_reading
 
 PACKAGE = Path(__file__).parents[1] / "dspark_batch"
 TARGET = PACKAGE / "tiny" / "target"

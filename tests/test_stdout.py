@@ -11,7 +11,7 @@ from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.cli.main import main
 from dspark_batch.errors import Resumable, UsageError
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.spec import Spec
 
 run_module = importlib.import_module("dspark_batch.run")
 

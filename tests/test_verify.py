@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from small_jobs import rows_in, write_lines
 
+from dspark_batch.audit.replay import Margin
 from dspark_batch.cli.main import main
 from dspark_batch.errors import EqualityError, OutputInUse, UsageError
-from dspark_batch.job.finish import write_output
-from dspark_batch.job.journal import Journal, scan
-from dspark_batch.job.look import look
-from dspark_batch.job.replay import Margin
-from dspark_batch.job.report import Report
-from dspark_batch.job.run_dir import RunDir
-from dspark_batch.job.spec import Spec
-from dspark_batch.models.load import load_pair
+from dspark_batch.output.finish import write_output
+from dspark_batch.output.look import look
+from dspark_batch.output.report import Report
+from dspark_batch.pair import load_pair
+from dspark_batch.record.journal import Journal, scan
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.run import open_with, run
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Said
 from dspark_batch.verify import verify
 

@@ -11,7 +11,7 @@ from small_jobs import planned, start, write_lines
 from dspark_batch import write_report
 from dspark_batch.cli.main import main
 from dspark_batch.errors import UsageError
-from dspark_batch.job.run_dir import RunDir
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.types import Completion, Gauge
 
 
@@ -170,7 +170,7 @@ def test_a_job_that_is_not_finished_has_a_page_of_its_rows(tmp_path):
 
 
 def test_a_job_without_an_answer_has_a_page_of_its_failures(tmp_path):
-    write_lines(tmp_path / "in.jsonl", b"nope")
+    write_lines(tmp_path / "in.jsonl", b"{nope")
     start(tmp_path)
     page = page_of(tmp_path / "out.jsonl")
     assert heads(page) == [*("Where the time went", "Failures", "Settings", "Models and versions")]

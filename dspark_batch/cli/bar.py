@@ -15,7 +15,7 @@ from dspark_batch.cli.meter import Meter
 from dspark_batch.cli.progress import STAGE_TEXT, engine_texts, items_text, no_row, speed_texts
 
 if TYPE_CHECKING:
-    from dspark_batch.job.report import Tick
+    from dspark_batch.output.report import Tick
 
 _BAR_WIDTH = 40
 _REFRESHES_PER_S = 8

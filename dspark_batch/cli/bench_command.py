@@ -8,13 +8,13 @@ import click
 from dspark_batch.cli.numbers import Whole
 from dspark_batch.cli.run_command import run_command, typed
 from dspark_batch.errors import UsageError
-from dspark_batch.job.job_file import SUFFIX
-from dspark_batch.job.spec import STDOUT, Spec
-from dspark_batch.job.wording import count, one_line, speed, table
+from dspark_batch.spec.job_file import SUFFIX
+from dspark_batch.spec.spec import STDOUT, Spec
+from dspark_batch.wording import count, one_line, speed, table
 
 if TYPE_CHECKING:
+    from dspark_batch.audit.replay import Difference
     from dspark_batch.bench import Comparison, Standing
-    from dspark_batch.job.replay import Difference
 
 _LABEL_WIDTH = 14
 _MOST_SHOWN = 3

@@ -7,7 +7,7 @@ import click
 
 from dspark_batch.cli.numbers import Whole
 from dspark_batch.cli.run_command import run_command, spec_of
-from dspark_batch.job.wording import count, duration, one_line, size
+from dspark_batch.wording import count, duration, one_line, size
 
 if TYPE_CHECKING:
     from dspark_batch.check import Check
@@ -74,7 +74,10 @@ def _facts(found: "Check") -> Iterator[tuple[str, str]]:
         yield "shared", f"{share:.0%} of prompt tokens repeat how an earlier prompt begins"
     if prompts.repeated_ids:
         names = ", ".join(prompts.first_repeated_ids)
-        yield "duplicates", f"{count(prompts.repeated_ids)} custom_id twice or more: {names}"
+        yield (
+            "duplicates",
+            f"{count(prompts.repeated_ids)} records have the name of an earlier one: {names}",
+        )
     if prompts.repeated_contents:
         yield "duplicates", f"{count(prompts.repeated_contents)} records equal an earlier one"
     yield from (("ignored", f"`{k}` of {count(n)} records") for k, n in found.ignored.items())

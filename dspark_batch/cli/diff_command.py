@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dspark_batch.job.wording import count, one_line, table
+from dspark_batch.wording import count, one_line, table
 
 if TYPE_CHECKING:
     from dspark_batch.diff import Compared

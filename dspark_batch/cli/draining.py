@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from dspark_batch.errors import Resumable
 
 if TYPE_CHECKING:
-    from dspark_batch.job.report import Tick
+    from dspark_batch.output.report import Tick
 
 _STDERR = 2
 

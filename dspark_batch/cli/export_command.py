@@ -3,7 +3,7 @@
 import click
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.wording import count
+from dspark_batch.wording import count
 
 
 @click.command("export")
@@ -50,7 +50,7 @@ def export_command(  # noqa: PLR0913  one for each option
     if to is not None:
         click.echo(_written(out, to, names, where=where, inputs=inputs, overwrite=overwrite))
     if push_to_hub is not None:
-        from dspark_batch.job import push
+        from dspark_batch.output import push
 
         address = push.push_to_hub(out, push_to_hub, names, licence=licence, private=private)
         click.echo(address)
@@ -66,8 +66,8 @@ def _written(
     overwrite: bool,
 ) -> str:
     """Write a file, and say what is in it."""
-    from dspark_batch.job.export import export, export_inputs
-    from dspark_batch.job.where import read_where
+    from dspark_batch.output.export import export, export_inputs
+    from dspark_batch.spec.where import read_where
 
     conditions = [read_where("--where", each) for each in where]
     if inputs:

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from dspark_batch.job.mapping import last_question
-from dspark_batch.job.spec import Spec
-from dspark_batch.job.wording import one_line
+from dspark_batch.intake.mapping import last_question
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion
+from dspark_batch.wording import one_line
 
 if TYPE_CHECKING:
-    from dspark_batch.job.report import Tick
+    from dspark_batch.output.report import Tick
     from dspark_batch.types import Outcome
 
 _MOST_ASKED, _MOST_ANSWERED = 40, 60  # characters

@@ -9,8 +9,8 @@ import click
 
 from dspark_batch.cli.run_command import run_command, typed
 from dspark_batch.errors import EqualityError, UsageError
-from dspark_batch.job.job_file import text_of
-from dspark_batch.job.wording import count
+from dspark_batch.spec.job_file import text_of
+from dspark_batch.wording import count
 
 if TYPE_CHECKING:
     from dspark_batch.generate import Piece

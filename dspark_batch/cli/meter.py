@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dspark_batch.types import Completion
 
 if TYPE_CHECKING:
-    from dspark_batch.job.report import Tick
+    from dspark_batch.output.report import Tick
 
 # Rows come in bursts: "now" looks back over this long, and over at least this many bursts.
 _RECENT_S = 30.0

@@ -4,7 +4,7 @@ from typing import get_args
 
 import click
 
-from dspark_batch.job.spec import Auto
+from dspark_batch.spec.spec import Auto
 
 
 class Whole(click.IntRange):

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dspark_batch.job.wording import parameters, size, table
+from dspark_batch.wording import parameters, size, table
 
 if TYPE_CHECKING:
     from dspark_batch.registry import RegisteredPair
 
-_HEADINGS = ("family", "target", "drafter", "parameters", "memory", "thinking", "on disk")
+_HEADINGS = ("family", "target", "drafter", "parameters", "memory", "slot", "thinking", "on disk")
 
 
 @click.command("pairs")
@@ -24,18 +24,23 @@ def pairs_command() -> None:
         families = ", ".join(pair.family for pair in pairs if pair.source == source)
         click.echo(f"{families}: {source}.")
     click.echo(
-        "Memory is for the weights as they are stored; --target-bits and --drafter-bits need less, "
-        "long\ncontexts and many slots more. Other pairs: --target and --drafter."
+        "Memory is for the weights as they are stored; --target-bits and --drafter-bits need less. "
+        "A + says\nthat the size of the drafter is not known here. A slot of the target's cache "
+        "takes so much for each\ntoken of prompt and answer, and for its states. "
+        "Other pairs: --target and --drafter."
     )
 
 
 def _cells(pair: "RegisteredPair") -> tuple[str, ...]:
+    drafter = "?" if pair.drafter_params is None else parameters(pair.drafter_params)
+    states = f" and {size(pair.state_bytes)}" if pair.state_bytes else ""
     return (
         pair.family,
         "(bundled)" if pair.bundled else pair.target,
         "(bundled)" if pair.bundled else pair.drafter,
-        f"{parameters(pair.target_params)} + {parameters(pair.drafter_params)}",
-        size(pair.memory_bytes),
+        f"{parameters(pair.target_params)} + {drafter}",
+        size(pair.memory_bytes) + ("+" if pair.drafter_params is None else ""),
+        f"{size(pair.position_bytes)} a token" + states,
         "yes" if pair.thinking else "no",
         pair.on_disk,
     )

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Self, TextIO
 
 from dspark_batch.cli.meter import Meter
-from dspark_batch.job.wording import count, duration, size, speed
+from dspark_batch.wording import count, duration, size, speed
 
 if TYPE_CHECKING:
-    from dspark_batch.job.report import Tick
+    from dspark_batch.output.report import Tick
 
 STAGE_TEXT = {"load": "loading the models", "decode": "decoding", "finish": "writing the output"}
 _EVERY_S = 30.0

@@ -3,7 +3,7 @@
 import click
 
 from dspark_batch.cli.run_command import families, run_command, run_spec, typed
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.spec import Spec
 
 _SAID_OTHERWISE = ("inputs", "out", "format", "family", "target")
 _ABOUT_ROWS = ("samples", "keep", "drop", "output_column", "output_prefix")

@@ -13,9 +13,9 @@ from click.core import ParameterSource
 
 from dspark_batch.cli.numbers import Number, Whole, WholeOrAuto
 from dspark_batch.errors import DsparkBatchError, UsageError
-from dspark_batch.job.job_file import SUFFIX, TEXTS, read_job, text_of
-from dspark_batch.job.share import ALL, share_of
-from dspark_batch.job.spec import (
+from dspark_batch.spec.job_file import SUFFIX, TEXTS, read_job, text_of
+from dspark_batch.spec.share import ALL, share_of
+from dspark_batch.spec.spec import (
     MOST_SLOTS,
     STDOUT,
     Bits,
@@ -32,7 +32,7 @@ from dspark_batch.job.spec import (
 from dspark_batch.types import SamplingRule
 
 if TYPE_CHECKING:
-    from dspark_batch.job.report import Tick
+    from dspark_batch.output.report import Tick
 
 _YAML = (".yaml", ".yml")
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}

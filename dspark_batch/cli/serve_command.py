@@ -8,8 +8,8 @@ import click
 from dspark_batch.cli.numbers import Number, Whole
 from dspark_batch.cli.run_command import run_command, typed
 from dspark_batch.errors import UsageError
-from dspark_batch.job.budget import seconds_of
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.budget import seconds_of
+from dspark_batch.spec.spec import Spec
 
 _KEYS = "DSPARK_BATCH_API_KEY"
 _OF_RUN = (

@@ -8,10 +8,10 @@ import click
 
 from dspark_batch.cli.numbers import Whole
 from dspark_batch.errors import UsageError
-from dspark_batch.job.wording import lines, one_line
+from dspark_batch.wording import lines, one_line
 
 if TYPE_CHECKING:
-    from dspark_batch.job.shown import Shown
+    from dspark_batch.output.shown import Shown
 
 
 @click.command("show")
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 )
 def show_command(out: str, limit: int, where: tuple[str, ...], item: str | None) -> None:
     """Show the first rows of OUT, one line each; also of a job that still runs."""
-    from dspark_batch.job.run_dir import RunDir
-    from dspark_batch.job.shown import rows_of
-    from dspark_batch.job.where import read_where
+    from dspark_batch.output.shown import rows_of
+    from dspark_batch.record.run_dir import RunDir
+    from dspark_batch.spec.where import read_where
 
     run_dir = RunDir(out)
     if not run_dir.out.exists() and not run_dir.has_job():

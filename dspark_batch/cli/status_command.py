@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dspark_batch.job.plan import plan_text
-from dspark_batch.job.wording import count, duration, speed
+from dspark_batch.output.plan import plan_text
+from dspark_batch.wording import count, duration, speed
 
 if TYPE_CHECKING:
-    from dspark_batch.job.status import Status
+    from dspark_batch.output.status import Status
 
 _LABEL_WIDTH = 14
 
@@ -23,7 +23,7 @@ def status_command(out: str, as_json: bool) -> None:
 
     Disturbs no run: it reads the journal, and only asks who holds the lock.
     """
-    from dspark_batch.job.status import status
+    from dspark_batch.output.status import status
 
     found = status(out)
     if as_json:

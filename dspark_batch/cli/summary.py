@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import click
 
-from dspark_batch.job.plan import plan_text
-from dspark_batch.job.report import Report
-from dspark_batch.job.wording import count, duration, one_line, speed
+from dspark_batch.output.plan import plan_text
+from dspark_batch.output.report import Report
+from dspark_batch.wording import count, duration, one_line, speed
 
 _LABEL_WIDTH = 14
 _MOST_NOTES = 5

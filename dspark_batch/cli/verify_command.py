@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dspark_batch.cli.numbers import Whole
-from dspark_batch.job.wording import count, duration, one_line, table
+from dspark_batch.wording import count, duration, one_line, table
 
 if TYPE_CHECKING:
     from dspark_batch.verify import Audit

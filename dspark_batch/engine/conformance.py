@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.caches.slot_cache import Part, SlotCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.fallback import FAULTS
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, prefill
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import ModelError, is_out_of_memory
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.attention import BLOCK
 from dspark_batch.numerics.rows import as_they_come
 
 _PROMPTS = (3, 21, 40)  # tokens of the prompts
 _ANSWER = 8  # tokens behind each of them
+_STAY = 2  # of these
 _ELSEWHERE = 100  # where tokens come from that are taken back
 
 # How far logits may lie from those of mlx-lm's own pass, relative to their spread. Rounding moved
@@ -43,10 +43,10 @@ class Conformance(NamedTuple):
 def conformance(target: Target) -> Conformance:
     """Run a few tokens through a target in passes of different shapes, and compare the bits.
 
-    All slots at once and eight tokens wide, behind a step that was taken back; and one slot alone,
-    token by token, with more room behind its end. Logits, keys and values must be equal. If they
-    are not, although every product runs over safe rows, the target has an operation whose bits
-    depend on the shape of a pass. Then all of its passes have one shape.
+    All slots at once and eight tokens wide, of which two stay, behind a step that was taken back;
+    and one slot alone, token by token, with more room behind its end. Logits and what is remembered
+    must be equal. If they are not, although every product runs over safe rows, the target has an
+    operation whose bits depend on the shape of a pass. Then all of its passes have one shape.
 
     Equal bits may be equally wrong, so the logits must also be near those of mlx-lm's own pass.
 
@@ -101,7 +101,7 @@ class _Found(NamedTuple):
     """What one sequence got."""
 
     logits: mx.array  # [T, V], of the answer
-    cached: list[mx.array]  # of the answer's positions
+    cached: Part  # of its tokens that stay
 
 
 class _Bench:
@@ -125,14 +125,12 @@ class _Bench:
         room = max(lengths) + 2 * _ANSWER + (BLOCK if width == 1 else 0)
         cache.resize(list(range(len(contents))), slots, room)
         if taken_back:
-            self._step(cache, contents, _ELSEWHERE, width, stay=False)
-        logits = []
-        for start in range(0, 2 if width == 1 else _ANSWER, width):
-            logits.append(self._step(cache, contents, start, width))
-        found = mx.concatenate(logits, axis=1)
-        num_tokens = found.shape[1]
+            self._step(cache, contents, _ELSEWHERE, width, stay=0)
+        starts = range(_STAY) if width == 1 else (0,)
+        steps = [self._step(cache, contents, start, width, stay=_STAY) for start in starts]
+        found = mx.concatenate(steps, axis=1)
         return [
-            _Found(found[slot], cache.part(slot, length, length + num_tokens))
+            _Found(found[slot], cache.snapshot(slot, length, length + _STAY))
             for slot, length in enumerate(lengths)
         ]
 
@@ -148,10 +146,7 @@ class _Bench:
         for content, own in enumerate(found):
             ids = self._ids(content, 0, _PROMPTS[content] + _ANSWER)
             with as_they_come():
-                logits = self._target.model(
-                    mx.array([ids]), cache=make_prompt_cache(self._target.model)
-                )
-                self._target.forget()
+                logits, _ = self._target.by_itself(mx.array([ids]))
             last = logits[0, -_ANSWER:].astype(mx.float32)
             finite = mx.isfinite(last)  # what is no number there may be none here
             apart = mx.where(finite, mx.abs(last - own.logits.astype(mx.float32)), 0)
@@ -172,20 +167,20 @@ class _Bench:
 
     def _step(
         self,
-        cache: RaggedCache,
+        cache: SlotCache,
         contents: Sequence[int],
         start: int,
         width: int,
         *,
-        stay: bool = True,
+        stay: int,
     ) -> mx.array:
-        """Run tokens of all contents; return their logits, [contents, width, V]."""
+        """Run tokens of all contents, of which some stay; return logits, [contents, width, V]."""
         slots, wide = self._shapes.slots_for(len(contents)), self._shapes.width(width)
         tokens = np.zeros((slots, wide), dtype=np.int32)
         for slot, content in enumerate(contents):
             tokens[slot, :width] = self._ids(content, _PROMPTS[content] + start, width)
         logits, _ = self._passes.run(cache, mx.array(tokens))
-        counts = [width * stay] * len(contents) + [0] * (slots - len(contents))
+        counts = [min(width, stay)] * len(contents) + [0] * (slots - len(contents))
         cache.keep(mx.array(counts))
         mx.eval(logits, cache.arrays())
         return logits[: len(contents), :width]
@@ -200,17 +195,15 @@ def _nan_last(distance: float) -> float:
 
 
 def _agree(whole: _Found, beginning: _Found) -> bool:
-    num_tokens = beginning.logits.shape[0]
-    cached = zip(whole.cached, beginning.cached, strict=True)
-    return _bits(whole.logits[:num_tokens]) == _bits(beginning.logits) and all(
-        _bits(a[:, :num_tokens]) == _bits(b) for a, b in cached
-    )
+    logits = whole.logits[: beginning.logits.shape[0]]
+    cached = zip(whole.cached.arrays, beginning.cached.arrays, strict=True)
+    return _bits(logits) == _bits(beginning.logits) and all(_bits(a) == _bits(b) for a, b in cached)
 
 
 def _digest(found: Sequence[_Found]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for each in found:
-        for array in (each.logits, *each.cached):
+        for array in (each.logits, *each.cached.arrays):
             digest.update(_bits(array))
     return digest.hexdigest()
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from dspark_batch.engine.admission import Admission, MayBegin
+from dspark_batch import device
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.fallback import (
     FAULTS,
@@ -29,16 +30,15 @@ from dspark_batch.engine.fallback import (
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of
+from dspark_batch.engine.scheduler import MayBegin, Scheduler, Waiting
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.stopping import StopStrings
-from dspark_batch.engine.window import Waiting
 from dspark_batch.errors import UsageError
-from dspark_batch.models.load import Pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule
+from dspark_batch.pair import Pair
 from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, Weights
 from dspark_batch.types import (
     Failure,
@@ -118,6 +118,7 @@ class Engine:
         most_positions: that all slots together may need in the cache; None for any number. A
             request that alone needs more runs alone.
         prefix_positions: most that the prefix cache keeps; 0 for none.
+        state_positions: what a slot remembers beside its positions, in positions of the same size.
         drafts_ahead: whether the device gets the next drafts to make before the host has read a
             round; None: if it is a GPU.
 
@@ -140,6 +141,7 @@ class Engine:
         costs: Weights = (1.0, 0.0, 0.0, 0.0),
         most_positions: int | None = None,
         prefix_positions: int = _PREFIX_POSITIONS,
+        state_positions: int = 0,
         drafts_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
@@ -163,20 +165,20 @@ class Engine:
         if lengths and draft_length is None and sampling != "rejection":
             self._pace = Pace(self.costs, self._acceptance, lengths)
             self._step = self._pace.step
-        self._slots = Slots(pair, shapes, 1 + self._step.draft_length)
+        self._slots = Slots(pair, shapes, 1 + self._step.draft_length, state_positions)
         self._ended: list[Sequence | Failure] = []  # to be handed over
         self._running: _Round | None = None  # the device has it; None: it has none
-        is_cpu = mx.default_device() == mx.Device(mx.cpu)  # which is the host itself
+        is_cpu = device.is_cpu()  # which is the host itself
         self._drafts_ahead = not is_cpu if drafts_ahead is None else drafts_ahead
         self._next: _Drafted | None = None  # drafts made ahead
         self._clock = Clock()
-        self._admission = Admission(
+        self._scheduler = Scheduler(
             self._passes,
             shapes,
             self._slots,
             most_slots=slots,
             most_positions=most_positions,
-            prefixes=PrefixCache(prefix_positions),
+            prefixes=PrefixCache(prefix_positions, state_positions),
             sampling=self._sampling,
             sequence=self._sequence,
             begin=self._begin,
@@ -222,7 +224,7 @@ class Engine:
             UsageError: it has stop strings, and there is no tokenizer.
         """
         self._stop_strings(request)
-        self._admission.window.add(request, is_urgent=urgent)
+        self._scheduler.window.add(request, is_urgent=urgent)
 
     def step(self, may_begin: MayBegin = _always) -> list[Outcome]:
         """Commit the round that the device has, and send it the next one; return what ended.
@@ -239,7 +241,7 @@ class Engine:
             self._clock.begin()
         else:
             self._commit(self._wait(running))
-        self._admission.run(may_begin)
+        self._scheduler.run(may_begin)
         self._slots.shrink()
         if self._slots.active:
             self._running = self._launch()
@@ -253,20 +255,20 @@ class Engine:
         It comes out of the next step as a failure "cancelled", and its slot is free in the round
         that this step sends. Nothing changes for others.
         """
-        requests = self._admission.cancel(item) + self._slots.cancel(item)
+        requests = self._scheduler.cancel(item) + self._slots.cancel(item)
         self._ended += [_cancelled(request.item) for request in requests]
 
     def so_far(self, item: Item) -> Partial | None:
         """Tell what is committed of an answer that decodes; None: nothing, or it has ended."""
         there = [s for s in self._slots.active if s.request.item.is_same(item)]
-        begun = [s for s in there + self._admission.find(item) if s.token_ids]
+        begun = [s for s in there + self._scheduler.find(item) if s.token_ids]
         return begun[0].partial() if begun else None
 
     @property
     def is_idle(self) -> bool:
         """Whether all that was added has come out."""
-        waits = self._running or self._slots.active or self._ended or self._admission.window
-        return not waits and self._admission.is_idle
+        waits = self._running or self._slots.active or self._ended or self._scheduler.window
+        return not waits and self._scheduler.is_idle
 
     def gauge(self) -> Gauge:
         """Tell how full it is, and what it has spent."""
@@ -291,7 +293,7 @@ class Engine:
 
     def _pull(self, stream: Iterator[Request | Failure | None]) -> Iterator[Failure]:
         """Add until enough wait, or the stream ends or pauses; failures pass through."""
-        while self._admission.window.has_room:
+        while self._scheduler.window.has_room:
             pulled = next(stream, None)
             if pulled is None:
                 return
@@ -333,6 +335,7 @@ class Engine:
         anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
+        slots.expect(num_drafts)
         verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
         self._clock.verified(*verified)
         self._extend(verified.features)

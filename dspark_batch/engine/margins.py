@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.sampling import noise_key
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.models.load import Pair
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Filters, Settings, scaled_logits
+from dspark_batch.pair import Pair
 from dspark_batch.types import Request
 
 

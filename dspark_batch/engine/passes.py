@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache
-from dspark_batch.models.drafter import Drafter
+from dspark_batch import device
+from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rows import as_they_come
@@ -18,12 +19,13 @@ from dspark_batch.numerics.sampling import are_finite
 
 # How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
 # it makes anew for every pass, and without an end after every matrix of a large target.
-if mx.cuda.is_available():
+if device.is_cuda():
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
 Arrays: TypeAlias = tuple[mx.array | None, ...]
-OverCache: TypeAlias = Callable[[RaggedCache, mx.array], Arrays]  # writes the cache
+OverCache: TypeAlias = Callable[..., Arrays]  # of a cache, which it writes, and of arrays
+MakeCache: TypeAlias = Callable[[int, int], SlotCache]  # for slots and positions
 
 
 class Proposed(NamedTuple):
@@ -55,21 +57,25 @@ class Passes:
         target: whose products run over safe rows.
         drafter: whose products run as they come, since a draft decides nothing; unless:
         drafts_decide: which tokens come out, as by the rejection rule.
+
+    Attributes:
+        make_cache: makes what the target remembers, for slots and positions.
+        make_context: makes what the drafter remembers.
     """
 
     def __init__(self, target: Target, drafter: Drafter, *, drafts_decide: bool = False) -> None:
         self._drafter = drafter
         self._for_drafter = nullcontext if drafts_decide else as_they_come
-        self.num_layers = (target.num_caches, drafter.num_layers)  # that cache something
-        made = _compiled if mx.default_device() != mx.Device(mx.cpu) else _as_it_is
-        self._made = made
-        self._logits = made(partial(_run, target))
-        self._choices = made(partial(_choose, target))
-        self._extend = made(partial(_extend, drafter))
+        self.make_cache, self.make_context = target.make_cache, drafter.make_cache
+        self._made = made = _compiled if not device.is_cpu() else _as_it_is
+        self._logits = made(partial(_run, target), self.make_cache)
+        self._logits_at = made(partial(_run, target), self.make_cache)
+        self._choices = made(partial(_choose, target), self.make_cache)
+        self._extend = made(partial(_extend, drafter), self.make_context)
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
 
     def propose(
-        self, context: RaggedCache, anchors: mx.array, num_drafts: int, rule: Rule
+        self, context: SlotCache, anchors: mx.array, num_drafts: int, rule: Rule
     ) -> Proposed:
         """Draft from the anchors [S]; see `Drafter.propose`."""
         with self._for_drafter():
@@ -77,12 +83,12 @@ class Passes:
                 return Proposed(*_propose(self._drafter, num_drafts, rule, context, anchors))
             if num_drafts not in self._greedy:
                 greedy = partial(_propose, self._drafter, num_drafts, rule)
-                self._greedy[num_drafts] = self._made(greedy)
+                self._greedy[num_drafts] = self._made(greedy, self.make_context)
             return Proposed(*self._greedy[num_drafts](context, anchors))
 
     def verify(
         self,
-        cache: RaggedCache,
+        cache: SlotCache,
         tokens: mx.array,
         verify_len: mx.array,
         num_drafts: int,
@@ -100,37 +106,45 @@ class Passes:
         decided = accept_with_bonus(drafts, choice, verify_len)
         return Verified(*decided, finite[:, : 1 + num_drafts], features)
 
-    def run(self, cache: RaggedCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
+    def run(self, cache: SlotCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""
         return self._logits(cache, tokens)
 
-    def extend(self, context: RaggedCache, features: mx.array | None) -> None:
+    def run_to(
+        self, cache: SlotCache, tokens: mx.array, at: mx.array
+    ) -> tuple[mx.array, mx.array | None]:
+        """Run tokens as `run` does, but for logits [S, V] at one token of each slot, at [S]."""
+        logits, features = self._logits_at(cache, tokens, at)
+        return logits[:, 0], features
+
+    def extend(self, context: SlotCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `Drafter.extend`."""
         if features is not None:
             with self._for_drafter():
                 self._extend(context, features)
 
 
-def _choose(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
+def _choose(target: Target, cache: SlotCache, tokens: mx.array) -> Arrays:
     """Take the likeliest token of each position, as `Greedy` does."""
     logits, features = _run(target, cache, tokens)
     return Greedy().first(logits), are_finite(logits), features
 
 
-def _run(target: Target, cache: RaggedCache, tokens: mx.array) -> Arrays:
+def _run(target: Target, cache: SlotCache, tokens: mx.array, at: mx.array | None = None) -> Arrays:
     """Run a step, with rows behind those of the slots where that is faster."""
     slots, width = tokens.shape
     spare = target.spare(slots, width)
     if not spare:
-        return target(tokens, cache.layers)
+        return target(tokens, cache, at)
     cache.spread(spare)
-    logits, features = target(mx.pad(tokens, [(0, spare), (0, 0)]), cache.layers)
+    at = None if at is None else mx.pad(at, (0, spare))
+    logits, features = target(mx.pad(tokens, [(0, spare), (0, 0)]), cache, at)
     cache.spread(0)
     return logits[:slots], None if features is None else features[:slots]
 
 
 def _propose(
-    drafter: Drafter, num_drafts: int, rule: Rule, context: RaggedCache, anchors: mx.array
+    drafter: Drafter, num_drafts: int, rule: Rule, context: SlotCache, anchors: mx.array
 ) -> Arrays:
     draft = drafter.propose(anchors, context, num_drafts, rule.draft)
     if draft.logits is None:
@@ -139,38 +153,39 @@ def _propose(
     return draft.tokens, (draft.logits < mx.inf).all(axis=(1, 2)), draft.confidence
 
 
-def _extend(drafter: Drafter, context: RaggedCache, features: mx.array) -> Arrays:
+def _extend(drafter: Drafter, context: SlotCache, features: mx.array) -> Arrays:
     drafter.extend(context, features)
     return ()
 
 
-def _as_it_is(over: OverCache) -> OverCache:
+def _as_it_is(over: OverCache, make: MakeCache) -> OverCache:
     return over
 
 
-def _compiled(over: OverCache) -> OverCache:
-    """Compile a pass; the cache's buffers go in and out, and are written in place."""
+def _compiled(over: OverCache, make: MakeCache) -> OverCache:
+    """Compile a pass; what the cache holds goes in, and what the step leaves of it comes out."""
     present: list[bool] = []  # which results there are; told when the pass is traced
 
     def pure(
-        tokens: mx.array,
+        given: list[mx.array],
         lengths: mx.array,
-        buffers: list[mx.array],
-        num_layers: int,
+        expected: mx.array | None,
+        held: list[list[mx.array]],
         capacity: int,
-    ) -> tuple[list[mx.array], list[mx.array]]:
-        cache = RaggedCache.of(lengths, buffers, num_layers, capacity)
-        results = over(cache, tokens)
+    ) -> tuple[list[mx.array], list[list[mx.array]]]:
+        cache = make(lengths.shape[0], capacity)
+        cache.hold(lengths, expected, held)
+        results = over(cache, *given)
         present[:] = [result is not None for result in results]
-        return [result for result in results if result is not None], cache.buffers()
+        return [result for result in results if result is not None], cache.left()
 
     run = mx.compile(pure)
 
-    def compiled(cache: RaggedCache, tokens: mx.array) -> Arrays:
-        extent = (len(cache.layers), cache.capacity)
-        results, buffers = run(tokens, cache.lengths, cache.buffers(), *extent)
-        cache.replace(buffers)  # nobody else holds the old ones, so none is copied
-        left = iter(results)
-        return tuple(next(left) if is_there else None for is_there in present)
+    def compiled(cache: SlotCache, *given: mx.array) -> Arrays:
+        known = cache.lengths, cache.expected, cache.held(), cache.capacity
+        results, left = run(list(given), *known)
+        cache.leave(left)  # nobody else holds the old buffers, so none is copied
+        results = iter(results)
+        return tuple(next(results) if is_there else None for is_there in present)
 
     return compiled

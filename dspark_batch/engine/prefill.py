@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
@@ -18,8 +18,8 @@ Prompt: TypeAlias = Sequence[int]  # token ids, at least one
 class Prefilled(NamedTuple):
     """Prompts that are ready to decode; slot i of the caches holds prompt i."""
 
-    cache: RaggedCache  # the target's
-    context: RaggedCache  # the drafter's
+    cache: SlotCache  # the target's
+    context: SlotCache  # the drafter's
     logits: mx.array  # [P, V], of the first tokens of the answers
     cached: list[int]  # positions of each prompt that came from the prefix cache
     num_computed: int  # positions that went through the target, shared beginnings included
@@ -49,9 +49,9 @@ def prefill(
         num_computed += filled.num_computed
         if filled.fallback is not None:
             break
-        for slot, (ids, prefix) in enumerate(zip(beginnings, found, strict=True)):
-            where = (slot, prefix.length, len(ids))
-            prefixes.store(ids, filled.cache.part(*where) + filled.context.part(*where))
+        for slot, ids in enumerate(beginnings):
+            where = (slot, prefixes.num_stored(ids), len(ids))
+            prefixes.store(ids, (filled.cache.snapshot(*where), filled.context.snapshot(*where)))
     found = [prefixes.find(ids[:-1]) for ids in prompts]  # the last token gives the logits
     filled = yield from _computed(passes, shapes, prompts, found)
     return filled._replace(num_computed=filled.num_computed + num_computed)
@@ -109,13 +109,10 @@ class _Filling:
         self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
         slots, _ = shapes.prefill_pass(len(prompts), self.left)
         room = self._room()
-        spare = slots - len(prompts)
-        target, drafter = passes.num_layers
-        self.cache, self.context = RaggedCache(target, slots), RaggedCache(drafter, slots)
-        parts = [prefix.parts for prefix in found] + [[]] * spare
-        for cache, first in (self.cache, 0), (self.context, 2 * target):
-            cache.reserve(room)
-            cache.begin_with(parts, self._done + [0] * spare, first)
+        self.cache, self.context = passes.make_cache(slots, room), passes.make_context(slots, room)
+        parts = [prefix.parts for prefix in found] + [[]] * (slots - len(prompts))
+        self.cache.begin_with([[target for target, _ in each] for each in parts])
+        self.context.begin_with([[drafter for _, drafter in each] for each in parts])
 
     @property
     def left(self) -> int:
@@ -141,19 +138,21 @@ class _Filling:
             counts[slot] = len(tokens) - slot * width
             tokens += [0] * (width - counts[slot])
         tokens += [0] * (slots * width - len(tokens))
-        logits, features = self._passes.run(self.cache, mx.array(tokens).reshape(slots, width))
-        self._extend(features)
         ran = mx.array(counts)
+        self.cache.expect(ran)
+        logits, features = self._passes.run_to(
+            self.cache, mx.array(tokens).reshape(slots, width), mx.maximum(ran - 1, 0)
+        )
+        self._extend(features)
         self.cache.keep(ran)
         self.context.keep(ran)
-        self._note(ran[:, None, None], logits)
+        self._note(ran, logits)
         self._done = [n + count for n, count in zip(self._done, counts, strict=False)]
         mx.async_eval(self.logits, self.cache.arrays(), self.context.arrays())
 
-    def _note(self, ran: mx.array, logits: mx.array) -> None:
-        """Keep logits behind the last of the tokens that ran, [S, 1, 1], where there were any."""
-        last = mx.take_along_axis(logits, mx.maximum(ran - 1, 0), axis=1)[:, 0]
-        self.logits = last if self.logits is None else mx.where(ran[:, 0] > 0, last, self.logits)
+    def _note(self, ran: mx.array, last: mx.array) -> None:
+        """Keep logits [S, V] behind the last of the tokens that ran, [S], where there were any."""
+        self.logits = last if self.logits is None else mx.where(ran[:, None] > 0, last, self.logits)
 
     def _extend(self, features: mx.array | None) -> None:
         """Extend the drafter's context, and note why if that failed."""

@@ -4,21 +4,21 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import mlx.core as mx
+from dspark_batch.caches.slot_cache import Part
 
 CHUNK = 8  # positions; only whole chunks are shared
 _MOST_COUNTED = 1 << 17  # chunks of past prompts that are remembered, some 20 MB
 
 Ids: TypeAlias = Sequence[int]
 Chunks: TypeAlias = tuple[int, ...]  # of a prompt: a hash of each beginning of whole chunks
-Part: TypeAlias = list[mx.array]  # keys and values of all layers for a run of positions
+Parts: TypeAlias = tuple[Part, ...]  # what each model remembers of a run of positions
 
 
 class Prefix(NamedTuple):
     """The longest stored beginning of some tokens."""
 
     length: int  # positions
-    parts: list[Part]  # one behind the other
+    parts: list[Parts]  # one behind the other
 
 
 class PrefixCache:
@@ -27,13 +27,18 @@ class PrefixCache:
     Stored is what more than one prompt begins with: a beginning counts as shared as soon as a
     second prompt with it is in sight, so prompts of their own cost a few bytes per chunk.
 
+    What a slot remembers beside its positions cannot be cut. So it is known only where a beginning
+    was stored, and what is found ends there.
+
     Args:
         most_positions: of all that is stored; 0 stores nothing.
+        positions_per_end: what the end of a stored beginning takes besides, in positions.
     """
 
-    def __init__(self, most_positions: int) -> None:
+    def __init__(self, most_positions: int, positions_per_end: int = 0) -> None:
         self._room = most_positions
         self._most = most_positions
+        self._per_end = positions_per_end
         self._root = _Segment(None, 0, ())
         self._by_age: OrderedDict[_Segment, None] = OrderedDict()  # used longest ago first
         self._prompts: OrderedDict[int, int] = OrderedDict()  # hash of a beginning -> prompts
@@ -52,33 +57,46 @@ class PrefixCache:
             if self._prompts.get(chunk, 0) < 2:
                 break
             num_shared += 1
-        return min(num_shared, self._most // CHUNK)
+        return min(num_shared, max(0, self._most - self._per_end) // CHUNK)
 
     def find(self, ids: Ids) -> Prefix:
-        """Find the longest stored beginning of some tokens."""
-        length, parts = 0, []
-        for segment, stop in self._path(ids):
+        """Find the longest stored beginning of some tokens behind which a slot can go on."""
+        path = self._path(ids)
+        parts = [segment.cut(stop) for segment, stop in path]
+        while parts and not all(part.is_whole for part in parts[-1]):
+            segment, stop = path.pop()
+            parts.pop()
+            if end := segment.last_end(stop):
+                path.append((segment, end))
+                parts.append(segment.cut(end))
+        for segment, _ in path:
             self._by_age.move_to_end(segment)
-            parts.append(segment.part(stop))
-            length += stop
-        return Prefix(length, parts)
+        return Prefix(sum(stop for _, stop in path), parts)
 
-    def store(self, ids: Ids, part: Part) -> None:
+    def num_stored(self, ids: Ids) -> int:
+        """Count the first positions of some tokens that are stored, wherever they can be cut."""
+        return sum(stop for _, stop in self._path(ids))
+
+    def store(self, ids: Ids, parts: Parts) -> None:
         """Store the end of a beginning, behind as much of it as is stored.
 
         Args:
             ids: the whole beginning, whole chunks.
-            part: arrays [KV, T, D] of its positions that are not stored yet.
+            parts: of its positions from `num_stored` on, with what is known at its end.
         """
         path = self._path(ids)
         start = sum(stop for _, stop in path)
         parent, stop = path[-1] if path else (self._root, 0)
-        segment = _Segment(parent, start, ids[start:], part)
-        parent.children[stop, tuple(ids[start : start + CHUNK])] = segment
-        self._room -= len(segment.ids)
         for above, _ in path:
             self._by_age.move_to_end(above)
-        self._by_age[segment] = None
+        if start == len(ids):  # a longer one has these positions, and not this end
+            parent.ends[stop] = parts
+            self._room -= self._per_end
+        else:
+            segment = _Segment(parent, start, ids[start:], parts)
+            parent.children[stop, tuple(ids[start : start + CHUNK])] = segment
+            self._by_age[segment] = None
+            self._room -= self._size(segment)
         self._make_room()
 
     def _path(self, ids: Ids) -> list[tuple["_Segment", int]]:
@@ -100,23 +118,35 @@ class PrefixCache:
             if not segment.children:
                 segment.remove()
                 del self._by_age[segment]
-                self._room += len(segment.ids)
+                self._room += self._size(segment)
+
+    def _size(self, segment: "_Segment") -> int:
+        return len(segment.ids) + self._per_end * (1 + len(segment.ends))
 
 
 class _Segment:
-    """A run of tokens behind a part of its parent's, and their arrays."""
+    """A run of tokens behind a part of its parent's, and what is remembered of them."""
 
-    def __init__(self, parent: "_Segment | None", start: int, ids: Ids, part: Part = ()) -> None:
+    def __init__(self, parent: "_Segment | None", start: int, ids: Ids, parts: Parts = ()) -> None:
         self.parent = parent
         self.start = start  # position of the first token
         self.ids = tuple(ids)
         # How many positions of this segment come before the child; the child's first chunk.
         self.children: dict[tuple[int, tuple[int, ...]], _Segment] = {}
-        self._part = part
+        self.ends: dict[int, Parts] = {}  # positions -> what is known there; cuts have no more
+        self._parts = parts
 
-    def part(self, stop: int) -> Part:
-        """Return the arrays of the first `stop` positions."""
-        return self._part if stop == len(self.ids) else [a[:, :stop] for a in self._part]
+    def cut(self, stop: int) -> Parts:
+        """Return what is remembered of the first `stop` positions."""
+        if stop == len(self.ids):  # the very objects, so that equal beginnings are joined once
+            return self._parts
+        cut = (part.cut(stop) for part in self._parts)
+        ends = self.ends.get(stop)
+        return tuple(map(Part.ending_like, cut, ends) if ends else cut)
+
+    def last_end(self, stop: int) -> int:
+        """Say behind how many positions, fewer than `stop`, an end is known; 0: behind none."""
+        return max((end for end in self.ends if end < stop), default=0)
 
     def common_len(self, ids: Ids) -> int:
         """Count the positions, whole chunks, in which a prompt agrees with this segment."""

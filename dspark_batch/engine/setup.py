@@ -1,18 +1,18 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import mlx.core as mx
 
-from dspark_batch import blas
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch import blas, device
 from dspark_batch.engine.conformance import Conformance, conformance
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.models.load import Pair
+from dspark_batch.pair import Pair
 from dspark_batch.tuning import kept
 from dspark_batch.tuning.pace import Costs, Weights
 from dspark_batch.types import Json
@@ -21,7 +21,7 @@ _CACHE_SHARE = 0.6  # of the memory that is left beside the weights
 _PREFIX_SHARE = 0.1  # of that, for the prefix cache
 _USUAL_PROMPT = 512  # tokens, where the memory decides about slots
 
-_IS_CPU = mx.default_device() == mx.Device(mx.cpu)
+_IS_CPU = device.is_cpu()
 # Tokens of a round that are worth their pass, and most slots. A rule: rounds tell what it costs.
 _ROUND_TOKENS, _MOST_SLOTS = (256, 64) if _IS_CPU else (512, 128)
 # Tokens of a pass that take as long as reading the weights for them; a rule as well.
@@ -49,6 +49,7 @@ class Setup:
     dtype: str
     most_positions: int  # that all slots may cache
     prefix_positions: int
+    state_positions: int  # what a slot remembers besides, as many positions take as much
 
     @property
     def shapes(self) -> Shapes:
@@ -102,10 +103,12 @@ def set_up(
         ModelError: the target's answers could not be repeated here.
     """
     found = known or _conformance(pair)
-    most_positions = int(_CACHE_SHARE * _free_bytes() / _bytes_per_position(pair))
+    per_position, per_slot = _cached_bytes(pair)
+    most_positions = int(_CACHE_SHARE * _free_bytes() / per_position)
+    state_positions = -(-per_slot // per_position)
     longest = min(pair.config.context_length, _USUAL_PROMPT + max_tokens)
     block_size = pair.drafter.block_size
-    most_slots = most_positions // longest
+    most_slots = most_positions // (longest + state_positions)
     if found.shapes.fixed is not None:
         most_slots, block_size = FALLBACK[0], min(block_size, FALLBACK[1] - 1)
     where = "the memory here" if found.shapes.fixed is None else "the only pass of this target"
@@ -132,6 +135,7 @@ def set_up(
         dtype=pair.config.dtype,
         most_positions=most_positions,
         prefix_positions=int(_PREFIX_SHARE * most_positions),
+        state_positions=state_positions,
     )
 
 
@@ -151,7 +155,7 @@ def _lengths(block_size: int) -> tuple[int, ...]:
 
 def _rule(pair: Pair) -> Weights:
     """Say what a round costs in target passes: reading weights, and a little for each token."""
-    share = pair.drafter.num_layers / len(pair.target.model.layers)
+    share = pair.drafter.num_layers / pair.target.facts.num_layers
     by_slot = pair.drafter.block_size / _FREE_TOKENS
     return 1.0, 1 / _FREE_TOKENS, share, share * by_slot
 
@@ -178,17 +182,13 @@ def _free_bytes() -> int:
     return max(1, whole - mx.get_active_memory())
 
 
-def _bytes_per_position(pair: Pair) -> int:
-    """Count the bytes that a cached token takes, by the shapes of a pass that is never run."""
-    cache = RaggedCache(pair.target.num_caches, 1)
-    context = RaggedCache(pair.drafter.num_layers, 1)
-    for each in (cache, context):
-        each.reserve(1)
-    _, features = pair.target(mx.array([[0]]), cache.layers)
-    buffers = cache.buffers()
-    try:
+def _cached_bytes(pair: Pair) -> tuple[int, int]:
+    """Say what caches take for a position, and for a slot besides: told by shapes, never run."""
+    cache, context = pair.target.make_cache(1, 1), pair.drafter.make_cache(1, 1)
+    _, features = pair.target(mx.array([[0]]), cache)
+    with suppress(DrafterFault):  # its items will say so, and cache nothing of it
         guarded(partial(pair.drafter.extend, context, features))
-        buffers += context.buffers()
-    except DrafterFault:  # its items will say so, and cache nothing of it
-        pass
-    return sum(array.nbytes // array.shape[2] for array in buffers)
+    cache.keep(mx.array([1]))
+    # At least 1, since nothing grows with a slot of a target without attention.
+    per_position = max(1, cache.bytes_per_position + context.bytes_per_position)
+    return per_position, cache.bytes_per_slot

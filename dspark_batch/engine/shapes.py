@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import mlx.core as mx
+from dspark_batch import device
 
-_IS_CPU = mx.default_device() == mx.Device(mx.cpu)
+_IS_CPU = device.is_cpu()
 
 Shape = tuple[int, int]  # slots and width of a pass
 

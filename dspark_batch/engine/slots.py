@@ -4,11 +4,11 @@ from collections.abc import Sequence as ListLike
 
 import mlx.core as mx
 
-from dspark_batch.engine.cache import RaggedCache, whole_steps
+from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.models.load import Pair
+from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
 
@@ -22,6 +22,7 @@ class Slots:
         pair: target and drafter.
         shapes: the passes that may run.
         widest: of the first round: 1 + its draft length.
+        state_positions: what a slot remembers beside its positions, in positions.
 
     Attributes:
         sequences: by slot; None: free.
@@ -31,13 +32,14 @@ class Slots:
         changes: how often others than before sat in some slot.
     """
 
-    def __init__(self, pair: Pair, shapes: Shapes, widest: int) -> None:
+    def __init__(self, pair: Pair, shapes: Shapes, widest: int, state_positions: int = 0) -> None:
         self._shapes = shapes
         self._widest = widest
+        self._state_positions = state_positions
         self._block_size = pair.drafter.block_size
         self.sequences: list[Sequence | None] = []
-        self.cache = RaggedCache(pair.target.num_caches, 0)
-        self.context = RaggedCache(pair.drafter.num_layers, 0)
+        self.cache = pair.target.make_cache(0, 0)
+        self.context = pair.drafter.make_cache(0, 0)
         self.anchors = mx.zeros(0, dtype=mx.int32)
         self.changes = 0
 
@@ -70,7 +72,7 @@ class Slots:
         """Count the cached positions that some requests need at most, in so many slots."""
         slots = self._shapes.slots_for(min(len(requests), most_slots))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
-        return slots * self._room(longest + self._widest)
+        return slots * (self._room(longest + self._widest) + self._state_positions)
 
     def enter(
         self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
@@ -114,13 +116,20 @@ class Slots:
         if fewer or 4 * whole_steps(room) <= self.cache.capacity:
             self._resize(slots, room)
 
+    def expect(self, num_drafts: int) -> None:
+        """Say what a round with so many drafts will keep, if it is known before."""
+        if num_drafts == 0:
+            self.cache.expect(self._are_active().astype(mx.int32))
+
     def keep(self, accepted: mx.array, bonus: mx.array) -> None:
         """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""
-        is_active = mx.array([sequence is not None for sequence in self.sequences])
-        counts = mx.where(is_active, accepted + 1, 0)
+        counts = mx.where(self._are_active(), accepted + 1, 0)
         self.cache.keep(counts)
         self.context.keep(counts)
         self.anchors = bonus
+
+    def _are_active(self) -> mx.array:
+        return mx.array([sequence is not None for sequence in self.sequences])
 
     def _longest(self) -> int:
         return max(sequence.cached_len for sequence in self.active)

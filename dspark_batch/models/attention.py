@@ -28,7 +28,7 @@ def let_caches_choose(model: nn.Module) -> None:
             continue
         code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
         if code is not None and _NAME in code.co_names:
-            module.__class__ = _rebound(type(module))
+            module.__class__ = rebound(type(module), _NAME, attend)
 
 
 def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
@@ -69,9 +69,10 @@ def _replaced(plain: type, forward: Callable[..., mx.array]) -> type:
     return type(plain.__name__, (plain,), {"__call__": call})
 
 
-def _rebound(plain: type) -> type:
+def rebound(plain: type, name: str, function: Callable[..., mx.array]) -> type:
+    """Make a subclass whose forward pass is the same code, with another function of a name."""
     call = plain.__call__
-    names = {**call.__globals__, _NAME: attend}
+    names = {**call.__globals__, name: function}
     forward = FunctionType(call.__code__, names, call.__name__, None, call.__closure__)
     forward.__defaults__, forward.__kwdefaults__ = call.__defaults__, call.__kwdefaults__
     return type(plain.__name__, (plain,), {"__call__": forward})

@@ -2,7 +2,9 @@
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from dspark_batch import device
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -18,12 +20,24 @@ def usual_dtype(model: nn.Module) -> str:
     weights = [array for _, array in tree_flatten(model.parameters())]
     is_quantised = any(a.dtype == mx.uint32 for a in weights)
     is_large = sum(a.nbytes for a in weights) > _LARGE_BYTES
-    is_cpu = mx.default_device() == mx.Device(mx.cpu)
+    is_cpu = device.is_cpu()
     return "float32" if is_cpu and (is_quantised or not is_large) else stored_dtype(model)
+
+
+def set_dtype(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Cast a model's numbers, except for those that mlx-lm says must stay as they are stored."""
+    may_cast = getattr(model, "cast_predicate", lambda name: True)
+
+    def cast(name: str, array: mx.array) -> mx.array:
+        is_number = mx.issubdtype(array.dtype, mx.floating)
+        return array.astype(dtype) if is_number and may_cast(name) else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
 
 
 def stored_dtype(model: nn.Module) -> str:
     """Name the type of a model's numbers, or of their scales if it is quantised."""
-    weights = (array for _, array in tree_flatten(model.parameters()))
+    may_cast = getattr(model, "cast_predicate", lambda name: True)
+    weights = (array for name, array in tree_flatten(model.parameters()) if may_cast(name))
     found = next(a.dtype for a in weights if mx.issubdtype(a.dtype, mx.floating))
     return str(found).removeprefix("mlx.core.")

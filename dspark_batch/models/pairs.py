@@ -8,6 +8,7 @@ from dspark_batch.errors import UsageError
 DEFAULT_FAMILY = "tiny"
 
 _DEEPSPEC = "DeepSpec, trained on answers without thinking"
+_ZLAB = "z-lab, DFlash, for answers with thinking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,22 +18,27 @@ class KnownPair:
     Source:
         Ids as in the README of github.com/deepseek-ai/DeepSpec and on the Hub. Parameters follow
         from the shapes that the configs ask for; those of a multimodal target are its text
-        model's, which is what is loaded.
+        model's, which is what is loaded. Qwen3.5 and 3.6: the list of github.com/z-lab/dflash.
     """
 
     target: str
     drafter: str
     target_params: int
-    drafter_params: int  # the copies of the target's embedding and head included
+    drafter_params: int | None  # with copies of the target's embedding and head; None: not told
     shared_params: int  # of these, the copies
+    position_bytes: int  # that a cached token of the target takes, in 16 bits
     source: str  # of the drafter
+    state_bytes: int = 0  # that a slot takes besides, however long it is
     thinking: bool = False  # whether the drafter was trained on answers with thinking
     bundled: bool = False  # comes with this package
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of both models' weights as they are stored, the copies held once."""
-        return 2 * (self.target_params + self.drafter_params - self.shared_params)
+        """Bytes of both models' weights as they are stored, the copies held once.
+
+        Without those of a drafter whose size is not told.
+        """
+        return 2 * (self.target_params + (self.drafter_params or 0) - self.shared_params)
 
 
 def _bundled(part: str) -> str:
@@ -46,6 +52,7 @@ KNOWN_PAIRS = {
         target_params=6_394_688,
         drafter_params=2_963_969,
         shared_params=983_040,
+        position_bytes=3_072,
         source="in this package, for demonstrations and tests",
         bundled=True,
     ),
@@ -55,6 +62,7 @@ KNOWN_PAIRS = {
         target_params=4_022_468_096,
         drafter_params=1_393_133_569,
         shared_params=777_912_320,
+        position_bytes=147_456,
         source=_DEEPSPEC,
     ),
     "qwen3-8b": KnownPair(
@@ -63,6 +71,7 @@ KNOWN_PAIRS = {
         target_params=8_190_735_360,
         drafter_params=2_371_081_729,
         shared_params=1_244_659_712,
+        position_bytes=147_456,
         source=_DEEPSPEC,
     ),
     "qwen3-14b": KnownPair(
@@ -71,6 +80,7 @@ KNOWN_PAIRS = {
         target_params=14_768_307_200,
         drafter_params=3_416_263_169,
         shared_params=1_555_824_640,
+        position_bytes=163_840,
         source=_DEEPSPEC,
     ),
     "gemma4": KnownPair(
@@ -79,8 +89,30 @@ KNOWN_PAIRS = {
         target_params=11_907_350_320,
         drafter_params=3_430_444_550,
         shared_params=2_013_265_920,
+        position_bytes=344_064,
         source=_DEEPSPEC,
     ),
+    **{
+        f"qwen{version}-{size.lower()}": KnownPair(
+            f"Qwen/Qwen{version}-{size}",
+            f"z-lab/Qwen{version}-{size}-DFlash",
+            target_params=target_params,
+            drafter_params=drafter_params,
+            shared_params=0,
+            position_bytes=position_bytes,
+            state_bytes=state_bytes,
+            source=_ZLAB,
+            thinking=True,
+        )
+        for version, size, target_params, drafter_params, position_bytes, state_bytes in (
+            ("3.5", "4B", 4_205_751_296, None, 32_768, 51_511_296),
+            ("3.5", "9B", 8_953_803_264, 1_048_626_432, 32_768, 51_511_296),
+            ("3.5", "27B", 26_895_998_464, 1_730_213_120, 65_536, 153_944_064),
+            ("3.5", "35B-A3B", 34_660_610_688, None, 20_480, 64_389_120),
+            ("3.6", "27B", 26_895_998_464, 1_730_213_120, 65_536, 153_944_064),
+            ("3.6", "35B-A3B", 34_660_610_688, None, 20_480, 64_389_120),
+        )
+    },
 }
 
 

@@ -6,14 +6,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model
 
+from dspark_batch import device
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.models.config_reader import ConfigReader
-from dspark_batch.models.dspark import DSparkDrafter
 
 BITS = (2, 3, 4, 5, 6, 8)  # what MLX knows
 GROUP_SIZE = 64  # weights that share a scale and a bias
@@ -56,7 +55,7 @@ def quantise_target(
         quantize_model(model, dict(config), GROUP_SIZE, bits)
 
 
-def quantise_drafter(drafter: DSparkDrafter, bits: int | None, directory: Path) -> None:
+def quantise_drafter(drafter: nn.Module, bits: int | None, directory: Path) -> None:
     """Quantise the matrices of a drafter; norms and the confidence head stay as they are.
 
     Raises:
@@ -67,7 +66,7 @@ def quantise_drafter(drafter: DSparkDrafter, bits: int | None, directory: Path) 
     nn.quantize(drafter, GROUP_SIZE, bits, class_predicate=is_large_matrix)
 
 
-def prepare_as_stored(drafter: DSparkDrafter, read: ConfigReader, names: Mapping[str, Any]) -> None:
+def prepare_as_stored(drafter: nn.Module, read: ConfigReader, names: Mapping[str, Any]) -> None:
     """Give a drafter the quantised layers for which a checkpoint has scales, as MLX writes them.
 
     Args:
@@ -104,7 +103,7 @@ def is_large_matrix(path: str, module: nn.Module) -> bool:
 
 
 def _on_apple_gpu() -> bool:
-    return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
+    return device.is_metal()
 
 
 def _is_quantised(module: nn.Module, bits: int, option: str, directory: Path) -> bool:

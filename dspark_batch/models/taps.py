@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from dspark_batch.models.drafter_config import EMBEDDING
+EMBEDDING = -1  # the layer id of the embedding's output
 
 
 class Taps:

@@ -1,17 +1,31 @@
 """A target: an mlx-lm model, unmodified, whose layers are tapped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
+from dspark_batch import device
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import MakeLayer, SlotCache
+from dspark_batch.caches.states import StateCache
 from dspark_batch.errors import ModelError
+from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
-from dspark_batch.models.dspark import TargetEnds
+from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.number_type import DTYPES, stored_dtype
+from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.safe_layers import products_of
 from dspark_batch.models.taps import Taps
 from dspark_batch.numerics.rows import is_whole
@@ -32,20 +46,6 @@ class PairConfig:
     identity: dict[str, str | None]
     # By block position, what confidence logits are divided by; None: not calibrated.
     confidence_temperatures: tuple[float, ...] | None = None
-
-
-class LayerCache(Protocol):
-    """What mlx-lm's models use of a cache."""
-
-    offset: mx.array  # [B] int32, positions of the next tokens
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the step's keys and values; return all that the step may look at."""
-
-    def make_mask(
-        self, width: int, return_array: bool = False, window_size: int | None = None
-    ) -> mx.array:
-        """Say which positions the step's tokens may look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ class TargetFacts:
         embedding = embedding_of(text)
         body = vars(text.model) if "model" in text else {}
         scale = _first(_EMBED_SCALE, body, vars(text.args))
+        if text.args.model_type in _SCALED_AT_LOAD:
+            scale = 1.0
         hidden_size = embedding.weight.shape[-1]
         if "scales" in embedding:
             hidden_size = embedding.scales.shape[-1] * embedding.group_size
@@ -103,8 +105,10 @@ _CONTEXT_LENGTH = (
     "block_size",
 )
 _EMBED_SCALE = ("embed_scale", "embedding_multiplier", "scale_emb")
+_SCALED_AT_LOAD = ("falcon_h1",)  # mlx-lm scales the rows themselves
 _ROOT_SCALED = ("gemma", "gemma2", "gemma3_text")  # by the root of the hidden size, in their code
-_KEYS_AND_VALUES = (KVCache, RotatingKVCache)  # what `engine.cache` can stand for
+_KEYS_AND_VALUES = (KVCache, RotatingKVCache)
+Layers: TypeAlias = tuple[MakeLayer, ...]  # of one place in the list that a model gets
 _ENDS = (nn.Linear, nn.QuantizedLinear)
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
@@ -114,16 +118,44 @@ def why_not(model: nn.Module) -> str | None:
 
     Weights may be missing, so a run and `check` refuse alike.
     """
-    kinds = {type(each) for each in make_prompt_cache(model)}
-    if others := sorted(kind.__name__ for kind in kinds if kind not in _KEYS_AND_VALUES):
+    if others := sorted({type(each).__name__ for each in _unknown(model)}):
         return (
-            f"keeps {' and '.join(others)} of a sequence, expected keys and values of attention "
-            "only, since nothing else can be rolled back"
+            f"keeps {' and '.join(others)} of a sequence, expected keys and values of attention, "
+            "or states whose recurrence is known here, since nothing else can be rolled back"
         )
     text = text_model(model)
     if not hasattr(getattr(text, "args", None), "vocab_size") or embedding_of(text) is None:
         return "is described otherwise by mlx-lm than the models that are known here"
     return None
+
+
+def layers_of(model: nn.Module) -> list[Layers]:
+    """List what stands for each cache of mlx-lm's; for those that `why_not` refuses, nothing."""
+    recurrent, caches = iter(recurrent_layers(model)), make_prompt_cache(model)
+    return [tuple(_maker(each, recurrent) for each in _members(cache)) for cache in caches]
+
+
+def _unknown(model: nn.Module) -> list[object]:
+    """List mlx-lm's caches of a model for which we have no layer."""
+    recurrent = iter(recurrent_layers(model))
+    members = [each for cache in make_prompt_cache(model) for each in _members(cache)]
+    return [each for each in members if _maker(each, recurrent) is None]
+
+
+def _members(cache: object) -> Sequence[object]:
+    """List the caches of one layer: attention and recurrence side by side, or one alone."""
+    inner = cache.caches if isinstance(cache, CacheList) else ()
+    return inner if any(isinstance(each, ArraysCache) for each in inner) else (cache,)
+
+
+def _maker(cache: object, recurrent: Iterator[Recurrent]) -> MakeLayer | None:
+    """Say what makes the layer that stands for one of mlx-lm's caches; None: nothing does."""
+    if type(cache) in _KEYS_AND_VALUES:
+        return PositionCache
+    kind = next(recurrent, None) if isinstance(cache, ArraysCache) else None
+    if kind is None or kind.num_arrays != len(cache.cache):
+        return None
+    return partial(StateCache, window=kind.window, recurrence=kind.recurrence)
 
 
 def context_length_of(config: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> int:
@@ -149,6 +181,27 @@ def _first(names: Sequence[str], *places: Mapping[str, Any]) -> Any:  # noqa: AN
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the language model's part of a target's config.json."""
     return config.get("text_config") or config
+
+
+def for_mlx_lm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what mlx-lm's loader must be told about a config that transformers wrote."""
+    changes = {}
+    if "vocab_size" not in config and "vocab_size" in text_config(config):
+        changes["vocab_size"] = text_config(config)["vocab_size"]  # it reads only the outer one
+    if config.get("model_type") == "gemma4_unified_text":
+        changes["model_type"] = "gemma4_text"
+    return changes | qwen3_5.for_mlx_lm(config)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEnds:
+    """The target's own embedding and head, for drafters that have none.
+
+    Functions, so that the target's weights do not become the drafter's parameters.
+    """
+
+    embed: Callable[[mx.array], mx.array]  # ids [...] to rows [..., E], not scaled
+    head: Callable[[mx.array], mx.array]  # [..., E] to logits [..., V], not capped
 
 
 def ends_of(model: nn.Module) -> TargetEnds:
@@ -201,6 +254,9 @@ class Target:
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)
+        let_caches_record(model)
+        self._layers = layers_of(model)
+        self._head = NarrowHead(head_of(text_model(model)))
         self._spare: dict[tuple[int, int], int] = {}
 
     @property
@@ -215,7 +271,7 @@ class Target:
         On a GPU a kernel more in every layer costs the host more time than rows cost the device.
         A CPU computes every row, so there each product pads what it must.
         """
-        if mx.default_device() == mx.Device(mx.cpu):
+        if device.is_cpu():
             return 0
         if (slots, width) not in self._spare:
             products = products_of(self.model, DTYPES[stored_dtype(self.model)])
@@ -224,23 +280,46 @@ class Target:
             self._spare[slots, width] = next(fits, 0)
         return self._spare[slots, width]
 
-    def forget(self) -> None:
-        """Drop what the taps recorded, after the model itself was called."""
-        self._taps.take()
+    def make_cache(self, slots: int, positions: int) -> SlotCache:
+        """Make what the model remembers of so many slots, with room for so many positions each."""
+        makers = [make for group in self._layers for make in group]
+        return SlotCache(makers, slots, positions)
 
-    @property
-    def num_caches(self) -> int:
-        """How many layers keep keys and values."""
-        make_cache = getattr(self.model, "make_cache", None)
-        return len(make_cache()) if make_cache else len(self.model.layers)
+    def cached_bytes(self) -> tuple[int, int]:
+        """Say what a cache takes for a position, and for a slot besides: by shapes alone."""
+        cache = self.make_cache(1, 1)
+        self(mx.array([[0]]), cache)
+        cache.keep(mx.array([1]))
+        return cache.bytes_per_position, cache.bytes_per_slot
 
     def __call__(
-        self, tokens: mx.array, caches: Sequence[LayerCache]
+        self, tokens: mx.array, cache: SlotCache, at: mx.array | None = None
     ) -> tuple[mx.array, mx.array | None]:
         """Run one step over tokens [B, T].
 
+        Args:
+            tokens: [B, T].
+            cache: of the B slots.
+            at: [B], the only token of each slot whose logits are wanted; None: all of them.
+
         Returns:
-            Logits [B, T, V] and the tapped features [B, T, m*E]; None without taps.
+            Logits [B, T, V], or [B, 1, V], and the tapped features [B, T, m*E]; None without taps.
         """
-        logits = self.model(tokens, cache=list(caches))
+        layers = iter(cache.layers)
+        groups = [tuple(islice(layers, len(group))) for group in self._layers]
+        caches = [group if len(group) > 1 else group[0] for group in groups]
+        if at is None:
+            return self._run(tokens, caches)
+        with self._head.at(at, tokens.shape):
+            logits, features = self._run(tokens, caches)
+        if logits.shape[1] > 1:  # not by the head that we know
+            logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
+        return logits, features
+
+    def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""
+        return self._run(tokens, make_prompt_cache(self.model))
+
+    def _run(self, tokens: mx.array, caches: Sequence[object]) -> tuple[mx.array, mx.array | None]:
+        logits = self.model(tokens, cache=caches)
         return logits, self._taps.take()

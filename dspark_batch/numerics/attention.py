@@ -7,11 +7,13 @@ from importlib.resources import files
 
 import mlx.core as mx
 
+from dspark_batch import device
+from dspark_batch.numerics.exponential import exp
 from dspark_batch.numerics.rows import Product, over_safe_heads
 
 # Positions that are attended to together; every buffer holds whole blocks. On a CPU every visible
 # position costs an exponential, the slowest thing there is; a GPU compiles for each capacity.
-BLOCK = 64 if mx.default_device() == mx.Device(mx.cpu) else 256
+BLOCK = 64 if device.is_cpu() else 256
 
 _KERNEL_DIMS = (64, 128)  # of heads
 _ROWS = 16  # of a warp
@@ -104,10 +106,10 @@ def products_attention(  # noqa: PLR0913  what attention is over
     if sinks is not None:
         sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
         highest = mx.maximum(highest, sinks)
-    weights = mx.exp(scores - highest)
+    weights = exp(scores - highest)
     total = weights.sum(axis=5).sum(axis=2)
     if sinks is not None:
-        total = total + mx.exp(sinks - highest)[:, :, 0, :, :, 0]
+        total = total + exp(sinks - highest)[:, :, 0, :, :, 0]
     total = total.reshape(batch, heads, width, 1)
     weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
     to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
@@ -128,7 +130,7 @@ def kernel_name() -> str:
 def _has_kernel(queries: mx.array, values: mx.array) -> bool:
     dim = queries.shape[-1]
     fits = queries.dtype == mx.bfloat16 and dim in _KERNEL_DIMS and values.shape[-1] == dim
-    return fits and mx.default_device() == mx.Device(mx.gpu) and _has_tensor_cores()
+    return fits and device.is_gpu() and _has_tensor_cores()
 
 
 @cache

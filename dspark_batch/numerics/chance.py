@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 
+from dspark_batch import device
+
 # What a single number of a position is for. They lie where no vocabulary reaches.
 _DRAFT, _ACCEPT, _BONUS = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
@@ -40,7 +42,7 @@ class Chance:
             slots: [B] bool, which get noise.
         """
         positions = self._positions[:, None] + mx.arange(ahead, ahead + logits.shape[1])
-        add = _perturbed if mx.default_device() == mx.Device(mx.cpu) else _perturbed_fused
+        add = _perturbed if device.is_cpu() else _perturbed_fused
         return add(logits, self._keys[:, None, None], positions[..., None], slots)
 
     def _uniform(self, use: int, ahead: mx.array) -> mx.array:

@@ -17,6 +17,8 @@ from typing import NamedTuple, TypeAlias
 import mlx.core as mx
 import numpy as np
 
+from dspark_batch import device
+
 Multiply: TypeAlias = Callable[[mx.array], mx.array]  # [M, K] to [M, N], or with leading axes
 
 _DISTINCT = 256  # rows of a random weight; more are repeated
@@ -167,7 +169,7 @@ def forget() -> None:
 
 
 def _ladder(product: Product) -> Ladder:
-    if mx.default_device() == mx.Device(mx.cpu):
+    if device.is_cpu():
         return _CPU_ATTENTION if product.is_attention else _CPU
     return _GPU_ATTENTION if product.is_attention else _GPU
 
@@ -201,7 +203,7 @@ def _bits(product: Product, count: int) -> list[bytes] | None:
     found = []
     trials = min(_MOST_TRIALS, max(_TRIALS, math.ceil(_LEAST_VALUES / product.width)))
     if product.quantised:  # a CPU multiplies these row by row, and slowly
-        trials = 1 if mx.default_device() == mx.Device(mx.cpu) else _MOST_TRIALS
+        trials = 1 if device.is_cpu() else _MOST_TRIALS
     for trial in range(trials):
         row = _cancelling((1, product.size), _dtype(product), trial, sign=1)
         results = multiply(mx.contiguous(mx.broadcast_to(row, (count, product.size))))

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dspark_batch.job.measures import Bin, Group, Pace
+from dspark_batch.output.measures import Bin, Group, Pace
 
 _VARIABLES = {
     "#010101": "var(--ink)",

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import jinja2
 
-from dspark_batch.job.look import Look
-from dspark_batch.job.measures import Group, Measures, Pace
-from dspark_batch.job.report import Report
-from dspark_batch.job.spec import Spec
-from dspark_batch.job.wording import count, duration, size, speed
+from dspark_batch.output.look import Look
+from dspark_batch.output.measures import Group, Measures, Pace
+from dspark_batch.output.report import Report
 from dspark_batch.page import charts
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Json
+from dspark_batch.wording import count, duration, size, speed
 
 _MOST_GROUPS = 20
 _MOST_FINDINGS = 10

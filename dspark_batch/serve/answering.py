@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dspark_batch.hub import CANCELLED, Hub, News, Ticket
-from dspark_batch.job.openai import response_line
-from dspark_batch.job.rows import row_of
+from dspark_batch.intake.openai import response_line
+from dspark_batch.record.rows import row_of
 from dspark_batch.run import split
 from dspark_batch.serve.asking import Asked
 from dspark_batch.serve.growing import Delta, Growing, Unkept

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from dspark_batch.errors import DsparkBatchError
 from dspark_batch.hub import Hub
-from dspark_batch.job.openai import CHAT, COMPLETIONS
+from dspark_batch.intake.openai import CHAT, COMPLETIONS
 from dspark_batch.serve.answering import Answering, Desk
 from dspark_batch.serve.asking import asked_in, check_model
 from dspark_batch.serve.batches import Batches

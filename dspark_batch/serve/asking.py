@@ -8,8 +8,8 @@ from functools import partial
 import orjson
 
 from dspark_batch.hub import Hub
-from dspark_batch.job.openai import CHAT
-from dspark_batch.job.reader import digest_of
+from dspark_batch.intake.openai import CHAT
+from dspark_batch.intake.reader import digest_of
 from dspark_batch.run import Opened, ask
 from dspark_batch.serve.problems import Problem, bad_field, problem_of
 from dspark_batch.serve.service import Service

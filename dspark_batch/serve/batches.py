@@ -26,15 +26,15 @@ import orjson
 
 from dspark_batch.errors import Resumable, UsageError
 from dspark_batch.hub import Hub
-from dspark_batch.job.budget import seconds_of
-from dspark_batch.job.export import export
-from dspark_batch.job.openai import CHAT, COMPLETIONS
-from dspark_batch.job.reader import digest_of
-from dspark_batch.job.run_dir import RunDir
+from dspark_batch.intake.openai import CHAT, COMPLETIONS
+from dspark_batch.intake.reader import digest_of
+from dspark_batch.output.export import export
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.run import Tick, run
 from dspark_batch.serve.files import Files, Object, new_id, read_object, write_object
 from dspark_batch.serve.problems import Problem, bad_field, not_found
 from dspark_batch.serve.service import Service
+from dspark_batch.spec.budget import seconds_of
 from dspark_batch.types import Json
 
 log = logging.getLogger("dspark_batch")

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import orjson
 
-from dspark_batch.job.run_dir import full_disk_is_resumable, sync_file, write_text
+from dspark_batch.record.run_dir import full_disk_is_resumable, sync_file, write_text
 from dspark_batch.serve.problems import Problem, bad_field, not_found
 from dspark_batch.types import Json
 

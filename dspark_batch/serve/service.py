@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.spec import Spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

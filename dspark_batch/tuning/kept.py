@@ -10,7 +10,7 @@ import mlx.core as mx
 import orjson
 
 from dspark_batch import blas
-from dspark_batch.models.calibration import cache_folder
+from dspark_batch.drafters.calibration import cache_folder
 from dspark_batch.numerics import rows
 from dspark_batch.numerics.attention import kernel_name
 from dspark_batch.tuning.pace import Weights

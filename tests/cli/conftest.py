@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_batch.job.report import Tick
+from dspark_batch.output.report import Tick
 from dspark_batch.types import Completion, Failure, Item
 
 

@@ -104,7 +104,7 @@ def said(words, capsys):
         (["run", "in.jsonl", "-o", "folder"], "expected an output that ends in"),
         (["show", "in.txt"], "expected an output, which ends in .jsonl or .parquet"),
         (["show", "half.parquet"], "not a whole Parquet file"),
-        (["show", "text.jsonl"], "no output of ours"),
+        (["show", "text.jsonl"], "is a table of text and no JSON"),
         (["show", "array.jsonl"], "no output of ours (a line is no row)"),
         (["show", "out.jsonl"], "An output appears when its run is complete"),
         (["run", "job.yaml"], "job.yaml: job files are TOML; write its keys as `key = value`"),

@@ -12,7 +12,7 @@ from dspark_batch.cli.bar import Bar
 from dspark_batch.cli.draining import Draining
 from dspark_batch.cli.first_rows import FirstRows
 from dspark_batch.cli.progress import JsonLines, Lines
-from dspark_batch.job.spec import Spec
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Gauge, Item
 
 ITEM = Item(0, "0", "00", "in.jsonl:1")

@@ -10,7 +10,7 @@ from fakes import FakeEngine
 from small_jobs import prompts, start, write_lines
 
 from dspark_batch.cli.main import main
-from dspark_batch.job.shown import first_rows
+from dspark_batch.output.shown import first_rows
 
 ROWS = [
     {
@@ -159,8 +159,13 @@ def test_only_the_rows_for_which_a_condition_holds(folder, capsys, where, ids):
 
 
 def test_a_condition_that_no_row_meets_is_said_so(folder, capsys):
-    assert main(["show", folder, "--where", "nothing=1"]) == 0
-    assert capsys.readouterr().err.endswith(": no row has nothing=1.\n")
+    assert main(["show", folder, "--where", "my_status=new"]) == 0
+    assert capsys.readouterr().err.endswith(": no row has my_status=new.\n")
+
+
+def test_a_condition_about_a_column_that_no_row_has_is_a_mistake(folder, capsys):
+    assert main(["show", folder, "--where", "my_statsu=errored"]) == 2
+    assert "has such a column; did you mean my_status; columns are" in capsys.readouterr().err
 
 
 def test_a_condition_goes_before_the_number_of_rows(folder, capsys):

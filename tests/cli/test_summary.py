@@ -4,7 +4,7 @@ import click
 import pytest
 
 from dspark_batch.cli.summary import summary
-from dspark_batch.job.report import Report
+from dspark_batch.output.report import Report
 
 
 @pytest.fixture

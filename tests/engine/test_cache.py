@@ -4,7 +4,8 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import SlotCache
 
 
 def random_keys(seed, slots, tokens, heads=2, dim=4):
@@ -12,7 +13,7 @@ def random_keys(seed, slots, tokens, heads=2, dim=4):
 
 
 def filled(slots, lengths, capacity=16):
-    cache = RaggedCache(1, slots)
+    cache = SlotCache([PositionCache], slots)
     cache.reserve(capacity)
     cache.layers[0].update_and_fetch(random_keys(0, slots, 9), random_keys(1, slots, 9))
     cache.keep(mx.array(lengths))
@@ -60,10 +61,10 @@ def test_tokens_that_did_not_stay_change_no_later_logit(rejected):
     prompt, junk = case["greedy0.prompt_ids"][None], mx.full((1, rejected), 77)
     logits = []
     for steps in ([prompt], [prompt, junk]):
-        cache = RaggedCache(case.pair.target.num_caches, 1)
+        cache = case.pair.target.make_cache(1, 0)
         cache.reserve(64)
         for tokens in steps:
-            case.pair.target(tokens, cache.layers)
+            case.pair.target(tokens, cache)
             cache.keep(mx.array([0 if tokens is junk else tokens.shape[1]]))
-        logits.append(case.pair.target(mx.array([[5, 6]]), cache.layers)[0])
+        logits.append(case.pair.target(mx.array([[5, 6]]), cache)[0])
     assert mx.array_equal(logits[0], logits[1])

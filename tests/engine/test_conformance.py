@@ -24,8 +24,8 @@ class ShapeDependent:
     def __getattr__(self, name):
         return getattr(self._target, name)
 
-    def __call__(self, tokens, caches):
-        logits, features = self._target(tokens, caches)
+    def __call__(self, tokens, cache, at=None):
+        logits, features = self._target(tokens, cache, at)
         return logits + self._noise(*tokens.shape), features
 
 

@@ -6,9 +6,10 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.drafters.drafter import Draft
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.drafter import Draft
 from dspark_batch.types import Completion, Failure, Item, Request, Sampling
 
 MARK = 77  # the prompts that are to break begin with this token
@@ -57,14 +58,14 @@ class SickTarget(Wrapped):
 
     sick_from = 0  # cached tokens at which it begins
 
-    def __call__(self, tokens, caches):
-        logits, features = self._whole(tokens, caches)
-        owner = caches[0]._extent
+    def __call__(self, tokens, cache, at=None):
+        logits, features = self._whole(tokens, cache, at)
+        owner = cache.layers[0]._extent
         begins = ((tokens[:, 0] == MARK) & (owner.lengths == 0))[:, None, None]
-        signs = caches[0].keys[:, 0, :1]
-        caches[0].keys[:, 0, :1] = mx.where(begins, 12345.0, signs)  # stays in the cache
-        sick = (caches[0].keys[:, 0, 0, 0] == 12345.0) & (owner.lengths >= self.sick_from)
-        for each in caches:
+        signs = cache.layers[0].keys[:, 0, :1]
+        cache.layers[0].keys[:, 0, :1] = mx.where(begins, 12345.0, signs)  # stays in the cache
+        sick = (cache.layers[0].keys[:, 0, 0, 0] == 12345.0) & (owner.lengths >= self.sick_from)
+        for each in cache.layers:
             each.values = mx.where(sick[:, None, None, None], mx.nan, each.values)
         sick = sick[:, None, None]
         return mx.where(sick, mx.nan, logits), mx.where(sick, mx.nan, features)
@@ -86,9 +87,9 @@ def test_logits_that_are_no_numbers_fail_their_item_and_no_other(slots, sick_fro
 
 
 def test_a_slot_holds_nothing_of_its_former_owner():
-    cache = RaggedCache(1, slots=2)
+    cache = SlotCache([PositionCache], slots=2)
     for length, value in ((9, mx.nan), (3, 1.0)):
-        other = RaggedCache(1, slots=1)
+        other = SlotCache([PositionCache], slots=1)
         other.reserve(length)
         other.layers[0].update_and_fetch(*[mx.full((1, 1, length, 2), value)] * 2)
         cache.insert([1], other, [0], [length])

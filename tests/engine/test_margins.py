@@ -9,7 +9,7 @@ from golden_cases import load_case
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.margins import margins
 from dspark_batch.engine.outside import generate_outside
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Failure, Item, Request, Sampling
 
 SAMPLINGS = {

@@ -5,16 +5,20 @@ import random
 import mlx.core as mx
 import pytest
 
+from dspark_batch.caches.positions import KeysValues
+from dspark_batch.caches.slot_cache import Part
+from dspark_batch.caches.states import State
 from dspark_batch.engine.prefix_cache import CHUNK, PrefixCache, chunks_of
 
 
 def part(ids, start=0):
-    """Arrays whose content is the tokens themselves, so that a wrong one shows."""
-    return [mx.array(ids[start:], dtype=mx.float32)[None, :, None]] * 2
+    """Parts whose content is the tokens themselves, so that a wrong one shows."""
+    tokens = mx.array(ids[start:], dtype=mx.float32)[None, :, None]
+    return (Part(len(ids) - start, (KeysValues(tokens, tokens),)),)
 
 
 def content(prefix):
-    return [int(x) for p in prefix.parts for x in p[0][0, :, 0].tolist()]
+    return [int(x) for (part,) in prefix.parts for x in part.arrays[0][0, :, 0].tolist()]
 
 
 def stored(*beginnings, most=1000):
@@ -72,6 +76,49 @@ def test_a_cache_without_room_shares_and_keeps_nothing():
     for _ in range(2):
         cache.expect(chunks_of(ids_of(1, 2)))
     assert cache.num_shared(chunks_of(ids_of(1, 2))) == 0
+
+
+def stateful(*beginnings, most=1000, per_end=0):
+    """A cache whose parts have a state at their end: all tokens up to it."""
+    cache = PrefixCache(most, per_end)
+    for ids in beginnings:
+        (known,) = part(ids, cache.num_stored(ids))
+        cache.store(ids, (Part(known.length, (*known.layers, State([mx.array(ids)]))),))
+    return cache
+
+
+def end_of(prefix):
+    return prefix.parts[-1][0].layers[1].arrays[0].tolist()
+
+
+def test_with_states_a_beginning_is_found_up_to_where_one_is_known():
+    cache = stateful(ids_of(1, 2, 3), ids_of(1, 2, 3, 4, 5))
+    for prompt, length in (
+        (ids_of(1, 2, 3, 4, 5, 6), 5 * CHUNK),
+        (ids_of(1, 2, 3, 4, 9), 3 * CHUNK),
+        (ids_of(1, 2, 9), 0),
+    ):
+        found = cache.find(prompt)
+        assert (found.length, content(found)) == (length, list(prompt[:length]))
+        assert length == 0 or end_of(found) == list(prompt[:length])
+    assert cache.num_stored(ids_of(1, 2, 9)) == 2 * CHUNK
+
+
+def test_an_end_inside_what_is_stored_is_kept_beside_it():
+    cache = stateful(ids_of(1, 2, 3, 4), ids_of(1, 2), ids_of(1, 2, 7))
+    for prompt in (ids_of(1, 2), ids_of(1, 2, 3, 4), ids_of(1, 2, 7)):
+        found = cache.find(prompt)
+        assert content(found) == list(prompt)
+        assert end_of(found) == list(prompt)
+    found = cache.find(ids_of(1, 2, 3, 9))
+    assert (content(found), end_of(found)) == (list(ids_of(1, 2)), list(ids_of(1, 2)))
+
+
+def test_an_end_takes_room():
+    cache = stateful(ids_of(1, 2), ids_of(3, 4), ids_of(5, 6), most=6 * CHUNK, per_end=CHUNK)
+    assert cache.find(ids_of(1, 2)).length == 0
+    assert cache.find(ids_of(3, 4)).length == cache.find(ids_of(5, 6)).length == 2 * CHUNK
+    assert PrefixCache(CHUNK, 2 * CHUNK).num_shared(chunks_of(ids_of(1, 2))) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))

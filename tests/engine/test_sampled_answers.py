@@ -5,7 +5,7 @@ from functools import cache
 
 import mlx.core as mx
 import pytest
-from golden_cases import CASES, load_case
+from golden_cases import DENSE, load_case
 
 import dspark_batch.engine.sampling
 from dspark_batch.engine.engine import Engine
@@ -44,7 +44,7 @@ class Tape:
 
 
 @pytest.mark.parametrize("run", ["sampled_t1", "sampled_t07"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", DENSE)
 def test_the_references_sampled_runs_come_out_of_its_uniforms(name, run, monkeypatch):
     case = load_case(name)
     tape, recorded = Tape(case, run), case.runs[run]

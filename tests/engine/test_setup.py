@@ -8,12 +8,12 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine import setup as planning
 from dspark_batch.engine.conformance import Conformance
 from dspark_batch.engine.setup import set_up
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.tuning import kept
 
 ANY, ONE = (Conformance(shapes, "bits", 0.5) for shapes in (Shapes(), Shapes(fixed=FALLBACK)))
@@ -38,7 +38,7 @@ def pair():
 def little_memory(monkeypatch):
     """Room for four slots of a prompt and an answer of the usual sizes."""
     monkeypatch.setattr(planning, "_CACHE_SHARE", 1.0)
-    monkeypatch.setattr(planning, "_bytes_per_position", lambda pair: 1)
+    monkeypatch.setattr(planning, "_cached_bytes", lambda pair: (1, 0))
     monkeypatch.setattr(planning, "_free_bytes", lambda: 4 * 100 + 99)
 
 
@@ -155,12 +155,12 @@ def test_the_manifest_is_told_what_decides(pair):
 
 
 def test_what_a_position_takes_is_what_caches_hold(pair):
-    layers = pair.target.num_caches + pair.drafter.num_layers
-    found = planning._bytes_per_position(pair)
-    cache = planning.RaggedCache(pair.target.num_caches, 1)
-    cache.reserve(1)
-    pair.target(mx.array([[0]]), cache.layers)
-    one = sum(array.nbytes // array.shape[2] for array in cache.buffers())
+    layers = len(pair.target.make_cache(1, 1).layers) + pair.drafter.num_layers
+    found, per_slot = planning._cached_bytes(pair)
+    assert per_slot == 0
+    cache = pair.target.make_cache(1, 1)
+    pair.target(mx.array([[0]]), cache)
+    one = sum(array.nbytes // array.shape[2] for array in cache.arrays()[1:])
     assert one < found < layers * one
 
 
@@ -169,6 +169,10 @@ def test_a_drafter_that_fails_is_no_hindrance(pair):
         raise RuntimeError("no")
 
     broken = SimpleNamespace(
-        block_size=7, num_layers=2, extend=fails, parameters=pair.drafter.parameters
+        block_size=7,
+        num_layers=2,
+        make_cache=pair.drafter.make_cache,
+        extend=fails,
+        parameters=pair.drafter.parameters,
     )
     assert set_up(pair._replace(drafter=broken)).plan.draft_length == 7

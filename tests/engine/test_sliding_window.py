@@ -11,7 +11,6 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.engine import Engine
 from dspark_batch.types import Item, Request
 
@@ -51,13 +50,13 @@ def test_the_window_is_really_shorter_than_the_contexts():
 def test_rounds_of_any_width_give_the_logits_of_a_fresh_forward(name):
     case, chance = load_case(name), random.Random(name)
     target, tokens = case.pair.target, list(long_prompt(case))
-    cached = RaggedCache(target.num_caches, 1)
+    cached = target.make_cache(1, 0)
     cached.reserve(256)
-    target(mx.array([tokens[:-1]]), cached.layers)
+    target(mx.array([tokens[:-1]]), cached)
     cached.keep(mx.array([len(tokens) - 1]))
     for number in range(15):
         drafts = [chance.randrange(192) for _ in range(0 if number % 3 == 2 else number % 7)]
-        logits, _ = target(mx.array([[tokens[-1], *drafts]]), cached.layers)
+        logits, _ = target(mx.array([[tokens[-1], *drafts]]), cached)
         fresh = fresh_logits(case, tokens + drafts)[-1 - len(drafts) :]
         assert mx.abs(logits[0] - fresh).max().item() < TOLERANCE, f"round {number}"
         stay = chance.randint(0, len(drafts))
@@ -69,13 +68,13 @@ def test_rounds_of_any_width_give_the_logits_of_a_fresh_forward(name):
 def test_what_did_not_stay_changes_no_bit_behind_a_wrapped_window(name):
     case, logits = load_case(name), []
     for junk in ([], [77] * 7, [3] * 20):
-        cached = RaggedCache(case.pair.target.num_caches, 1)
+        cached = case.pair.target.make_cache(1, 0)
         cached.reserve(256)
-        case.pair.target(mx.array([long_prompt(case)]), cached.layers)
+        case.pair.target(mx.array([long_prompt(case)]), cached)
         cached.keep(mx.array([len(long_prompt(case))]))
         if junk:
-            case.pair.target(mx.array([junk]), cached.layers)
-        logits.append(case.pair.target(mx.array([[5]]), cached.layers)[0])
+            case.pair.target(mx.array([junk]), cached)
+        logits.append(case.pair.target(mx.array([[5]]), cached)[0])
     assert mx.array_equal(logits[0], logits[1])
     assert mx.array_equal(logits[0], logits[2])
 

@@ -4,15 +4,14 @@ import mlx.core as mx
 import pytest
 from golden_cases import GREEDY_RUNS, load_case
 
-from dspark_batch.engine.cache import RaggedCache
+from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.passes import Passes
-from dspark_batch.models.plain import NoDrafter
 from dspark_batch.models.target import Target
 from dspark_batch.types import Item, Request
 
 
-@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla"])
+@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla", "qwen35_dflash"])
 def case(request):
     return load_case(request.param)
 
@@ -24,14 +23,14 @@ def with_spare(monkeypatch, count):
 def steps(pair):
     """Run two steps; give the logits and what is cached."""
     passes = Passes(pair.target, NoDrafter())
-    cache = RaggedCache(pair.target.num_caches, 2)
+    cache = pair.target.make_cache(2, 0)
     cache.reserve(40)
     found = []
     for tokens, counts in (([[5, 6, 7], [8, 9, 0]], [3, 2]), ([[4], [3]], [1, 1])):
         logits, _ = passes.run(cache, mx.array(tokens))
         cache.keep(mx.array(counts))
         found.append(logits)
-    parts = [part for slot, end in ((0, 4), (1, 3)) for part in cache.part(slot, 0, end)]
+    parts = [part for slot, end in ((0, 4), (1, 3)) for part in cache.snapshot(slot, 0, end).arrays]
     return [*found, *parts]
 
 

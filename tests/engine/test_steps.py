@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.engine import admission
+from dspark_batch.engine import scheduler
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import UsageError
 from dspark_batch.types import Completion, Failure, Item, Request, Sampling
@@ -26,7 +26,7 @@ SETTINGS = [
 @pytest.fixture
 def one_pass_a_round(monkeypatch):
     """Let rounds go on behind every pass of a prompt."""
-    monkeypatch.setattr(admission, "_PROMPT_TOKENS", 1)
+    monkeypatch.setattr(scheduler, "_PROMPT_TOKENS", 1)
 
 
 def request(n, max_tokens=None):
@@ -61,7 +61,7 @@ def run_out(engine):
 
 def where_items_are(engine):
     """List the items by state, as the engine's parts tell it."""
-    parts = engine._admission
+    parts = engine._scheduler
     waves = parts._through + parts._ready
     return {
         "waiting": [w.request.item for w in parts.window._waiting],
@@ -184,7 +184,7 @@ def test_at_most_one_that_is_not_urgent_gets_a_slot_before_an_urgent_one(slots):
     while 9 not in rounds[-1]:
         engine.step()
     assert len(set().union(*rounds) - seated - {9}) <= 1  # its prompt was computed when a slot came
-    assert not engine._admission.window.has_urgent
+    assert not engine._scheduler.window.has_urgent
     assert len(run_out(engine)) > 0
 
 

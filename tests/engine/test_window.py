@@ -1,7 +1,7 @@
 """Which requests go next."""
 
 from dspark_batch.engine.prefix_cache import PrefixCache
-from dspark_batch.engine.window import Window
+from dspark_batch.engine.scheduler import Window
 from dspark_batch.types import Item, Request
 
 SYSTEM = tuple(range(1000, 1032))

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import FakeEngine, fake_opener
 
 from dspark_batch.errors import DsparkBatchError
-from dspark_batch.job.spec import Spec, number_or_none
 from dspark_batch.run import run
+from dspark_batch.spec.spec import Spec, number_or_none
 
 
 def main(spec, pause_s=0.0, largest_file=None):

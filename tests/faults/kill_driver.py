@@ -58,7 +58,7 @@ def say_tick(tick):
 
 
 def tell_of_the_journal():
-    from dspark_batch.job.journal import Journal
+    from dspark_batch.record.journal import Journal
 
     append = Journal.append
 
@@ -71,8 +71,8 @@ def tell_of_the_journal():
 
 def main(given, out, slots, retry=None):
     say("import")
-    from dspark_batch.job.spec import Spec
     from dspark_batch.run import run
+    from dspark_batch.spec.spec import Spec
 
     tell_of_the_journal()
     spec = Spec(

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fakes import fake_opener
 
-from dspark_batch.job.spec import Spec
 from dspark_batch.run import run
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure
 
 BAD_EVERY = 100  # one line in a hundred

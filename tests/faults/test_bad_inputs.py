@@ -179,7 +179,7 @@ def test_every_bad_record_becomes_a_failure_row_and_the_rest_is_answered(tmp_pat
 
 
 def test_a_job_of_bad_records_alone_still_finishes(tmp_path):
-    write_lines(tmp_path / "in.jsonl", b"x", b"y")
+    write_lines(tmp_path / "in.jsonl", b"{x", b"{y")
     report = start(tmp_path, out=f"{tmp_path}/out.parquet")
     assert (report.total, report.errored, report.exit_code) == (2, 2, 1)
     assert [row["status"] for row in rows_in(tmp_path / "out.parquet")] == ["errored"] * 2

@@ -19,11 +19,11 @@ def test_no_module_of_a_run_asks_for_the_time_of_day():
             ):
                 asks.add(path.relative_to(PACKAGE).as_posix())
     assert asks == {
-        "job/run_dir.py",  # the manifest says when a job began
-        "job/budget.py",  # a deadline is a time of day; it is turned into seconds at the start
+        "record/run_dir.py",  # the manifest says when a job began
+        "spec/budget.py",  # a deadline is a time of day; it is turned into seconds at the start
         "cli/run_command.py",  # the date in the names of a job file
         "run.py",  # the journal says when a row was finished, for report and status
-        "job/status.py",  # how long ago that was
+        "output/status.py",  # how long ago that was
     }
 
 

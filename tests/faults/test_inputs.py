@@ -11,8 +11,8 @@ from fakes import CONTEXT_LENGTH, fake_opener, fake_render, refuse_to_open
 from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.errors import Resumable, ResumeMismatch, UsageError
-from dspark_batch.job.mapping import to_request
-from dspark_batch.job.spec import Spec
+from dspark_batch.intake.mapping import to_request
+from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item
 
 

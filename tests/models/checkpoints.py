@@ -9,10 +9,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import MODEL_REMAPPING
 
-from dspark_batch.models.dflash import read_dflash
-from dspark_batch.models.drafter_config import ConfigReader, DrafterConfig
-from dspark_batch.models.dspark import DSparkDrafter
-from dspark_batch.models.speculators import read_speculators
+from dspark_batch.drafters.dflash import read_dflash
+from dspark_batch.drafters.drafter_config import ConfigReader, DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.drafters.speculators import read_speculators
 from dspark_batch.models.target import TargetFacts
 
 GOLDEN = Path(__file__).parents[1] / "golden"

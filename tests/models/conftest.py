@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_batch.engine import cache
+from dspark_batch.caches import slot_cache
 from dspark_batch.numerics import attention
 
 
@@ -10,5 +10,5 @@ from dspark_batch.numerics import attention
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", 32)
-        patch.setattr(cache, "BLOCK", 32)
+        patch.setattr(slot_cache, "BLOCK", 32)
         yield

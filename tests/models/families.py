@@ -246,28 +246,25 @@ RIGHT = {
     | {"n_shared_experts": None, "num_key_value_heads": 2},
 }
 
-# Right without a drafter; nothing can read its layers for one.
-UNTAPPED = {
-    "iquestloopcoder": family("iquestloopcoder", loop_window_size=8),
-}
-
-# Refused when a run begins, since only their passes show it.
-REFUSED_BY_RUNNING = {
-    "mistral4": family(
-        "mistral4",
-        rope_parameters=YARN
-        | {"rope_theta": 1e4, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 1.0},
-    )
-    | ROUTED
-    | LATENT,
-    "gpt_bigcode": family("gpt_bigcode", n_embd=HIDDEN, n_head=4, n_inner=48, n_layer=LAYERS)
-    | {"n_positions": 512, "layer_norm_epsilon": 1e-5, "num_key_value_heads": 1},
-}
-
 CONV = {"conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4}
-# Refused by a run and by `check`, which reads no weights.
-REFUSED = {
-    "mamba": family("mamba", state_size=8, max_position_embeddings=...) | CONV,
+GATED_DELTA = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 8,
+}
+# The same for families with recurrent layers.
+RECURRENT = {
+    "qwen3_5": family("qwen3_5", full_attention_interval=2) | GATED_DELTA,
+    "qwen3_5_moe": family(
+        "qwen3_5_moe",
+        full_attention_interval=4,
+        shared_expert_intermediate_size=24,
+        tie_word_embeddings=True,
+    )
+    | GATED_DELTA
+    | EXPERTS,
     "mamba2": family(
         "mamba2",
         head_dim=8,
@@ -281,15 +278,11 @@ REFUSED = {
     "qwen3_next": family(
         "qwen3_next",
         decoder_sparse_step=1,
-        linear_conv_kernel_dim=4,
-        linear_key_head_dim=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_value_head_dim=8,
         mlp_only_layers=[],
         partial_rotary_factor=0.5,
         shared_expert_intermediate_size=24,
     )
+    | GATED_DELTA
     | EXPERTS,
     "granitemoehybrid": family(
         "granitemoehybrid",
@@ -319,6 +312,48 @@ REFUSED = {
         full_attn_idxs=[1, 3],
         norm_eps=1e-6,
     ),
+    "falcon_h1": family("falcon_h1", mamba_d_head=8, mamba_d_ssm=64, mamba_d_state=8)
+    | {"mamba_n_heads": 8, "mamba_chunk_size": 16},
+    "nemotron_h": family(
+        "nemotron_h",
+        attention_bias=False,
+        conv_kernel=4,
+        hybrid_override_pattern=["M", "*", "M", "-"],
+        layer_norm_epsilon=1e-5,
+        mamba_head_dim=8,
+        mamba_num_heads=8,
+        mamba_proj_bias=False,
+        n_groups=2,
+        ssm_state_size=8,
+        time_step_limit=[0.0, 100.0],
+        use_bias=False,
+        use_conv_bias=True,
+    ),
+}
+
+RIGHT |= RECURRENT
+
+# Right without a drafter; nothing can read its layers for one.
+UNTAPPED = {
+    "iquestloopcoder": family("iquestloopcoder", loop_window_size=8),
+}
+
+# Refused when a run begins, since only their passes show it.
+REFUSED_BY_RUNNING = {
+    "mistral4": family(
+        "mistral4",
+        rope_parameters=YARN
+        | {"rope_theta": 1e4, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 1.0},
+    )
+    | ROUTED
+    | LATENT,
+    "gpt_bigcode": family("gpt_bigcode", n_embd=HIDDEN, n_head=4, n_inner=48, n_layer=LAYERS)
+    | {"n_positions": 512, "layer_norm_epsilon": 1e-5, "num_key_value_heads": 1},
+}
+
+# Refused by a run and by `check`, which reads no weights.
+REFUSED = {
+    "mamba": family("mamba", state_size=8, max_position_embeddings=...) | CONV,
     "jamba": family(
         "jamba",
         attn_layer_offset=1,
@@ -330,8 +365,6 @@ REFUSED = {
         mamba_expand=2,
     )
     | EXPERTS,
-    "falcon_h1": family("falcon_h1", mamba_d_head=8, mamba_d_ssm=64, mamba_d_state=8)
-    | {"mamba_n_heads": 8, "mamba_chunk_size": 16},
     "recurrent_gemma": family(
         "recurrent_gemma",
         attention_window_size=8,

@@ -7,9 +7,8 @@ import mlx.core as mx
 import pytest
 from golden_cases import load_case
 
-from dspark_batch.engine.cache import RaggedCache
-from dspark_batch.models.drafter import Drafter
-from dspark_batch.models.plain import NoDrafter
+from dspark_batch.drafters.drafter import Drafter
+from dspark_batch.drafters.plain import NoDrafter
 
 PACKAGE = Path(__file__).parents[2] / "dspark_batch"
 MEMBERS = {name for name in vars(Drafter) if not name.startswith("_")}
@@ -22,9 +21,9 @@ DRAFTERS = {
 
 def of_case(name):
     pair = load_case(name).pair
-    cache = RaggedCache(pair.target.num_caches, 1)
+    cache = pair.target.make_cache(1, 0)
     cache.reserve(3)
-    _, features = pair.target(mx.array([[5, 6, 7]]), cache.layers)
+    _, features = pair.target(mx.array([[5, 6, 7]]), cache)
     return pair.drafter, features
 
 
@@ -41,7 +40,7 @@ def test_a_drafter_has_all_of_it_and_does_what_it_says(name):
     assert all(hasattr(drafter, member) for member in MEMBERS)
     assert isinstance(drafter.has_confidence, bool)
     assert all(isinstance(layer, int) for layer in drafter.tap_ids)
-    context = RaggedCache(drafter.num_layers, 1)
+    context = drafter.make_cache(1, 0)
     context.reserve(3 + max(1, drafter.block_size))
     drafter.extend(context, features)
     context.keep(mx.array([3]))

@@ -11,14 +11,14 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
+from dspark_batch import pair as load
 from dspark_batch.cli.main import main
 from dspark_batch.engine import conformance as conforming
 from dspark_batch.engine.conformance import conformance
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import ModelError
-from dspark_batch.models import load
-from dspark_batch.models.load import load_pair, load_reading
+from dspark_batch.pair import load_pair, load_reading
 from dspark_batch.types import Item, Request
 
 PROMPTS = [
@@ -108,7 +108,7 @@ def test_the_scale_of_the_embedding_is_the_one_that_the_first_layer_gets(tmp_pat
     drafter = make.write_drafter(tmp_path / "drafter", drafter)
     target = load_pair(target=str(target), drafter=str(drafter), dtype="float32").target
     tokens = mx.array([[5, 9]])
-    _, features = target(tokens, load.make_prompt_cache(target.model))
+    _, features = target.by_itself(tokens)
     rows = load.ends_of(target.model).embed(tokens) * target.facts.embed_scale
     if name not in ("gpt2", "nanochat"):  # which add positions, and normalise
         assert mx.allclose(features[..., : families.HIDDEN], rows, atol=1e-2, rtol=1e-2)
@@ -145,7 +145,7 @@ def test_a_family_that_runs_parts_of_layers_goes_without_a_drafter(tmp_path, nam
 
 
 def test_check_says_so_before_the_night(tmp_path, capsys):
-    config = families.REFUSED["mamba2"]
+    config = families.REFUSED["mamba"]
     target = make.write(tmp_path / "target", config, whole_weights(config))
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     paths = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--target", str(target)]
@@ -153,7 +153,7 @@ def test_check_says_so_before_the_night(tmp_path, capsys):
     for command in ("check", "run"):
         assert main([command, *paths]) == 2
         said.append(capsys.readouterr().err.strip().splitlines()[-1])
-    assert "a target of type mamba2 keeps ArraysCache" in said[0]
+    assert "a target of type mamba keeps ArraysCache" in said[0]
     assert said[0] == said[1]
 
 

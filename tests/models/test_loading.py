@@ -4,7 +4,7 @@ import checkpoints as make
 import pytest
 from loaded import answer
 
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 
 
 @pytest.mark.parametrize("model_type", ["gemma4", "gemma4_unified"])

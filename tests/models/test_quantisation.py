@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten
 
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.models import quantisation
-from dspark_batch.models.load import load_pair
 from dspark_batch.models.pairs import KNOWN_PAIRS
+from dspark_batch.pair import load_pair
 
 EIGHT = [(size, twin) for size in make.REAL for twin in ("dspark", "dflash")]
 # Rows of whole groups, so that quantising finds something to do.
@@ -156,7 +156,7 @@ def own(pair):
 def test_copies_are_dropped_and_not_one_bit_changes(folder, monkeypatch):
     shared = load(folder)
     assert own(load(folder, drafter_bits=4)) == set()  # shared first, quantised then
-    monkeypatch.setattr("dspark_batch.models.load.share_ends", lambda drafter, model: None)
+    monkeypatch.setattr("dspark_batch.pair.share_ends", lambda drafter, model: None)
     apart = load(folder)
     assert own(shared) == set()
     assert own(apart) == {"embed_tokens", "lm_head"}

@@ -10,7 +10,7 @@ import pytest
 
 from dspark_batch.errors import ModelError
 from dspark_batch.models import taps
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 
 QWEN = make.qwen3()
 GOOD = make.deepspec(QWEN)

@@ -4,16 +4,19 @@ import re
 from pathlib import Path
 
 import checkpoints as make
+import mlx.core as mx
 import pytest
 from fake_hub import point_client_at
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from dspark_batch.cli.main import main
-from dspark_batch.models.drafter_config import DrafterConfig
-from dspark_batch.models.dspark import DSparkDrafter
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.models.hub import locate
+from dspark_batch.models.number_type import set_dtype
 from dspark_batch.models.pairs import KNOWN_PAIRS
+from dspark_batch.models.target import Target
 from dspark_batch.registry import list_pairs
 
 # hidden, MLP, heads, layers, tied: the public configs; the rest is the same for all of a family
@@ -33,6 +36,52 @@ GEMMA4 = {
     "vocab_size": 262144,
     "layer_types": ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(48)],
 }
+
+
+# layers, hidden, MLP, heads, key heads, value heads of the recurrence, tied
+QWEN35 = {
+    "qwen3.5-4b": (32, 2560, 9216, 16, 4, 32, True),
+    "qwen3.5-9b": (32, 4096, 12288, 16, 4, 32, False),
+    "qwen3.5-27b": (64, 5120, 17408, 24, 4, 48, False),
+    "qwen3.6-27b": (64, 5120, 17408, 24, 4, 48, False),
+    "qwen3.5-35b-a3b": (40, 2048, 512, 16, 2, 32, False),
+    "qwen3.6-35b-a3b": (40, 2048, 512, 16, 2, 32, False),
+}
+EXPERTS = {
+    "model_type": "qwen3_5_moe",
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "shared_expert_intermediate_size": 512,
+}
+
+
+def hybrid(family):
+    """The config of a hybrid target with the real sizes."""
+    layers, hidden, inner, heads, kv_heads, value_heads, tied = QWEN35[family]
+    config = {
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": value_heads,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_5",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": tied,
+        "vocab_size": 248320,
+    }
+    return config | (EXPERTS if "a3b" in family else {})
+
+
+def target_of(family):
+    return hybrid(family) if family in QWEN35 else full_size(family)[0]
 
 
 def full_size(family):
@@ -66,6 +115,26 @@ def test_the_parameters_of_a_pair_follow_from_its_shapes(family):
     assert count(make.model_of(target)) == known.target_params
     assert count(lazy) == known.drafter_params
     assert count(lazy.embed_tokens) + count(lazy.lm_head) == known.shared_params
+
+
+@pytest.mark.parametrize("family", QWEN35)
+def test_the_parameters_of_a_hybrid_pair_follow_from_its_shapes(family):
+    known = KNOWN_PAIRS[family]
+    config = hybrid(family)
+    assert count(make.model_of(config)) == known.target_params
+    size, inner = config["hidden_size"], config["intermediate_size"]
+    layer = 2 * size * 4096 + 2 * size * 1024 + 3 * size * inner + 2 * size + 2 * 128
+    drafter = 5 * layer + 5 * size * size + 2 * size  # five layers, five taps
+    assert known.drafter_params in (None, drafter)
+    assert known.thinking
+
+
+@pytest.mark.parametrize("family", [*QWEN3, "gemma4", *QWEN35])
+def test_what_a_slot_takes_follows_from_the_shapes(family):
+    model = make.model_of(target_of(family))
+    set_dtype(model, mx.bfloat16)  # nothing is computed
+    known = KNOWN_PAIRS[family]
+    assert Target(model).cached_bytes() == (known.position_bytes, known.state_bytes)
 
 
 def test_the_parameters_of_the_bundled_pair_are_those_of_its_files():
@@ -102,7 +171,7 @@ def test_the_disk_is_told_truly_and_no_network_is_asked(capsys):
         "qwen3-8b": "in part",
         "qwen3-14b": "no",
         "gemma4": "drafter only",
-    }
+    } | dict.fromkeys(QWEN35, "no")
     (damage,) = by_family["qwen3-8b"].damage
     assert "model-00002-of-00002.safetensors: missing" in damage
     assert locate("Qwen/Qwen3-4B").source.endswith(make.COMMIT)
@@ -110,11 +179,12 @@ def test_the_disk_is_told_truly_and_no_network_is_asked(capsys):
     assert main(["pairs"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert re.split(r"  +", heading) == [
-        *("family", "target", "drafter", "parameters", "memory", "thinking", "on disk")
+        *("family", "target", "drafter", "parameters", "memory", "slot"),
+        *("thinking", "on disk"),
     ]
     assert re.split(r"  +", lines[1]) == [
         *("qwen3", "Qwen/Qwen3-4B", "deepseek-ai/dspark_qwen3_4b_block7", "4.0 B + 1.4 B"),
-        *("9.3 GB", "no", "yes"),
+        *("9.3 GB", "147 kB a token", "no", "yes"),
     ]
     assert [line.split("  ")[-1] for line in lines[:5]] == [
         *("yes", "yes", "in part", "no", "drafter only")

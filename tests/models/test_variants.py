@@ -10,10 +10,9 @@ import pytest
 from golden_cases import CASES, load_case
 from reference import Reference
 
-from dspark_batch.engine.cache import RaggedCache
 from dspark_batch.engine.engine import Engine
-from dspark_batch.models.load import load_pair
 from dspark_batch.numerics.rules import Greedy
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Item, Request
 
 TOLERANCE = 1e-4
@@ -180,15 +179,10 @@ def loaded(tmp_path_factory):
 
 def contexts(pair):
     """Each prompt's features, and a two-slot context that holds both."""
-    context, features = RaggedCache(pair.drafter.num_layers, 2), []
+    context, features = pair.drafter.make_cache(2, 0), []
     for slot, prompt in enumerate(PROMPTS):
-        cached, row = (
-            RaggedCache(pair.target.num_caches, 1),
-            RaggedCache(pair.drafter.num_layers, 1),
-        )
-        cached.reserve(64)
-        row.reserve(64)
-        _, tapped = pair.target(mx.array([prompt]), cached.layers)
+        cached, row = pair.target.make_cache(1, 64), pair.drafter.make_cache(1, 64)
+        _, tapped = pair.target(mx.array([prompt]), cached)
         pair.drafter.extend(row, tapped)
         context.insert([slot], row, [0], [len(prompt)])
         features.append(np.array(tapped[0]))
@@ -260,11 +254,11 @@ def test_speculation_changes_no_token(loaded, name):
 )
 def test_the_ragged_cache_gives_the_targets_own_logits(loaded, name):
     pair, prompt = loaded(name)[0], PROMPTS[1]
-    cached = RaggedCache(pair.target.num_caches, 1)
+    cached = pair.target.make_cache(1, 0)
     cached.reserve(64)
     parts = []
     for step in (prompt[:10], prompt[10:11], prompt[11:]):  # the window is 8
-        parts.append(pair.target(mx.array([step]), cached.layers)[0])
+        parts.append(pair.target(mx.array([step]), cached)[0])
         cached.keep(mx.array([len(step)]))
     own = pair.target.model(mx.array([prompt]))
     assert mx.abs(mx.concatenate(parts, axis=1) - own).max().item() < TOLERANCE

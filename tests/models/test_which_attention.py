@@ -8,7 +8,7 @@ import pytest
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache
 
-from dspark_batch.engine.cache import LayerCache
+from dspark_batch.caches.positions import PositionCache
 from dspark_batch.models import attention
 from dspark_batch.models.attention import let_caches_choose
 
@@ -37,7 +37,7 @@ def test_attention_is_ours_where_the_cache_is_ragged(ragged, monkeypatch):
 
 
 def test_the_engines_caches_are_ragged_and_mlx_lms_are_not():
-    assert LayerCache.is_ragged
+    assert PositionCache.is_ragged
     assert not hasattr(KVCache(), "is_ragged")
 
 

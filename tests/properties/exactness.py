@@ -18,11 +18,13 @@ from golden_cases import load_case
 
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
-from dspark_batch.models.load import load_pair
+from dspark_batch.pair import load_pair
 from dspark_batch.types import Item, Request, Sampling
 
 SLOTS = (1, 2, 7, 16)
-PAIRS = ("tiny", "qwen3_vanilla", "gemma4_vanilla")  # gemma4's window is shorter than the texts
+HYBRIDS = ("qwen35_dflash", "qwen35_dflash_b16", "qwen35_moe_dflash")
+# gemma4's window is shorter than the texts
+PAIRS = ("tiny", "qwen3_vanilla", "gemma4_vanilla", *HYBRIDS)
 COUNT = 7
 
 
@@ -37,7 +39,7 @@ def setup(name):
 
 
 def vocabulary(name):
-    return 1500 if name == "tiny" else 150
+    return 1500 if name == "tiny" else 120 if name in HYBRIDS else 150
 
 
 def requests(name, seed):

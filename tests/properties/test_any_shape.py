@@ -23,7 +23,7 @@ SIZES = ("96x4x2x48", "128x2x1x200", "160x5x5x96", "320x5x1x640", "moe96x4x2x48"
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
 
 
-@pytest.mark.parametrize("name", ["qwen3_vanilla", "96x4x2x48"])
+@pytest.mark.parametrize("name", ["qwen3_vanilla", "qwen35_moe_dflash", "96x4x2x48"])
 def test_every_step_gives_the_same_bits(name):
     assert list(differences(target_of(name), 1, (1, 3, 7))) == []
 

@@ -9,8 +9,8 @@ from arrow_tables import random_table
 from small_jobs import start
 
 from dspark_batch.cli.main import main
-from dspark_batch.job.reader import Source, item_of, read
-from dspark_batch.job.values import values_of
+from dspark_batch.intake.reader import Source, item_of, read
+from dspark_batch.intake.values import values_of
 
 SEEDS = range(60)
 

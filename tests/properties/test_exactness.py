@@ -10,7 +10,12 @@ from exactness import PAIRS, differences
 
 from dspark_batch import blas
 
-SMALL = ("qwen3_vanilla", "gemma4_vanilla")  # the bundled pair takes a minute: the slow set
+SMALL = (
+    "qwen3_vanilla",
+    "gemma4_vanilla",
+    "qwen35_dflash_b16",
+    "qwen35_moe_dflash",
+)  # the bundled pair takes a minute: the slow set
 SCRIPT = Path(__file__).parent / "exactness.py"
 OTHER = {"openblas": "bundled", "bundled": "auto"}
 

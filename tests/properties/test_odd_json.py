@@ -6,7 +6,7 @@ import random
 import pytest
 from small_jobs import rows_in, start, write_lines
 
-from dspark_batch.job.export import export
+from dspark_batch.output.export import export
 
 PLAIN = ["null", "true", "1.5", '"é"', "0", "-1", str(2**63), str(2**64 - 1)]
 ODD = ["NaN", "-Infinity", str(2**70), str(-(2**64)), '"\\ud83d x"']

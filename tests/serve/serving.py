@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import httpx
 from fakes import FakeSteps, fake_steps_opener
 
-from dspark_batch.job.spec import Spec
 from dspark_batch.serve.server import Server
 from dspark_batch.serve.service import Service
+from dspark_batch.spec.spec import Spec
 
 
 class Served:

@@ -9,8 +9,8 @@ import pytest
 from serving import chat, served, wait_for
 
 from dspark_batch.errors import UsageError
-from dspark_batch.job.spec import Spec
 from dspark_batch.serve.service import Service
+from dspark_batch.spec.spec import Spec
 
 ASK = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sesame\r\n"
 

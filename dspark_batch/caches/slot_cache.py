@@ -1,0 +1,296 @@
+"""What a model remembers of all slots, made of layer caches of several kinds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeAlias
+
+import mlx.core as mx
+
+from dspark_batch.numerics.attention import BLOCK
+
+Arrays: TypeAlias = list[mx.array]
+
+
+def whole_steps(positions: int) -> int:
+    """Round up to the capacity that buffers for so many positions have."""
+    return -(-positions // BLOCK) * BLOCK
+
+
+class Extent:
+    """What all layers share: how far the slots are, and how far they may go."""
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.lengths = mx.zeros(slots, dtype=mx.int32)
+        self.capacity = capacity
+        self.spare = 0  # rows of the next step behind those of the slots
+        self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
+
+
+class LayerPart(Protocol):
+    """What one layer remembers of a run of positions of one slot."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """All that it holds."""
+        ...
+
+    def cut(self, stop: int) -> "LayerPart | None":
+        """Return what the layer remembered after the first `stop` positions; None: unknown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a slot remembers of a run of positions; nothing changes it."""
+
+    length: int  # positions
+    layers: tuple[LayerPart | None, ...]  # None: not known at the end of this part
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a slot can go on behind it."""
+        return None not in self.layers
+
+    @property
+    def arrays(self) -> Arrays:
+        """All arrays of all layers."""
+        return [array for layer in self.layers if layer is not None for array in layer.arrays]
+
+    def cut(self, stop: int) -> "Part":
+        """Return its first `stop` positions."""
+        if stop == self.length:
+            return self
+        return Part(stop, tuple(layer and layer.cut(stop) for layer in self.layers))
+
+    def ending_like(self, other: "Part") -> "Part":
+        """Complete it by what another part with the same end knows."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        return Part(self.length, tuple(mine or theirs for mine, theirs in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The beginnings of all slots, each different one once, one behind the other."""
+
+    runs: list[Part]
+    index: mx.array  # [S, C] int32, into the positions of the runs; 0: none, 1: the first one
+    ends: list[Part | None]  # the last part of each slot; None: it is empty
+
+    @classmethod
+    def of(cls, beginnings: Sequence[Sequence[Part]], lengths: mx.array, capacity: int) -> Self:
+        """Join the parts of each slot's beginning, in order."""
+        runs: list[Part] = []
+        starts: dict[tuple[int, ...], int] = {}  # the parts of a beginning -> its first position
+        keys = [tuple(map(id, parts)) for parts in beginnings]
+        end = 1
+        for key, parts in zip(keys, beginnings, strict=True):
+            if key not in starts:
+                starts[key] = end
+                end += sum(part.length for part in parts)
+                runs += parts
+        position = mx.arange(capacity)
+        index = mx.array([starts[key] for key in keys])[:, None] + position
+        index = mx.where(position < lengths[:, None], index, 0)
+        return cls(runs, index, [parts[-1] if parts else None for parts in beginnings])
+
+
+class LayerCache(Protocol):
+    """What one layer remembers of all slots. Only its own file knows how its arrays lie."""
+
+    def held(self) -> Arrays:
+        """List the arrays that a step begins with; none before the first one."""
+        ...
+
+    def left(self) -> Arrays:
+        """List the arrays that a step has left, of which `keep` makes those that are held."""
+        ...
+
+    def hold(self, arrays: Arrays) -> None:
+        """Put others in place of what `held` lists."""
+        ...
+
+    def leave(self, arrays: Arrays) -> None:
+        """Put others in place of what `left` lists."""
+        ...
+
+    def keep(self, counts: mx.array) -> None:
+        """Let the first counts[s] tokens of the last step have happened, the others not."""
+        ...
+
+    def clear(self, slots: mx.array) -> None:
+        """Forget what some slots [n] held."""
+        ...
+
+    def resize(self, kept: Sequence[int], slots: int) -> None:
+        """Keep some slots, in this order, as the first of `slots`, and have room as the extent."""
+        ...
+
+    def insert(self, slots: mx.array, other: Self, chosen: Sequence[int]) -> None:
+        """Replace slots [n] by n chosen ones of another layer."""
+        ...
+
+    def snapshot(self, slot: int, start: int, stop: int) -> LayerPart:
+        """Copy what a slot that is `stop` positions long remembers of those from `start` on."""
+        ...
+
+    def begin_with(self, joined: Joined, at: int) -> None:
+        """Begin all slots with parts of which this layer's have the number `at`."""
+        ...
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What a further position of a slot takes; known behind the first step."""
+        ...
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """What a slot takes, however long it is; known behind the first step."""
+        ...
+
+
+MakeLayer: TypeAlias = Callable[[Extent], LayerCache]
+
+
+class SlotCache:
+    """The cached tokens of every slot, for all layers of one model.
+
+    A step leaves its tokens behind each slot's length and changes no length; `keep` then says how
+    many of them have happened. The others have not, bit for bit, whatever a layer remembers.
+
+    Args:
+        make_layers: one maker for each layer cache.
+        slots: how many there are.
+        positions: the room of each.
+
+    Attributes:
+        layers: they go where mlx-lm models expect their caches.
+    """
+
+    def __init__(self, make_layers: Sequence[MakeLayer], slots: int, positions: int = 0) -> None:
+        # Layers do not know this object: a cycle would keep dead buffers until Python looks for it.
+        self._extent = Extent(slots, whole_steps(positions))
+        self.layers: list[LayerCache] = [make(self._extent) for make in make_layers]
+
+    @property
+    def lengths(self) -> mx.array:
+        """Cached tokens of each slot, [S] int32."""
+        return self._extent.lengths
+
+    @lengths.setter
+    def lengths(self, lengths: mx.array) -> None:
+        self._extent.lengths = lengths
+
+    @property
+    def capacity(self) -> int:
+        """Positions per slot that there is room for."""
+        return self._extent.capacity
+
+    def spread(self, spare: int) -> None:
+        """Let the next step have rows behind those of the slots, of which nothing is cached."""
+        self._extent.spare = spare
+
+    def reserve(self, positions: int) -> None:
+        """Make room for this many positions per slot; keeps what is cached."""
+        if positions > self.capacity:
+            self._resize(list(range(self.lengths.shape[0])), self.lengths.shape[0], positions)
+
+    @property
+    def expected(self) -> mx.array | None:
+        """What `expect` was told, [S] int32; None: nothing since the last `keep`."""
+        return self._extent.expected
+
+    def expect(self, counts: mx.array | None) -> None:
+        """Say before a step what `keep` will say behind it; a layer may do with less work then."""
+        self._extent.expected = counts
+
+    def keep(self, counts: mx.array) -> None:
+        """Let the first counts[s] tokens of the last step have happened in slot s; [S] int32."""
+        self.lengths = self.lengths + counts
+        for layer in self.layers:
+            layer.keep(counts)
+        self.expect(None)
+
+    def resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
+        """Keep some slots, in this order, as the first of `slots`; the others are empty.
+
+        `positions` is the room per slot; it must cover what the kept slots hold.
+        """
+        lengths = self.lengths[mx.array(kept, dtype=mx.int32)]
+        self._resize(kept, slots, positions)
+        self.lengths = mx.pad(lengths, (0, slots - len(kept)))
+
+    def insert(
+        self, slots: Sequence[int], other: Self, chosen: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        """Replace slots by chosen ones of another cache, which hold lengths[i] positions."""
+        self.reserve(max(lengths))
+        where = mx.array(slots)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.insert(where, theirs, chosen)
+        self.lengths[where] = mx.array(lengths)
+
+    def clear(self, slots: Sequence[int]) -> None:
+        """Empty some slots."""
+        where = mx.array(slots)
+        self.lengths[where] = 0
+        for layer in self.layers:
+            layer.clear(where)
+
+    def snapshot(self, slot: int, start: int, stop: int) -> Part:
+        """Copy what a slot that is `stop` positions long remembers of those from `start` on."""
+        part = Part(stop - start, tuple(layer.snapshot(slot, start, stop) for layer in self.layers))
+        mx.eval(part.arrays)  # or they would hold the buffers of all slots
+        return part
+
+    def begin_with(self, beginnings: Sequence[Sequence[Part]]) -> None:
+        """Begin all slots, for which room is reserved, with what `snapshot` copied.
+
+        Args:
+            beginnings: for each slot the parts of its beginning, in order, the last one whole;
+                none for an empty slot.
+        """
+        lengths = [sum(part.length for part in parts) for parts in beginnings]
+        self.lengths = mx.array(lengths, dtype=mx.int32)
+        if self.layers and any(beginnings):
+            joined = Joined.of(beginnings, self.lengths, self.capacity)
+            for at, layer in enumerate(self.layers):
+                layer.begin_with(joined, at)
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What a further position of a slot takes; known behind the first step."""
+        return sum(layer.bytes_per_position for layer in self.layers)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """What a slot takes, however long it is; known behind the first step."""
+        return sum(layer.bytes_per_slot for layer in self.layers)
+
+    def arrays(self) -> Arrays:
+        """List the arrays to evaluate after `keep`, so that no graph grows over rounds."""
+        return [self.lengths, *(array for layer in self.layers for array in layer.held())]
+
+    def held(self) -> list[Arrays]:
+        """List the arrays of each layer that a step begins with, for a compiled pass."""
+        return [layer.held() for layer in self.layers]
+
+    def left(self) -> list[Arrays]:
+        """List the arrays of each layer that a step has left, for a compiled pass."""
+        return [layer.left() for layer in self.layers]
+
+    def hold(self, lengths: mx.array, expected: mx.array | None, held: Sequence[Arrays]) -> None:
+        """Begin as another cache whose lengths these are, what it expects, and what it held."""
+        self.lengths = lengths
+        self.expect(expected)
+        for layer, arrays in zip(self.layers, held, strict=True):
+            layer.hold(arrays)
+
+    def leave(self, left: Sequence[Arrays]) -> None:
+        """Be behind the step of another cache, whose `left` this is."""
+        for layer, arrays in zip(self.layers, left, strict=True):
+            layer.leave(arrays)
+
+    def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
+        self._extent.capacity = whole_steps(positions)
+        for layer in self.layers:
+            layer.resize(kept, slots)

@@ -1,0 +1,1 @@
+import dspark_batch.blas  # noqa: F401  before MLX

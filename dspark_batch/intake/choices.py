@@ -1,0 +1,146 @@
+"""What an item chooses for itself, over what the job says for all."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from dspark_batch.intake.messages import Fields, Unusable, from_text
+from dspark_batch.spec.nearest import nearest
+from dspark_batch.spec.spec import Spec
+from dspark_batch.types import Json, Sampling
+
+COLUMN = "sampling_params"
+
+CHOICES = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "max_tokens")
+OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "random_seed": "seed",
+}
+ONLY = {  # fields with values that ask for nothing that we lack
+    **{"n": (1,), "best_of": (1,), "stream": (False,), "logprobs": (False,), "top_logprobs": (0,)},
+    **{"frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,)},
+    **{"length_penalty": (1,), "logit_bias": ({},), "bad_words": ([],), "min_tokens": (0,)},
+    **{"ignore_eos": (False,), "skip_special_tokens": (True,), "detokenize": (True,)},
+    **{"spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,)},
+    **{"use_beam_search": (False,), "response_format": ({"type": "text"},)},
+    **{"modalities": (["text"],), "tools": ([],), "tool_choice": ("none", "auto")},
+    **{"functions": ([],), "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",)},
+    **{"extra_body": ({},), "extra_headers": ({},), "extra_query": ({},)},
+    **{"safe_prompt": (False,), "include_reasoning": (True,), "separate_reasoning": (True,)},
+}
+
+_WHOLE = ("top_k", "seed", "max_tokens")
+_MOST = 1e300  # that a float can hold, and nobody means
+_MOST_TOP_K = 2**31 - 1  # no vocabulary has more
+
+
+def choices_of(
+    own: Json, spec: Spec, column: str = COLUMN, fields: Fields | None = None
+) -> tuple[Sampling, int]:
+    """Return how a record's answer is drawn, and its most tokens.
+
+    Args:
+        own: what the record says; it goes before the job's. A null is as if it were not there.
+        spec: the job.
+        column: where the record says it, for messages.
+        fields: knows what is ignored.
+
+    Raises:
+        Unusable: what is wrong with them.
+    """
+    own = from_text(own, "{")
+    if own is None:
+        return spec.sampling_of_all(), spec.max_tokens
+    if not isinstance(own, dict):
+        raise Unusable(f"`{column}` is {own!r}, expected an object.")
+    given = _in_our_words((fields or Fields()).given(own), column)
+    chosen = {name: _chosen(f"`{column}.{name}`", name, value) for name, value in given.items()}
+    max_tokens = chosen.pop("max_tokens", spec.max_tokens)
+    if max_tokens < 1:
+        raise Unusable(f"`{column}.max_tokens` is {max_tokens}, expected 1 or more.")
+    if "stop_token_ids" in chosen:
+        chosen["stop_ids"] = chosen.pop("stop_token_ids")
+    try:
+        return replace(spec.sampling_of_all(), **chosen), max_tokens
+    except ValueError as error:
+        raise Unusable(f"`{column}`: {error}.") from error
+
+
+def _in_our_words(given: Mapping[str, Json], column: str) -> dict[str, Json]:
+    """Select what is to be obeyed, under our names.
+
+    Raises:
+        Unusable: a field asks for something else.
+    """
+    ours: dict[str, Json] = {}
+    for name, value in given.items():
+        if name in ONLY:
+            _refuse_other(name, value, column)
+            continue
+        word = OTHER_WORDS.get(name, name)
+        if word not in CHOICES:
+            known = (*CHOICES, *OTHER_WORDS, *ONLY)
+            raise Unusable(f"`{column}.{name}` is not supported{nearest(name, known)}.{_way(name)}")
+        if word in ours and ours[word] != value:
+            raise Unusable(f"`{column}.{name}` says `{word}` a second time; keep one of them.")
+        ours[word] = value
+    return ours
+
+
+def _refuse_other(name: str, value: Json, column: str) -> None:
+    """Refuse a value that asks for what we lack; True is no 1, and a null says nothing."""
+    if isinstance(value, dict):
+        value = {inner: each for inner, each in value.items() if each is not None}
+    for only in ONLY[name]:
+        if value == only and isinstance(value, bool) == isinstance(only, bool):
+            return
+    instead = " Use --samples for several answers." if name == "n" else _way(name)
+    raise Unusable(f"`{column}.{name}` is {value!r}, which is not supported.{instead}")
+
+
+def _way(name: str) -> str:
+    return f" Take it out, or leave it aside with --ignore-fields {name}."
+
+
+def _chosen(where: str, name: str, value: Json) -> float | tuple[str, ...] | frozenset[int]:
+    if name == "stop":
+        return _texts(where, value)
+    if name == "stop_token_ids":
+        return _ids(where, value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and name in _WHOLE:
+        whole = _whole(value)
+        is_number, value = whole is not None, value if whole is None else whole
+    if not is_number or (name != "seed" and abs(value) > _MOST):
+        expected = "a whole number" if name in _WHOLE else "a number"
+        raise Unusable(f"{where} is {value!r}, expected {expected}.")
+    if name == "top_k":  # -1 is vLLM's word for all
+        return 0 if value == -1 else min(value, _MOST_TOP_K)
+    return value
+
+
+def _whole(value: float) -> int | None:
+    """Read 4.0 as 4: tables with nulls keep integers so. None: it is not whole."""
+    if isinstance(value, int):
+        return value
+    return int(value) if math.isfinite(value) and value.is_integer() else None
+
+
+def _texts(where: str, value: Json) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Unusable(f"{where} is {value!r}, expected a string or a list of strings.")
+    return tuple(texts)
+
+
+def _ids(where: str, value: Json) -> frozenset[int]:
+    ids = list(map(_id, value)) if isinstance(value, list) else [None]
+    if None in ids:
+        raise Unusable(f"{where} is {value!r}, expected a list of token ids.")
+    return frozenset(ids)
+
+
+def _id(value: Json) -> int | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return _whole(value) if is_number else None

@@ -1,0 +1,47 @@
+"""Lets a target's head compute the logits of one position of each slot, of which alone are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class NarrowHead:
+    """Narrows what goes into a head, without changing the target's code.
+
+    The head keeps its parameters and its place; its class becomes a one-off subclass. A row of a
+    head has its bits by itself (`numerics.rows`), so the others need not be there.
+
+    Args:
+        head: a linear layer, or the embedding whose transpose is the head.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self._positions: mx.array | None = None  # None: all
+        self._shape: tuple[int, ...] = ()  # [B, T] of the step
+        plain, narrowed = type(head), self._narrowed
+
+        class Narrow(plain):
+            """The head as it is, over some rows."""
+
+        if hasattr(plain, "as_linear"):
+            Narrow.as_linear = lambda self, hidden: plain.as_linear(self, narrowed(hidden))
+        else:
+            Narrow.__call__ = lambda self, hidden: plain.__call__(self, narrowed(hidden))
+        Narrow.__name__ = plain.__name__
+        head.__class__ = Narrow
+
+    @contextmanager
+    def at(self, positions: mx.array, shape: tuple[int, ...]) -> Iterator[None]:
+        """Let a step over tokens [B, T] give the logits [B, 1, V] of positions [B]."""
+        self._positions, self._shape = positions, shape
+        try:
+            yield
+        finally:
+            self._positions = None
+
+    def _narrowed(self, hidden: mx.array) -> mx.array:
+        if self._positions is None or hidden.shape[:-1] != self._shape:
+            return hidden
+        return mx.take_along_axis(hidden, self._positions[:, None, None], axis=1)

@@ -1,0 +1,187 @@
+"""What an output record looks like: one fixed schema from the first row on."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TypeVar
+
+import pyarrow as pa
+
+from dspark_batch.errors import UsageError
+from dspark_batch.spec.spec import Spec
+from dspark_batch.types import Completion, Failure, Json, Outcome
+
+T = TypeVar("T")
+
+_TEXTS = pa.list_(pa.field("element", pa.string()))
+_COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
+
+ROW_SCHEMA = pa.schema(
+    {
+        "custom_id": pa.string(),
+        "sample_index": pa.int32(),
+        "status": pa.string(),  # succeeded | errored | skipped
+        "completion": pa.string(),
+        "reasoning": pa.string(),
+        "earlier_answers": _TEXTS,  # to the turns before the last; null: there was one turn
+        "finish_reason": pa.string(),  # stop | length
+        "error": pa.struct({"code": pa.string(), "message": pa.string()}),
+        # Of all turns; all else is about the last one.
+        "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
+        "token_ids": _COUNTS,  # with the stop token
+        "verified": pa.bool_(),  # null: nobody compared it with the baseline
+        "input_notes": _TEXTS,  # what was odd in the record, and what was ignored; null: nothing
+        "metrics": pa.struct(
+            {
+                "cached_tokens": pa.int64(),  # of usage.prompt_tokens
+                "prefill_s": pa.float64(),
+                "decode_s": pa.float64(),
+                "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
+                "fallback": pa.string(),  # why the drafter was given up; null: it was not
+                "speculative_decoding": pa.struct(
+                    {  # vLLM's names and meanings
+                        "mean_acceptance_length": pa.float64(),  # bonus included
+                        "draft_acceptance_rate": pa.float64(),  # accepted / really verified
+                        "acceptance_histogram": _COUNTS,  # [accepted drafts] -> rounds
+                        "num_spec_steps": pa.int64(),
+                        "num_accepted_draft_tokens": pa.int64(),
+                        "num_draft_tokens": pa.int64(),
+                        "per_step_accepted": _COUNTS,
+                        "per_step_drafted": _COUNTS,
+                        "per_step_confidence": pa.list_(pa.list_(pa.float64())),  # logits
+                    }
+                ),
+            }
+        ),
+    }
+)
+"""Our columns, after the input columns. Two outputs are equal when all but `metrics` is equal, and
+`verified`, which tells who looked."""
+
+
+def row_of(outcome: Outcome) -> dict[str, Json]:
+    """Write an outcome as our columns, in the order of the schema."""
+    row: dict[str, Json] = dict.fromkeys(ROW_SCHEMA.names)
+    row["custom_id"] = outcome.item.custom_id
+    row["sample_index"] = outcome.item.sample_index
+    row["input_notes"] = list(outcome.item.notes) or None
+    if isinstance(outcome, Failure):
+        return row | {
+            "status": "skipped" if outcome.is_skipped else "errored",
+            "error": {"code": outcome.code, "message": outcome.message},
+        }
+    return row | {
+        "status": "succeeded",
+        "completion": outcome.text,
+        "reasoning": outcome.reasoning,
+        "earlier_answers": [turn.text for turn in outcome.earlier] or None,
+        "finish_reason": outcome.finish_reason,
+        "usage": {
+            "prompt_tokens": sum(turn.prompt_tokens for turn in outcome.turns),
+            "completion_tokens": outcome.num_generated,
+        },
+        "token_ids": list(outcome.token_ids),
+        "verified": outcome.verified,
+        "metrics": _metrics(outcome),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which columns an output has, and what they are called."""
+
+    output_prefix: str = ""  # before each of our names
+    output_column: str | None = None  # the whole name of the completion; None: as the others
+    keep: tuple[str, ...] = ()  # the only input columns; (): all
+    drop: tuple[str, ...] = ()  # input columns to leave out
+    id_column: str | None = None  # the input column that `custom_id` comes from; None: `custom_id`
+
+    @property
+    def our_names(self) -> Mapping[str, str]:
+        """Map each of our columns to its name in the output."""
+        return _our_names(self)
+
+    def clashes(self, columns: Iterable[str]) -> set[str]:
+        """Find the input columns that would share a name with one of ours.
+
+        Without a prefix an input `custom_id` is no clash if ours comes from it.
+        """
+        names = list(self.our_names.values())
+        shared = {name for name in columns if self.has(name) and name in names}
+        return shared if self.output_prefix else shared - {self.id_column or "custom_id"}
+
+    def passed_through(self, record: Mapping[str, T]) -> dict[str, T]:
+        """Select the input columns that stand before ours in the output."""
+        ours = self.our_names.values()
+        return {name: v for name, v in record.items() if self.has(name) and name not in ours}
+
+    def has(self, column: str) -> bool:
+        """Whether an input column is not left out."""
+        return column not in self.drop and (not self.keep or column in self.keep)
+
+
+@cache  # every row asks
+def _our_names(layout: Layout) -> Mapping[str, str]:
+    names = {name: layout.output_prefix + name for name in ROW_SCHEMA.names}
+    return names | ({"completion": layout.output_column} if layout.output_column else {})
+
+
+def layout_of(spec: Spec) -> Layout:
+    """Say what columns the output of a job has.
+
+    Raises:
+        UsageError: two of ours would have the same name.
+    """
+    layout = Layout(**{field.name: getattr(spec, field.name) for field in fields(Layout)})
+    if len(set(layout.our_names.values())) < len(layout.our_names):
+        raise UsageError(
+            f"--output-column {spec.output_column} is another of our columns; take another name."
+        )
+    return layout
+
+
+def _metrics(completion: Completion) -> dict[str, Json]:
+    decoded = len(completion.token_ids) - 1  # the first token comes from prefill
+    return {
+        "cached_tokens": sum(turn.cached_tokens for turn in completion.turns),
+        "prefill_s": completion.prefill_s,
+        "decode_s": completion.decode_s,
+        "tokens_per_s": ratio(decoded, completion.decode_s),
+        "fallback": completion.fallback,
+        "speculative_decoding": _speculative_decoding(completion),
+    }
+
+
+def _speculative_decoding(completion: Completion) -> dict[str, Json]:
+    rounds = len(completion.accept_lengths)
+    accepted, drafted = sum(completion.num_accepted), sum(completion.num_drafted)
+    histogram = Counter(completion.num_accepted)
+    return {
+        "mean_acceptance_length": ratio(sum(completion.accept_lengths), rounds),
+        "draft_acceptance_rate": ratio(accepted, drafted),
+        "acceptance_histogram": [histogram[n] for n in range(max(histogram, default=-1) + 1)],
+        "num_spec_steps": rounds,
+        "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": drafted,
+        "per_step_accepted": list(completion.num_accepted),
+        "per_step_drafted": list(completion.num_drafted),
+        "per_step_confidence": _logits(completion.confidence),
+    }
+
+
+def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float]] | None:
+    """Round to what a row has room for; None: not logged."""
+    if confidence is None:
+        return None
+    return [[round(logit, 4) for logit in drafts] for drafts in confidence]
+
+
+def committed_in(row: Mapping[str, Json]) -> int:
+    """Count the tokens that the rounds of an answer committed: the first is prefill's."""
+    return len(row["token_ids"]) - 1
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """Divide; None: there is no whole."""
+    return part / whole if whole else None

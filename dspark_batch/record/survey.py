@@ -1,0 +1,110 @@
+"""The first pass over the input: what there is, and which of it is finished already."""
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import file_digest
+from typing import Protocol
+
+from dspark_batch.errors import UsageError
+from dspark_batch.intake.mapping import ignored_in
+from dspark_batch.intake.reader import Source, count_records, item_of, read
+from dspark_batch.record.journal import Found, Retries
+from dspark_batch.record.named_columns import NamedColumns
+from dspark_batch.record.rows import Layout, layout_of
+from dspark_batch.spec.spec import Spec
+from dspark_batch.types import Item, Json
+
+TO_DO = -1
+
+
+class Claims(Protocol):
+    """The journal, as far as a survey knows it."""
+
+    def claim(self, item: Item, retries: Retries) -> Found | None:
+        """Take a finished row of this very record; None: it has to run."""
+        ...
+
+
+# A row in JSON: its fixed part, and for each token its text, its id and its share of the metrics.
+_ROW_BYTES, _TOKEN_BYTES = 900, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a start finds. The array is the run's only memory of its items."""
+
+    inputs: tuple[Mapping[str, Json], ...]  # path, bytes, sha256 and records of each file
+    offsets: array  # Item.index -> offset of its row in the journal, or TO_DO
+    resumed: int  # rows that earlier starts left
+    failed: int  # of these, how many are failures; what the job says to skip is none
+    ignored: Mapping[str, int]  # field that is left aside -> records that have it
+    hints: tuple[str, ...] = ()  # what the columns suggest, for people
+
+    @property
+    def total(self) -> int:
+        """Rows of the job: one for each sample of each record."""
+        return len(self.offsets)
+
+    def is_to_do(self, index: int) -> bool:
+        """Whether the record at an index has no row; an index beyond the last names no record."""
+        return index < self.total and self.offsets[index] == TO_DO
+
+
+def most_bytes(found: Survey, spec: Spec) -> int:
+    """Estimate the most that the journal and the output may still grow by."""
+    row = _ROW_BYTES + _TOKEN_BYTES * spec.max_tokens
+    to_do = found.total - found.resumed
+    passed_through = spec.samples * sum(each["bytes"] for each in found.inputs)
+    return row * (to_do + found.total) + passed_through
+
+
+def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
+    """Count and digest the inputs, and claim the finished row of every record that has one.
+
+    Raises:
+        UsageError: no records, an input that cannot be read, or a column with one of our names.
+    """
+    inputs = tuple(_describe(source) for source in sources)
+    if not any(described["records"] for described in inputs):
+        names = ", ".join(source.name for source in sources)
+        raise UsageError(f"{names}: holds no records; give it at least one line or row.")
+    offsets = array("q")
+    failed = 0
+    layout, named, retries = layout_of(spec), NamedColumns(spec), spec.retries()
+    ignored: Counter[str] = Counter()
+    for record in read(sources, spec.limit, spec.samples):
+        item = item_of(record)
+        named.see(item.record, is_whole=isinstance(record, Item))
+        if spec.ignore_fields and not item.sample_index:
+            ignored.update(ignored_in(item.record, spec))
+        if spec.format == "rows":
+            _refuse_clash(item, layout)
+        row = journal.claim(item, retries)
+        offsets.append(TO_DO if row is None else row.offset)
+        failed += row is not None and row.errored
+    named.check(", ".join(source.name for source in sources))
+    resumed = len(offsets) - offsets.count(TO_DO)
+    return Survey(inputs, offsets, resumed, failed, dict(ignored), named.hints())
+
+
+def _describe(source: Source) -> dict[str, Json]:
+    with source.path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    return {
+        "path": source.name,
+        "bytes": size,
+        "sha256": digest,
+        "records": count_records(source),
+    }
+
+
+def _refuse_clash(item: Item, layout: Layout) -> None:
+    shared = layout.clashes(item.record)
+    if shared:
+        raise UsageError(
+            f"{item.where}: the input has a column `{min(shared)}`, which is one of ours; "
+            "tell them apart with --output-prefix, or leave it out with --drop."
+        )

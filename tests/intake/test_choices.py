@@ -1,0 +1,124 @@
+"""What an item may choose for itself, and what is said when it may not."""
+
+import pytest
+from fakes import fake_render
+
+from dspark_batch.intake.mapping import to_request
+from dspark_batch.spec.spec import Spec
+from dspark_batch.types import Item, Sampling
+
+
+def ask(own=None, **options):
+    spec = Spec(inputs=("in.jsonl",), out="o.jsonl", **options)
+    record = {"prompt": "hi", "sampling_params": own}
+    return to_request(Item(0, "0", "d", "in.jsonl:1", record), spec, fake_render, 100)
+
+
+def complaint(own):
+    failure = ask(own)
+    assert failure.code == "bad_record"
+    return failure.message.removeprefix("in.jsonl:1: ")
+
+
+def test_an_item_without_choices_takes_the_jobs():
+    request = ask(temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, seed=3, stop=("a",))
+    assert request.sampling == Sampling(
+        temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, seed=3, stop=("a",)
+    )
+
+
+def test_an_items_own_choices_go_first_and_the_rest_stays():
+    own = {"temperature": 0, "seed": 9, "max_tokens": 4, "top_p": None}
+    request = ask(own, temperature=0.7, top_p=0.9, max_tokens=20)
+    assert request.sampling == Sampling(temperature=0, top_p=0.9, seed=9)
+    assert request.max_tokens == 4
+    assert ask({"max_tokens": 999}).max_tokens == 92  # the room in the context
+
+
+@pytest.mark.parametrize(
+    ("stop", "stops"), [("x", ("x",)), (["x", "y"], ("x", "y")), ([], ()), (None, ("job's",))]
+)
+def test_stop_is_one_string_or_a_list(stop, stops):
+    assert ask({"stop": stop}, stop=("job's",)).sampling.stop == stops
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ("warm", "`sampling_params` is 'warm', expected an object."),
+        (
+            {"temprature": 1},
+            "`sampling_params.temprature` is not supported; did you mean temperature. Take it "
+            "out, or leave it aside with --ignore-fields temprature.",
+        ),
+        ({"temperature": "1"}, "`sampling_params.temperature` is '1', expected a number."),
+        ({"temperature": True}, "`sampling_params.temperature` is True, expected a number."),
+        ({"top_k": 1.5}, "`sampling_params.top_k` is 1.5, expected a whole number."),
+        ({"seed": [1]}, "`sampling_params.seed` is [1], expected a whole number."),
+        (
+            {"stop": ["a", 5]},
+            "`sampling_params.stop` is ['a', 5], expected a string or a list of strings.",
+        ),
+        ({"max_tokens": 0}, "`sampling_params.max_tokens` is 0, expected 1 or more."),
+        ({"temperature": -1}, "`sampling_params`: temperature is -1, expected 0 or more."),
+        ({"top_p": 0}, "`sampling_params`: top_p is 0, expected more than 0, at most 1."),
+        ({"stop": ""}, "`sampling_params`: stop is [''], expected strings that are not empty."),
+    ],
+)
+def test_says_what_is_wrong_with_the_choices(own, sentence):
+    assert complaint(own) == sentence
+
+
+@pytest.mark.parametrize(
+    ("own", "sampling", "max_tokens"),
+    [
+        ({"max_tokens": 4.0}, {}, 4),
+        ({"max_new_tokens": 4}, {}, 4),
+        ({"max_completion_tokens": 4, "max_tokens": 4.0}, {}, 4),
+        ('{"max_tokens": 4}', {}, 4),
+        ({"top_k": -1}, {}, 9),
+        ({"top_k": -1.0}, {}, 9),
+        ({"top_k": 20.0, "temperature": 0.7}, {"top_k": 20, "temperature": 0.7}, 9),
+        ({"top_k": 10**30}, {"top_k": 2**31 - 1}, 9),
+        ({"seed": 1.0}, {"seed": 1}, 9),
+        ({"random_seed": 10**30}, {"seed": 10**30}, 9),
+        ({"stop_token_ids": [1, 2.0]}, {"stop_ids": frozenset({1, 2})}, 9),
+        ({"repetition_penalty": 1.0, "n": 1.0, "ignore_eos": False, "min_tokens": 0}, {}, 9),
+        ({"skip_special_tokens": True, "logprobs": None, "top_logprobs": 0}, {}, 9),
+        ({}, {}, 9),
+    ],
+)
+def test_words_and_numbers_of_others_are_obeyed(own, sampling, max_tokens):
+    request = ask(own, max_tokens=9)
+    assert (request.sampling, request.max_tokens) == (Sampling(**sampling), max_tokens)
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"n": 2}, "`sampling_params.n` is 2, which is not supported. Use --samples"),
+        ({"n": True}, "`sampling_params.n` is True, which is not supported."),
+        ({"repetition_penalty": 1.1}, "`sampling_params.repetition_penalty` is 1.1, which is not"),
+        ({"ignore_eos": True}, "`sampling_params.ignore_eos` is True, which is not supported."),
+        ({"max_tokens": 1, "max_new_tokens": 2}, "`sampling_params.max_new_tokens` says"),
+        ({"temperature": 10**400}, "`sampling_params.temperature` is 1000"),
+        ({"temperature": float("nan")}, "`sampling_params`: temperature is nan"),
+        ({"top_k": -2}, "`sampling_params`: top_k is -2, expected 0 or more."),
+        ({"max_tokens": 4.5}, "`sampling_params.max_tokens` is 4.5, expected a whole number."),
+        ({"max_tokens": float("inf")}, "`sampling_params.max_tokens` is inf, expected a whole"),
+        ({"stop_token_ids": 1}, "`sampling_params.stop_token_ids` is 1, expected a list of token"),
+        ({"stop_token_ids": [-1]}, "`sampling_params.stop_token_ids` is [-1], expected a list"),
+        ('{"max_tokens": ', "`sampling_params` is '{\"max_tokens\": ', expected an object."),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused(own, sentence):
+    assert complaint(own).startswith(sentence)
+
+
+def test_fields_can_be_ignored_and_the_row_says_so():
+    request = ask({"repetition_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=("n", "top_k"))
+    assert request.message.endswith("leave it aside with --ignore-fields repetition_penalty.")
+    ignore = ("repetition_penalty", "n", "top_k")
+    request = ask({"repetition_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=ignore)
+    assert request.sampling == Sampling()
+    assert request.item.notes == ("ignored `repetition_penalty`", "ignored `top_k`")
