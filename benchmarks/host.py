@@ -51,10 +51,6 @@ class NullTarget:
         """Make keys and values for one layer."""
         return SlotCache([PositionCache], slots, positions)
 
-    def spare(self, slots, width):
-        """No step needs more slots; see `Target`."""
-        return 0
-
     def __call__(self, tokens, cache, at=None):
         """Run a step over tokens [B, T]; see `Target`."""
         (layer,) = cache.layers

@@ -28,6 +28,7 @@ RUNS = {
     "one_digest": "--runs 1 --items 3 --blas auto",
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",
     "round": "--toy --slots 2 --context 40 --capacity 64",
+    "safe_rows": "--toy --shapes 2x0 --rounds 8 --grid",
     "sampling": "--items 1 --temperatures 1",
     "scale": "--toy --slots 2 --batch-sizes 2 --answer-tokens 8 --items-per-slot 1 --profiles math",
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
@@ -54,7 +55,8 @@ def test_every_benchmark_is_run_here_or_helps_one_that_is(name):
 def test_it_prints_one_line_without_a_failure(name, tmp_path, monkeypatch, capsys):
     module = import_module(f"benchmarks.{name}")
     monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
-    for name_of_size, small in {"MAX_TOKENS": 8, "CHAIN": 1, "TIMES": 1}.items():
+    sizes = {"MAX_TOKENS": 8, "CHAIN": 1, "TIMES": 1, "GRID_SLOTS": (2,), "GRID_WIDTHS": (3,)}
+    for name_of_size, small in sizes.items():
         monkeypatch.setattr(module, name_of_size, small, raising=False)
     monkeypatch.setattr(sys, "argv", [name, *RUNS[name].split()])
     monkeypatch.chdir(tmp_path)

@@ -43,9 +43,8 @@ class PositionCache:
 
     @property
     def offset(self) -> mx.array:
-        """The position of the next token of each row of a step, [S + spare] int32."""
-        extent = self._extent
-        return mx.pad(extent.lengths, (0, extent.spare)) if extent.spare else extent.lengths
+        """The position of each slot's next token, [S] int32."""
+        return self._extent.lengths
 
     @property
     def lengths(self) -> mx.array:
@@ -55,11 +54,8 @@ class PositionCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return both whole buffers.
 
-        Rows of a step that has spare ones are left out. The caller has reserved the room.
+        The caller has reserved the room.
         """
-        if self._extent.spare:
-            slots = self._extent.lengths.shape[0]
-            keys, values = keys[:slots], values[:slots]
         if self.keys is None:
             self.keys = _empty(keys, self._extent.capacity)
             self.values = _empty(values, self._extent.capacity)

@@ -22,7 +22,6 @@ class Extent:
     def __init__(self, slots: int, capacity: int) -> None:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = capacity
-        self.spare = 0  # rows of the next step behind those of the slots
         self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
 
 
@@ -184,10 +183,6 @@ class SlotCache:
     def capacity(self) -> int:
         """Positions per slot that there is room for."""
         return self._extent.capacity
-
-    def spread(self, spare: int) -> None:
-        """Let the next step have rows behind those of the slots, of which nothing is cached."""
-        self._extent.spare = spare
 
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""

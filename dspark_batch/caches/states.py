@@ -51,11 +51,8 @@ class StateCache:
         self._taped: Arrays = []  # of the last step: the inputs of the recurrence, or its result
 
     def __getitem__(self, number: int) -> mx.array | None:
-        """Return what a step begins with, [S + spare, ...]: 0 the window, 1 the state."""
-        if len(self._held) <= number:
-            return None
-        held, spare = self._held[number], self._extent.spare
-        return mx.pad(held, [(0, spare), *[(0, 0)] * (held.ndim - 1)]) if spare else held
+        """Return what a step begins with, [S, ...]: 0 the window, 1 the state."""
+        return self._held[number] if number < len(self._held) else None
 
     def __setitem__(self, number: int, array: mx.array) -> None:
         """Take no notice of what is there behind all tokens of the step."""
@@ -64,22 +61,19 @@ class StateCache:
         """Take no notice: `keep` tells."""
 
     def make_mask(self, width: int) -> mx.array | None:
-        """Say which tokens of a step happen, [S + spare, width]; None: `keep` will tell."""
+        """Say which tokens of a step happen, [S, width]; None: `keep` will tell."""
         counts = self._extent.expected
-        if counts is None:
-            return None
-        return mx.arange(width) < mx.pad(counts, (0, self._extent.spare))[:, None]
+        return None if counts is None else mx.arange(width) < counts[:, None]
 
     def convolve(self, inputs: mx.array) -> None:
-        """Record what the layer's convolution reads, [S + spare, K-1 + W, C]."""
-        self._convolved = inputs[: self._num_slots]
+        """Record what the layer's convolution reads, [S, K-1 + W, C]."""
+        self._convolved = inputs
 
     def update(self, inputs: Arrays) -> tuple[mx.array, mx.array]:
         """Run the recurrence over a step; return its outputs and its last state."""
         mask = self.make_mask(inputs[0].shape[1])
         outputs, state = self._recurrence(inputs, self[1], mask)
-        taped = [state] if mask is not None else inputs
-        self._taped = [array[: self._num_slots] for array in taped]
+        self._taped = [state] if mask is not None else inputs
         return outputs, state
 
     def held(self) -> Arrays:

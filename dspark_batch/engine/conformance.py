@@ -147,14 +147,17 @@ class _Bench:
             ids = self._ids(content, 0, _PROMPTS[content] + _ANSWER)
             with as_they_come():
                 logits, _ = self._target.by_itself(mx.array([ids]))
-            last = logits[0, -_ANSWER:].astype(mx.float32)
-            finite = mx.isfinite(last)  # what is no number there may be none here
-            apart = mx.where(finite, mx.abs(last - own.logits.astype(mx.float32)), 0)
-            most = max(most, apart.max().item())
-            spread = mx.std(mx.where(finite, last, 0), axis=-1)
-            distances = mx.sqrt(mx.square(apart).mean(axis=-1))
-            distances = mx.where(distances == 0, 0, distances / spread)
-            worst = max(worst, mx.sort(distances)[_ANSWER // 2].item(), key=_nan_last)
+            last, ours = (
+                np.array(each.astype(mx.float32)) for each in (logits[0, -_ANSWER:], own.logits)
+            )
+            finite = np.isfinite(last)  # what is no number there may be none here
+            with np.errstate(all="ignore"):
+                apart = np.where(finite, np.abs(last - ours), 0)
+                spread = np.where(finite, last, 0).std(axis=-1)
+                distances = np.sqrt(np.square(apart).mean(axis=-1))
+                distances = np.where(distances == 0, 0, distances / spread)
+            most = max(most, float(apart.max()))
+            worst = max(worst, float(np.sort(distances)[_ANSWER // 2]), key=_nan_last)
         return most, worst
 
     def _filled(self, prompts: Sequence[Sequence[int]]) -> Prefilled:

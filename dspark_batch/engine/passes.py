@@ -131,16 +131,7 @@ def _choose(target: Target, cache: SlotCache, tokens: mx.array) -> Arrays:
 
 
 def _run(target: Target, cache: SlotCache, tokens: mx.array, at: mx.array | None = None) -> Arrays:
-    """Run a step, with rows behind those of the slots where that is faster."""
-    slots, width = tokens.shape
-    spare = target.spare(slots, width)
-    if not spare:
-        return target(tokens, cache, at)
-    cache.spread(spare)
-    at = None if at is None else mx.pad(at, (0, spare))
-    logits, features = target(mx.pad(tokens, [(0, spare), (0, 0)]), cache, at)
-    cache.spread(0)
-    return logits[:slots], None if features is None else features[:slots]
+    return target(tokens, cache, at)
 
 
 def _propose(

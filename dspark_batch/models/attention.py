@@ -48,9 +48,7 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     if getattr(cache, "is_ragged", False):
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
-        slots = keys.shape[0]
-        where = (scale, mask, cache.lengths, queries.shape[0] - slots)
-        return ragged_attention(queries[:slots], keys, values, *where, sinks=sinks)
+        return ragged_attention(queries, keys, values, scale, mask, cache.lengths, sinks=sinks)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

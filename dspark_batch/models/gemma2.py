@@ -21,10 +21,8 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: object) -> mx.a
     queries = self.rope(queries, offset=cache.offset)
     keys = self.rope(keys, offset=cache.offset)
     keys, values = cache.update_and_fetch(keys, values)
-    slots = keys.shape[0]
-    where = (self.scale, mask, cache.lengths, batch - slots)
-    cap = self.attn_logit_softcapping
-    attended = ragged_attention(queries[:slots], keys, values, *where, softcap=cap)
+    where, cap = (self.scale, mask, cache.lengths), self.attn_logit_softcapping
+    attended = ragged_attention(queries, keys, values, *where, softcap=cap)
     return self.o_proj(attended.swapaxes(1, 2).reshape(batch, width, -1))
 
 

@@ -32,11 +32,10 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: object) -> mx.a
     rotated = self.rope(rotated, cache.offset)
     key = self.rope(key[:, None], cache.offset)
     latents, keys = cache.update_and_fetch(latent, key)
-    slots = keys.shape[0]
-    queries = mx.concatenate([self.embed_q(plain), rotated], axis=-1)[:slots]
+    queries = mx.concatenate([self.embed_q(plain), rotated], axis=-1)
     keys = mx.concatenate([latents, keys], axis=-1)
-    where = (self.scale, mask, cache.lengths, batch - slots)
-    attended = self.unembed_out(ragged_attention(queries, keys, latents, *where))
+    attended = ragged_attention(queries, keys, latents, self.scale, mask, cache.lengths)
+    attended = self.unembed_out(attended)
     return self.o_proj(attended.swapaxes(1, 2).reshape(batch, width, -1))
 
 

@@ -28,24 +28,8 @@ def make_rows_safe(model: nn.Module) -> None:
             module.__class__ = type(type(module).__name__, (_SafeRouter, type(module)), {})
 
 
-def products_of(model: nn.Module, dtype: mx.Dtype) -> frozenset[Product]:
-    """List the products of a model's linear layers, for rows of a type."""
-    return frozenset(
-        _product(module, module.size_of_rows, dtype)
-        for module in model.modules()
-        if isinstance(module, _SafeLinear)
-    )
-
-
 class _SafeLinear(nn.Module):
     """A linear layer, quantised or not."""
-
-    @property
-    def size_of_rows(self) -> int:
-        """How many numbers a row has."""
-        if "scales" in self:
-            return self.scales.shape[-1] * self.group_size
-        return self.weight.shape[-1]
 
     def __call__(self, hidden: mx.array) -> mx.array:
         return _by_rows(self, hidden, super().__call__)
@@ -130,9 +114,8 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: object) -> mx.array:
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    results = over_safe_rows(_product(layer, rows.shape[-1], rows.dtype), rows, multiply)
-    return results.reshape(*hidden.shape[:-1], -1)
+    product = _product(layer, hidden.shape[-1], hidden.dtype)
+    return over_safe_rows(product, hidden, multiply)
 
 
 def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:

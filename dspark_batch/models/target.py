@@ -16,7 +16,6 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import MakeLayer, SlotCache
 from dspark_batch.caches.states import StateCache
@@ -24,13 +23,8 @@ from dspark_batch.errors import ModelError
 from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.narrow_head import NarrowHead
-from dspark_batch.models.number_type import DTYPES, stored_dtype
 from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
-from dspark_batch.models.safe_layers import products_of
 from dspark_batch.models.taps import Taps
-from dspark_batch.numerics.rows import is_whole
-
-_MOST_SPARE = 512  # rows of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,28 +251,12 @@ class Target:
         let_caches_record(model)
         self._layers = layers_of(model)
         self._head = NarrowHead(head_of(text_model(model)))
-        self._spare: dict[tuple[int, int], int] = {}
 
     @property
     def facts(self) -> TargetFacts:
         """What a drafter must fit."""
         known = {"max_position_embeddings": self.config.context_length} if self.config else None
         return TargetFacts.of(self.model, known)
-
-    def spare(self, slots: int, width: int) -> int:
-        """Say how many slots more a step should have, so that no product pads its rows by itself.
-
-        On a GPU a kernel more in every layer costs the host more time than rows cost the device.
-        A CPU computes every row, so there each product pads what it must.
-        """
-        if device.is_cpu():
-            return 0
-        if (slots, width) not in self._spare:
-            products = products_of(self.model, DTYPES[stored_dtype(self.model)])
-            more = range(_MOST_SPARE // width)
-            fits = (n for n in more if all(is_whole(p, (slots + n) * width) for p in products))
-            self._spare[slots, width] = next(fits, 0)
-        return self._spare[slots, width]
 
     def make_cache(self, slots: int, positions: int) -> SlotCache:
         """Make what the model remembers of so many slots, with room for so many positions each."""

@@ -27,7 +27,6 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     scale: float,
     mask: mx.array,
     lengths: mx.array,
-    spare: int = 0,
     *,
     sinks: mx.array | None = None,
     softcap: float | None = None,
@@ -44,18 +43,14 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         scale: of the scores.
         mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
-        spare: rows behind the B ones of the result; what they hold means nothing.
         sinks: [H], scores of a position without a value that every query sees; None: no such one.
         softcap: bounds the scores s, as softcap * tanh(s / softcap); None: they are not bounded.
 
     Returns:
-        [B + spare, H, W, D'].
+        [B, H, W, D'].
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
-        attended = products_attention(
-            queries, keys, values, scale, mask, sinks=sinks, softcap=softcap
-        )
-        return mx.pad(attended, [(0, spare), *[(0, 0)] * 3]) if spare else attended
+        return products_attention(queries, keys, values, scale, mask, sinks=sinks, softcap=softcap)
     batch, heads, width, dim = queries.shape
     kv_heads = keys.shape[1]
     num_warps = -(-heads // kv_heads * width // _ROWS)
@@ -66,7 +61,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, -(-num_warps // warps)),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(batch + spare, width, heads, dim)],
+        output_shapes=[(batch, width, heads, dim)],
         output_dtypes=[queries.dtype],
     )
     return attended.transpose(0, 2, 1, 3)

@@ -63,27 +63,27 @@ _is_free = False  # rows run as they come
 _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
 
 
-def over_safe_rows(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
-    """Multiply rows [M, K] in pieces of safe counts, padded with zeros.
+def over_safe_rows(product: Product, hidden: mx.array, multiply: Multiply) -> mx.array:
+    """Multiply rows in pieces of safe counts; those that are missing are filled up.
 
     Args:
         product: what `multiply` is.
-        rows: [M, K].
-        multiply: maps [M', K] to [M', N], each row by itself.
+        hidden: [..., K].
+        multiply: maps [M, K] to [M, N], each row by itself.
 
     Returns:
-        [M, N], with the bits of the reference count.
+        [..., N], with the bits of the reference count.
     """
-    total = rows.shape[0]
-    if _is_free:
-        return multiply(rows)
-    counts = pieces(product, total)
-    if missing := sum(counts) - total:
-        rows = mx.pad(rows, [(0, missing), (0, 0)])
+    *batch, _ = hidden.shape
+    total = math.prod(batch)
+    counts = (total,) if _is_free else pieces(product, total)
+    rows = _filled_up(hidden, total, sum(counts))
     if len(counts) == 1:
-        return multiply(rows)[:total]
-    parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
-    return mx.concatenate([multiply(part) for part in parts])[:total]
+        results = multiply(rows)
+    else:
+        parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
+        results = mx.concatenate([multiply(part) for part in parts])
+    return results[:total].reshape(*batch, -1)
 
 
 def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
@@ -109,11 +109,6 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
     results = multiply(rows.reshape(*batch, matrices, count, size))
     results = results.reshape(*results.shape[:-3], matrices * count, -1)
     return results[..., :total, :]
-
-
-def is_whole(product: Product, count: int) -> bool:
-    """Whether so many rows run as they are, in one piece and without padding."""
-    return count in _ladder(product).counts and is_safe(product, count)
 
 
 @contextmanager
@@ -166,6 +161,23 @@ def forget() -> None:
     """Forget what this process knows."""
     VERDICTS.clear()
     _references.clear()
+
+
+def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
+    """Make `count` rows [count, K] of the `total` ones of hidden [..., K].
+
+    A GPU fills up with copies of all rows. They are made by an elementwise operation, right behind
+    what made the rows, so that a compiled pass has one kernel for both: the activation in front of
+    a projection then writes the copies itself, and no layer has a kernel more. A CPU computes what
+    it fills up with, and does not compile, so there it is as few zeros as there are rows missing.
+    """
+    size = hidden.shape[-1]
+    if count == total:
+        return hidden.reshape(-1, size)
+    if device.is_cpu():
+        return mx.pad(hidden.reshape(-1, size), [(0, count - total), (0, 0)])
+    copies = mx.broadcast_to(hidden, (-(-count // total), *hidden.shape)) * 1
+    return copies.reshape(-1, size)[:count]
 
 
 def _ladder(product: Product) -> Ladder:
@@ -223,7 +235,8 @@ def _sample(product: Product) -> Multiply:
     """
     distinct = min(_DISTINCT, product.width)
     shape, dtype = (distinct, product.size), _dtype(product)
-    weight = _cancelling(shape, dtype, 101, sign=-1)[mx.arange(product.width) % distinct]
+    weight = _cancelling(shape, dtype, 101, sign=-1)
+    weight = mx.tile(weight, (-(-product.width // distinct), 1))[: product.width]
     bias = mx.zeros(product.width, dtype) if product.has_bias else None  # any other would hide it
     if product.quantised is not None:
         bits, group_size, mode = product.quantised
@@ -244,16 +257,16 @@ def _sample(product: Product) -> Multiply:
 
 
 def _cancelling(shape: tuple[int, int], dtype: mx.Dtype, seed: int, *, sign: int) -> mx.array:
-    """Make rows of values that each come twice, the second one with a sign, in mixed places."""
+    """Make rows of values that each come twice, the second one with a sign, in mixed places.
+
+    NumPy makes them, since a GPU would compile kernels for it that nothing else needs.
+    """
     rows, size = shape
-    half = _random((rows, size // 2), dtype, seed)
-    odd = mx.zeros((rows, size % 2), dtype)
-    places = mx.random.permutation(size, key=mx.random.key(size))
-    return mx.concatenate([half, sign * half, odd], axis=1)[:, places]
-
-
-def _random(shape: tuple[int, ...], dtype: mx.Dtype, seed: int) -> mx.array:
-    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+    half = np.random.default_rng(seed).standard_normal((rows, size // 2), dtype=np.float32)
+    odd = np.zeros((rows, size % 2), np.float32)
+    places = np.random.default_rng(size).permutation(size)
+    values = np.concatenate([half, sign * half, odd], axis=1)[:, places]
+    return mx.array(np.ascontiguousarray(values)).astype(dtype)  # else [K, N]: another kernel
 
 
 def _dtype(product: Product) -> mx.Dtype:

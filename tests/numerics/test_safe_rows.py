@@ -1,6 +1,8 @@
 """Products over safe rows: a row has the bits of the reference, however many rows there are."""
 
+import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +149,37 @@ def test_rows_are_padded_with_zeros_and_cut_again(monkeypatch):
     assert counts == [64, 64, 32]
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Let products be made as on a GPU; the operations run here."""
+    plant(monkeypatch, lambda count, place: count in (16, 32, 64))
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+
+
+@pytest.mark.parametrize("batch", [(1, 1), (3, 1), (16,), (7, 5), (50,), (2, 3, 5), (150,)])
+def test_a_gpu_fills_up_with_copies(on_a_gpu, batch):
+    some = mx.random.normal((*batch, 96), key=mx.random.key(0))
+    multiply, counts = counted(lambda given: given * 2)
+    assert mx.array_equal(over_safe_rows(PLAIN, some, multiply), some * 2)
+    assert set(counts) <= {16, 32, 64}
+
+
+def test_an_activation_writes_the_copies_itself(on_a_gpu):
+    def layer(gate, up):
+        return over_safe_rows(PLAIN, mx.sigmoid(gate) * up, lambda rows: rows @ weight)
+
+    weight = mx.zeros((96, 48))
+    text = io.StringIO()
+    some = mx.zeros((3, 1, 96))
+    mx.export_to_dot(text, mx.compile(layer)(some, some))
+    operations = re.findall(r'label ?="([A-Za-z]+)"', text.getvalue())
+    views, inputs = {"Reshape", "Slice"}, {"Full", "Broadcast"}
+    fused, product = (name for name in operations if name not in views | inputs)
+    assert fused.startswith("CompiledSigmoid")
+    assert "Broadcast" in fused
+    assert product == "Matmul"
+
+
 def test_many_small_matrices_run_as_one_batch(monkeypatch):
     plant(monkeypatch, lambda count, place: count in (16, 4))
     monkeypatch.setattr(rows, "_ladder", lambda product: rows._CPU_ATTENTION)
@@ -272,6 +305,8 @@ def test_the_bits_of_a_reference_tell_libraries_apart():
 def test_samples_are_of_the_size_that_is_asked_about():
     for product in (PLAIN, PLAIN._replace(is_transposed=False), PLAIN._replace(has_bias=True)):
         assert rows._sample(product)(mx.ones((5, 96))).shape == (5, 48)
+    row_major = memoryview(rows._cancelling((5, 96), mx.float32, 1, sign=-1))
+    assert row_major.c_contiguous  # as a layer's weight is; other layouts have other kernels
     found = rows._sample(Product("float32", 64, 600))(mx.ones((1, 64)))  # a repeated weight
     assert found.shape == (1, 600)
     assert np.array_equal(np.array(found[0, :256]), np.array(found[0, 256:512]))
