@@ -15,13 +15,15 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol, TypeAlias
 
 from dspark_batch.errors import Resumable
+from dspark_batch.intake.mapping import Render
+from dspark_batch.intake.messages import Conversation
 from dspark_batch.run import Manifest, Opened
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Request
@@ -137,6 +139,7 @@ class Hub:
         self._open_engine = open_engine
         self._live_slots = live_slots
         self._on_end = on_end
+        self._rendering = threading.Lock()
         self._lock = threading.Lock()  # orders come before the end, or are refused
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = threading.Event()  # or has failed to open
@@ -192,6 +195,11 @@ class Hub:
             raise self.error
         return ticket
 
+    def _render(self, render: Render, conversation: Conversation, **told: bool) -> Sequence[int]:
+        """Turn a conversation into ids; a tokenizer is one thread's at a time."""
+        with self._rendering:
+            return render(conversation, **told)
+
     def order(self, do: Callable[[], None]) -> bool:
         """Let the hub's thread do something before its next round; False: it has ended."""
         with self._lock:
@@ -241,8 +249,9 @@ class Hub:
 
     def _live(self) -> None:
         try:
-            self._opened = self._open_engine()
-            self._engine = self._opened.engine
+            opened = self._open_engine()
+            self._engine = opened.engine
+            self._opened = opened._replace(render=partial(self._render, opened.render))
             self._is_open.set()
             while not self._is_closing:
                 self._obey()

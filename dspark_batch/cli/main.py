@@ -24,6 +24,7 @@ from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
+from dspark_batch.cli.serve_command import serve_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.cli.status_command import status_command
 from dspark_batch.cli.train_drafter_command import train_drafter_command
@@ -67,6 +68,7 @@ def cli() -> None:
 cli.add_command(run_command)
 cli.add_command(run_batch_command)
 cli.add_command(generate_command)
+cli.add_command(serve_command)
 cli.add_command(check_command)
 cli.add_command(bench_command)
 cli.add_command(status_command)
