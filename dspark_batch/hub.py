@@ -32,6 +32,7 @@ from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Requ
 News: TypeAlias = Partial | Outcome | BaseException
 Tell: TypeAlias = Callable[[News], None]
 
+_STOPPED = Resumable("the server stops; send it again later.")
 CANCELLED = "cancelled"  # the code of a request that was given up
 
 _LIVE_S = 60.0  # after an urgent request, for which slots are kept free
@@ -221,11 +222,6 @@ class Hub:
         )
 
     @property
-    def num_urgent(self) -> int:
-        """How many urgent requests have not ended."""
-        return sum(ticket.urgent for ticket in list(self._inside.values()))
-
-    @property
     def num_running(self) -> int:
         """How many requests have a slot, at most."""
         slots = self._opened.slots if self._opened else 0
@@ -237,13 +233,13 @@ class Hub:
         return len(self._inside) + len(self._bulk) - self.num_running
 
     def close(self) -> None:
-        """End; who still waits is told so."""
-
-        def stop() -> None:
-            self._is_closing = True
-
-        self.order(stop)
-        self._thread.join()
+        """End; who still waits is told so, and nobody waits for an engine that is not there yet."""
+        self._is_closing = True
+        if self._is_open.is_set():
+            self.order(lambda: None)  # it may sleep
+            self._thread.join()
+        else:
+            self._end(_STOPPED)
 
     # What only the hub's own thread calls.
 
@@ -258,7 +254,7 @@ class Hub:
                 self._admit()
                 self._round()
             self._opened.keep_learnt()
-            error = Resumable("the server stops; send it again later.")
+            error = _STOPPED
         except BaseException as caught:  # noqa: BLE001  whatever it is, all who wait hear of it
             error = caught
         self._end(error)
@@ -367,6 +363,8 @@ class Hub:
     def _end(self, error: BaseException) -> None:
         """Tell all who wait, and let nobody else in."""
         with self._lock:
+            if self.error is not None:  # closed while the engine was being opened
+                return
             self.error = error
         self._beat_s = None
         self._is_open.set()

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from dspark_batch.types import Completion, Failure, Json, Partial
 T = TypeVar("T")
 
 _KEEP_ALIVE_S = 15.0  # without news, after which a client hears that the server lives
+_UNREAD_S = 120.0  # after which a client that reads nothing is given up
 _WAITING_PER_SLOT = 4
 _EVENTS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -261,7 +262,8 @@ class Answering(Response):
         """Send them."""
         try:
             if self._is_streamed:
-                await _while_there(receive, self._stream(send))
+                with suppress(TimeoutError):
+                    await _while_there(receive, self._stream(send))
             elif (response := await _while_there(receive, self._whole())) is not None:
                 await response(scope, receive, send)
         finally:
@@ -278,7 +280,8 @@ class Answering(Response):
         await send(start | {"headers": _EVENTS})
         async with aclosing(self._answers.events()) as events:
             async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                async with asyncio.timeout(_UNREAD_S):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

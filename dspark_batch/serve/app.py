@@ -210,7 +210,8 @@ async def _say_http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
         message = f"There is no {request.method} {request.url.path} here."
         return Problem(404, message, code="unknown_url").response()
-    return Problem(error.status_code, f"{error.detail}.", headers=error.headers).response()
+    message = f"{error.detail.rstrip('.')}."
+    return Problem(error.status_code, message, headers=error.headers).response()
 
 
 async def _say_own(request: Request, error: DsparkBatchError) -> Response:

@@ -210,6 +210,8 @@ class Batches:
         total, errors, seen = 0, [], {}
         for number, line in _lines(path):
             total += 1
+            if total > service.max_batch_requests:
+                continue
             problem = _problem_in(line, told["endpoint"], number, seen)
             if problem is not None and len(errors) < _MOST_ERRORS:
                 errors.append(problem)

@@ -68,7 +68,7 @@ class Guard:
         if not self._service.keys:
             return True
         kind, _, given = headers.get("authorization", "").partition(" ")
-        key = given.strip().encode()
+        key = given.strip().encode("latin-1")  # the bytes as they came
         found = [hmac.compare_digest(key, known.encode()) for known in self._service.keys]
         return kind.lower() == "bearer" and any(found)
 

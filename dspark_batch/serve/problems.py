@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 from dspark_batch.errors import Resumable, is_out_of_memory
+from dspark_batch.intake.openai import is_text
 from dspark_batch.types import Failure, Json
 
 _FIELD = re.compile(r"`(?:body(?:\.|`: ))?(\w+)")
@@ -65,9 +66,11 @@ def not_found(what: str, name: str) -> Problem:
 def problem_of(failure: Failure) -> Problem:
     """Say why an item has no answer."""
     message = failure.message.removeprefix(f"{failure.item.where}: ")
+    message = message.replace("Use --samples for several answers.", "Send several requests.")
     message = message[:1].upper() + message[1:]
     if failure.code == "prompt_too_long":
-        return Problem(400, message, param="messages", code="context_length_exceeded")
+        param = "prompt" if is_text(failure.item.record) else "messages"
+        return Problem(400, message, param=param, code="context_length_exceeded")
     if failure.code != "bad_record":
         return Problem(500, message, code=failure.code)
     field = _FIELD.search(message)

@@ -153,16 +153,24 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._silent = self.loop.call_later(_HEADERS_S, self._close_if_silent)
+        self._limit = self.loop.call_later(_HEADERS_S, self.transport.close)
         if len(self.connections) > _MOST_CONNECTIONS:
             transport.write(_BUSY)
             transport.close()
 
+    def data_received(self, data: bytes) -> None:
+        was_answered = self._is_answered
+        super().data_received(data)
+        if not self._is_answered:  # the headers are there
+            self._limit.cancel()
+        elif was_answered and self._limit.cancelled():  # the next request begins
+            self._limit = self.loop.call_later(_HEADERS_S, self.transport.close)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._silent.cancel()
+        self._limit.cancel()
         super().connection_lost(exc)
 
-    def _close_if_silent(self) -> None:
-        """Close a connection whose first request has not come whole; later ones have less time."""
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    @property
+    def _is_answered(self) -> bool:
+        """Whether no request has come whole that has no answer yet."""
+        return self.cycle is None or self.cycle.response_complete

@@ -219,6 +219,25 @@ def test_while_the_model_loads_batches_are_taken_and_questions_are_not(tmp_path)
         server.close()
 
 
+def test_a_server_that_is_stopped_while_it_loads_stops_at_once(tmp_path):
+    may_load = threading.Event()
+
+    def slowly():
+        may_load.wait(20)
+        raise OSError("too late")
+
+    server = Served(tmp_path, slowly)
+    try:
+        files = {"file": ("in.jsonl", jsonl(batch_line("a", chat("a"))))}
+        upload = server.http.post("/v1/files", data={"purpose": "batch"}, files=files).json()
+        asked = {"input_file_id": upload["id"], "endpoint": "/v1/chat/completions"}
+        server.http.post("/v1/batches", json=asked | {"completion_window": "24h"})
+        server.close()
+        assert server.error is None
+    finally:
+        may_load.set()
+
+
 def test_metrics_count_what_was_done(tmp_path):
     with served(tmp_path) as server:
         body = server.http.post("/v1/chat/completions", json=chat("a")).json()

@@ -101,6 +101,17 @@ def test_who_never_sends_the_headers_is_let_go(locked, beginning):
     assert lives(locked)
 
 
+def test_who_asks_once_and_never_sends_the_next_headers_is_let_go(locked):
+    with connected(locked) as sock:
+        for beginning in (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /he"):
+            sock.sendall(beginning)
+            time.sleep(0.1)
+        began = time.monotonic()
+        assert b"200 OK" in answer_on(sock)
+        assert time.monotonic() < began + 4  # a connection without any request has 5 seconds
+    assert lives(locked)
+
+
 def test_who_never_sends_the_body_is_let_go(locked):
     with connected(locked) as sock:
         sock.sendall(ASK + b"Content-Length: 1000\r\n\r\n{")
