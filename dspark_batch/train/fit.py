@@ -110,7 +110,7 @@ class Trainer:
 
 
 def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
-    """Draw every matrix from a normal distribution; norms and biases stay as they are.
+    """Draw every matrix from a normal distribution; biases become 0, and norms stay 1.
 
     Source:
         transformers' default (`initializer_range`), which DeepSpec starts from.
@@ -120,5 +120,7 @@ def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
         key, own = mx.random.split(key)
         if value.ndim == 2:
             value = mx.random.normal(value.shape, scale=scale, key=own)
+        elif name.endswith("bias"):  # MLX drew it, from a state that nobody set
+            value = mx.zeros_like(value)
         weights.append((name, value))
     model.load_weights(weights)

@@ -1,4 +1,4 @@
-"""The real pair: `python -m recipes.smollm2.recipe --out DIR PROMPTS.jsonl...`.
+"""The real pair: `python -m recipes.smollm2.recipe PROMPTS.jsonl... --out DIR`.
 
 Four stages, each from the files of those before: target, answers, drafter, twin.
 """
