@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -64,12 +63,11 @@ class Trainer:
         self._optimizer = schedule.optimizer()
         self._optimizer.init(self._masters["params"])
         self._loss, self._clip = loss, schedule.clip
-        self._step = self._compiled()
 
     def step(self, *batch: mx.array) -> tuple[mx.array, ...]:
         """Update once, and return the loss with its terms."""
-        values = self._step(*batch)
-        mx.async_eval(values, self._state())
+        values = self._update(*batch)
+        mx.async_eval(values, self._masters, self._optimizer.state)
         return values
 
     def finish(self) -> None:
@@ -87,16 +85,6 @@ class Trainer:
         self._masters = tree["masters"]
         self._optimizer.state = tree["optimizer"]
         self._optimizer.init(self._masters["params"])
-        self._step = self._compiled()
-
-    def _state(self) -> list[Params]:
-        return [self._masters, self._optimizer.state]
-
-    def _compiled(self) -> Callable[..., tuple[mx.array, ...]]:
-        if device.is_cpu():  # there MLX would need a compiler of the user's, and gain nothing
-            return self._update
-        state = self._state()
-        return partial(mx.compile, inputs=state, outputs=state)(self._update)
 
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
