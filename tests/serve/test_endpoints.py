@@ -238,6 +238,17 @@ def test_a_server_that_is_stopped_while_it_loads_stops_at_once(tmp_path):
         may_load.set()
 
 
+def test_a_round_that_does_not_end_is_told(tmp_path, monkeypatch):
+    with served(tmp_path, FakeSteps(pause_s=0.3)) as server:
+        monkeypatch.setattr("dspark_batch.serve.app._LONGEST_ROUND_S", 0.1)
+        body = chat("a", stream=True)
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            wait_for(lambda: server.http.get("/health").json()["status"] == "stuck")
+            reply.read()
+        monkeypatch.undo()
+        wait_for(lambda: server.http.get("/health").status_code == 200)
+
+
 def test_metrics_count_what_was_done(tmp_path):
     with served(tmp_path) as server:
         body = server.http.post("/v1/chat/completions", json=chat("a")).json()
