@@ -27,6 +27,7 @@ from dspark_batch.cli.run_command import run_command
 from dspark_batch.cli.serve_command import serve_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.cli.status_command import status_command
+from dspark_batch.cli.train_drafter_command import train_drafter_command
 from dspark_batch.cli.verify_command import verify_command
 from dspark_batch.errors import DsparkBatchError, UsageError
 
@@ -77,6 +78,7 @@ cli.add_command(report_command)
 cli.add_command(export_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
+cli.add_command(train_drafter_command)
 cli.add_command(pairs_command)
 cli.add_command(doctor_command)
 
@@ -167,7 +169,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _how_to_continue(words: Sequence[str]) -> str:
-    if words[:1] == ["verify"]:
+    if words[:1] in (["verify"], ["train-drafter"]):
         return "; run the same command to continue"
     if words[:1] not in (["run"], ["run-batch"]):
         return ""
