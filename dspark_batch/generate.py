@@ -68,6 +68,12 @@ class Options(TypedDict, total=False):
     min_p: float
     seed: int
     stop: tuple[str, ...]
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    bad_words: tuple[str, ...]
+    min_tokens: int
+    ignore_eos: bool
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto
