@@ -176,7 +176,11 @@ class OnePrompt:
             ModelError: the target's logits are not numbers, or the answer cannot be decoded.
         """
         engine, request = self._opened.engine, self._request
-        stream = TextStream(self._opened.decode, request.sampling.stop)
+        stream = TextStream(
+            self._opened.decode,
+            request.sampling.stop,
+            min_tokens=request.sampling.min_tokens,
+        )
         engine.add(request)
         num_seen = 0
         while True:

@@ -41,9 +41,8 @@ class StopStrings:
 
     def cut(self, text: str) -> str:
         """Cut a text before the earliest stop string, if it has one."""
-        said = len(self._decode(self._token_ids[: self._min_tokens])) if self._min_tokens else 0
-        found = (text.find(stop, max(0, said + 1 - len(stop))) for stop in self._stops)
-        return text[: min((at for at in found if at >= 0), default=None)]
+        first = self._token_ids[: self._min_tokens]
+        return cut(text, self._stops, len(self._decode(first)) if first else 0)
 
     def _forget(self) -> None:
         """Drop half of the tokens that are looked at when the other half reaches far enough."""
@@ -53,3 +52,9 @@ class StopStrings:
 
     def _text(self, start: int) -> str:
         return self._decode(self._token_ids[start:])
+
+
+def cut(text: str, stops: Sequence[str], start: int = 0) -> str:
+    """Cut a text before its earliest stop string that ends behind `start` characters, if any."""
+    found = (text.find(stop, max(0, start + 1 - len(stop))) for stop in stops)
+    return text[: min((at for at in found if at >= 0), default=None)]
