@@ -42,6 +42,7 @@ def main(data_dir, pause_s=0.0, dies_on=None, kill_at=None, kill_in=None):
 
     batches.Batches._note, batches.Batches._publish = noted, published
     batches.Batches._validated = validate
+    server._LAST_WORDS_S = 3.0  # on a busy machine clients need time to ask
     opener = fake_steps_opener(FakeSteps(slots=2, pause_s=pause_s, dies_on=dies_on))
     server.open_pair = lambda spec, manifest: opener()
     words = ["serve", "--port", "0", "--data-dir", data_dir, "--grace", "1"]

@@ -281,7 +281,7 @@ def test_a_dead_engine_tells_everybody_and_ends_the_process(tmp_path):
         assert (reply.status_code, reply.json()["error"]["code"]) == (500, "engine")
         last = [line for line in lines if line][-1]
         assert '"error"' in last or last == "data: [DONE]"
-        assert time.monotonic() < began + 1
+        assert time.monotonic() < began + 3  # of which it takes milliseconds
     health = process.http.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "stopping")
     code, said = process.ended()
