@@ -98,9 +98,9 @@ REFUSED = [  # options before, options after, what is said
     ({}, {"frequency_penalty": 0.5}, "frequency_penalty is 0.0 there and 0.5 here"),
     ({}, {"presence_penalty": 0.5}, "presence_penalty is 0.0 there and 0.5 here"),
     ({}, {"repetition_penalty": 1.5}, "repetition_penalty is 1.0 there and 1.5 here"),
-    ({}, {"bad_words": ("no",)}, "bad_words is [] there"),
+    ({}, {"bad_words": ("no",)}, 'bad_words is [] there and ["no"] here'),
     ({}, {"min_tokens": 2}, "min_tokens is 0 there and 2 here"),
-    ({}, {"ignore_eos": True}, "ignore_eos is "),
+    ({}, {"ignore_eos": True}, "ignore_eos is false there and true here"),
     ({}, {"seed": 1}, "seed is 0 there and 1 here"),
     ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
     (
