@@ -5,9 +5,9 @@
 
 `kernel` times the recurrence of one layer, by slots and width, in microseconds: on a chain of
 launches, each reading the state that the one before wrote. `loop_us` is the loop of operations that
-mlx-lm has, for few tokens only. `engine` answers the same prompts plainly, with drafts and by mlx-lm's
-`BatchGenerator`: tokens per second, once after a warm-up, and how many answers differ from those of
-plain decoding in one slot. Weights are random, of Qwen3.5-4B's shape, and drafts are accepted as
+mlx-lm has, for few tokens only. `engine` answers the same prompts plainly, with drafts, and by
+mlx-lm's `BatchGenerator`: tokens per second, once after a warm-up, and how many answers differ from
+those of plain decoding in one slot. Weights are random, of Qwen3.5-4B's shape. Drafts are taken as
 often as the profile says; see `rehearsal`. One JSON line for each part.
 """
 
