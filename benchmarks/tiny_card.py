@@ -16,8 +16,8 @@ from random import Random
 from benchmarks.common import print_line, requests, surroundings
 from dspark_batch.engine.engine import Engine
 from dspark_batch.pair import load_pair
+from dspark_batch.train.measure import Tally
 from recipes.tiny.corpus import held_out_turns
-from recipes.tiny.measure import Tally
 from recipes.tiny.recipe import HELD_OUT_SEED
 from recipes.tiny.systems import ROLES, RULES
 

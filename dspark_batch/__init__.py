@@ -34,6 +34,7 @@ _MODULE_BY_NAME = {
     "Sampling": "types",
     "Spec": "spec.spec",
     "Tick": "run",
+    "Training": "train_drafter",
     "bench": "bench",
     "calibrate": "calibrate",
     "check": "check",
@@ -44,6 +45,7 @@ _MODULE_BY_NAME = {
     "load_pair": "pair",
     "run": "run",
     "speculative_generate": "generate",
+    "train_drafter": "train_drafter",
     "verify": "verify",
     "write_report": "report",
 }

@@ -15,13 +15,15 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol, TypeAlias
 
 from dspark_batch.errors import Resumable
+from dspark_batch.intake.mapping import Render
+from dspark_batch.intake.messages import Conversation
 from dspark_batch.run import Manifest, Opened
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Request
@@ -30,6 +32,7 @@ from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Requ
 News: TypeAlias = Partial | Outcome | BaseException
 Tell: TypeAlias = Callable[[News], None]
 
+_STOPPED = Resumable("the server stops; send it again later.")
 CANCELLED = "cancelled"  # the code of a request that was given up
 
 _LIVE_S = 60.0  # after an urgent request, for which slots are kept free
@@ -137,6 +140,7 @@ class Hub:
         self._open_engine = open_engine
         self._live_slots = live_slots
         self._on_end = on_end
+        self._rendering = threading.Lock()
         self._lock = threading.Lock()  # orders come before the end, or are refused
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = threading.Event()  # or has failed to open
@@ -192,6 +196,11 @@ class Hub:
             raise self.error
         return ticket
 
+    def _render(self, render: Render, conversation: Conversation, **told: bool) -> Sequence[int]:
+        """Turn a conversation into ids; a tokenizer is one thread's at a time."""
+        with self._rendering:
+            return render(conversation, **told)
+
     def order(self, do: Callable[[], None]) -> bool:
         """Let the hub's thread do something before its next round; False: it has ended."""
         with self._lock:
@@ -213,11 +222,6 @@ class Hub:
         )
 
     @property
-    def num_urgent(self) -> int:
-        """How many urgent requests have not ended."""
-        return sum(ticket.urgent for ticket in list(self._inside.values()))
-
-    @property
     def num_running(self) -> int:
         """How many requests have a slot, at most."""
         slots = self._opened.slots if self._opened else 0
@@ -229,27 +233,28 @@ class Hub:
         return len(self._inside) + len(self._bulk) - self.num_running
 
     def close(self) -> None:
-        """End; who still waits is told so."""
-
-        def stop() -> None:
-            self._is_closing = True
-
-        self.order(stop)
-        self._thread.join()
+        """End; who still waits is told so, and nobody waits for an engine that is not there yet."""
+        self._is_closing = True
+        if self._is_open.is_set():
+            self.order(lambda: None)  # it may sleep
+            self._thread.join()
+        else:
+            self._end(_STOPPED)
 
     # What only the hub's own thread calls.
 
     def _live(self) -> None:
         try:
-            self._opened = self._open_engine()
-            self._engine = self._opened.engine
+            opened = self._open_engine()
+            self._engine = opened.engine
+            self._opened = opened._replace(render=partial(self._render, opened.render))
             self._is_open.set()
             while not self._is_closing:
                 self._obey()
                 self._admit()
                 self._round()
             self._opened.keep_learnt()
-            error = Resumable("the server stops; send it again later.")
+            error = _STOPPED
         except BaseException as caught:  # noqa: BLE001  whatever it is, all who wait hear of it
             error = caught
         self._end(error)
@@ -358,6 +363,8 @@ class Hub:
     def _end(self, error: BaseException) -> None:
         """Tell all who wait, and let nobody else in."""
         with self._lock:
+            if self.error is not None:  # closed while the engine was being opened
+                return
             self.error = error
         self._beat_s = None
         self._is_open.set()

@@ -33,6 +33,7 @@ RUNS = {
     "scale": "--toy --slots 2 --batch-sizes 2 --answer-tokens 8 --items-per-slot 1 --profiles math",
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
     "--system-tokens 40 --dtype float32",
+    "serve": "--items 3 --probes 2 --pause 0 --slots 2",
     "tiny_card": "--per-kind 1 --slots 4",
 }
 

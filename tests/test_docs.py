@@ -19,6 +19,7 @@ import pytest
 import dspark_batch.errors
 from dspark_batch.cli import main
 from dspark_batch.cli.run_command import run_command
+from dspark_batch.cli.serve_command import serve_command
 from dspark_batch.errors import DsparkBatchError
 from dspark_batch.intake import openai
 from dspark_batch.intake.mapping import to_request
@@ -29,7 +30,8 @@ from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = [each.opts for each in run_command.params if each.opts[0].startswith("-")]
+PARAMETERS = [*run_command.params, *serve_command.params]
+OPTIONS = [each.opts for each in PARAMETERS if each.opts[0].startswith("-")]
 # Of click, of systemctl, and of our benchmarks.
 OF_OTHERS = {"--help", "--version", "--user", "--now", "--items", "--alone", "--repeats"}
 OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens", "--no-generate"}

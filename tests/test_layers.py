@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "engine": {"tuning", "pair", "drafters", "models", "caches", "numerics", *BASE, *MACHINE},
     "run": {"engine", "pair", "drafters", "models", *JOB, *BASE, *MACHINE},
     "hub": {"run", *JOB, *BASE},
+    "serve": {"hub", "run", "engine", *JOB, *BASE},
     "generate": {"run", "engine", "pair", "drafters", "models", *JOB, *BASE},
     "bench": {"run", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
     "calibrate": {"pair", "drafters", "models", "numerics", *JOB, *BASE},
@@ -45,11 +46,13 @@ MAY_IMPORT = {
     "check": {"pair", "models", *JOB, *BASE},
     "verify": {"run", *JOB, *BASE},
     "diff": {"run", *JOB, *BASE},
+    "train": {"pair", "drafters", "models", "numerics", *JOB, *BASE, *MACHINE},
+    "train_drafter": {"train", "check", *JOB, *BASE},
     "page": {"output", "record", "spec", *BASE},
     "report": {"page", *JOB, *BASE},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
-        *("generate", "bench"),
+        *("generate", "bench", "serve", "train", "train_drafter"),
         *JOB,
         *BASE,
     },
@@ -61,7 +64,8 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
-COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff", "generate")
+COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
+COMMANDS += ("generate", "serve")
 FAMILIES_LIVE_IN = {"models", "drafters", "tiny"}
 
 
@@ -126,6 +130,14 @@ def test_who_decides_from_seconds_knows_nothing_else():
     pace = PACKAGE / "tuning" / "pace.py"
     roots = {name.split(".")[0] for name in imported_modules(pace.read_text())}
     assert roots <= PACE
+
+
+def test_only_the_server_knows_http():
+    serving = {"starlette", "uvicorn", "h11", "multipart"}
+    elsewhere = [path for path in FILES if part_of(path) != "serve"]
+    roots = {path: imported_modules(path.read_text()) for path in elsewhere}
+    named = [str(p) for p, names in roots.items() if serving & {n.split(".")[0] for n in names}]
+    assert not named
 
 
 def test_only_models_know_families_by_name():

@@ -24,8 +24,10 @@ from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
 from dspark_batch.cli.run_command import run_command
+from dspark_batch.cli.serve_command import serve_command
 from dspark_batch.cli.show_command import show_command
 from dspark_batch.cli.status_command import status_command
+from dspark_batch.cli.train_drafter_command import train_drafter_command
 from dspark_batch.cli.verify_command import verify_command
 from dspark_batch.errors import DsparkBatchError, UsageError
 
@@ -66,6 +68,7 @@ def cli() -> None:
 cli.add_command(run_command)
 cli.add_command(run_batch_command)
 cli.add_command(generate_command)
+cli.add_command(serve_command)
 cli.add_command(check_command)
 cli.add_command(bench_command)
 cli.add_command(status_command)
@@ -75,6 +78,7 @@ cli.add_command(report_command)
 cli.add_command(export_command)
 cli.add_command(calibrate_command)
 cli.add_command(show_command)
+cli.add_command(train_drafter_command)
 cli.add_command(pairs_command)
 cli.add_command(doctor_command)
 
@@ -165,7 +169,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _how_to_continue(words: Sequence[str]) -> str:
-    if words[:1] == ["verify"]:
+    if words[:1] in (["verify"], ["train-drafter"]):
         return "; run the same command to continue"
     if words[:1] not in (["run"], ["run-batch"]):
         return ""

@@ -23,7 +23,8 @@ _USUAL_PROMPT = 512  # tokens, where the memory decides about slots
 
 _IS_CPU = device.is_cpu()
 # Tokens of a round that are worth their pass, and most slots. A rule: rounds tell what it costs.
-_ROUND_TOKENS, _MOST_SLOTS = (256, 64) if _IS_CPU else (512, 128)
+_ROUND_TOKENS, _MOST_SLOTS = (512, 64) if _IS_CPU else (512, 128)
+_GOOD_TOKENS = 256 if _IS_CPU else 512  # more of them pay in jobs of many items only
 # Tokens of a pass that take as long as reading the weights for them; a rule as well.
 _FREE_TOKENS = 24 if _IS_CPU else 512
 
@@ -114,10 +115,11 @@ def set_up(
     where = "the memory here" if found.shapes.fixed is None else "the only pass of this target"
     _refuse_impossible(slots, draft_length, (max(1, most_slots), where), block_size)
     length = block_size if draft_length is None else draft_length
+    good = max(1, _GOOD_TOKENS // (1 + length))
     limits = {
         "tokens that are worth a pass": max(1, min(_MOST_SLOTS, _ROUND_TOKENS // (1 + length))),
         "memory": max(1, most_slots),
-        "items": max(1, num_items or _MOST_SLOTS),
+        "items": _slots_for(num_items or 3 * _GOOD_TOKENS, good),
     }
     limit = min(limits, key=limits.__getitem__)
     why = "slots as asked" if slots else f"slots by {limit}"
@@ -137,6 +139,14 @@ def set_up(
         prefix_positions=int(_PREFIX_SHARE * most_positions),
         state_positions=state_positions,
     )
+
+
+def _slots_for(num_items: int, good: int) -> int:
+    """Say how many slots items fill: more than a good number only if there are three items each.
+
+    The last answers of a job leave slots free, and a job that is all end has few full passes.
+    """
+    return num_items if num_items >= 3 * good else min(num_items, good)
 
 
 def _conformance(pair: Pair) -> Conformance:

@@ -87,13 +87,18 @@ def last_question(record: Mapping[str, Json], spec: Spec) -> str:
 
 def said_in(text: str, record: Mapping[str, Json], spec: Spec, split: Split) -> Said:
     """Tell the reasoning of an answer from the answer; a text that is continued has none."""
+    return splitter(record, spec, split)(text)
+
+
+def splitter(record: Mapping[str, Json], spec: Spec, split: Split) -> Callable[[str], Said]:
+    """Make what tells reasoning and answer to one record apart, as `said_in` does."""
     try:
         question = question_of(record, spec)
     except Unusable:
-        return split(text)
+        return split
     if question.goes_on:
-        return Said(None, text)
-    return split(text) if question.thinking is None else split(text, thinking=question.thinking)
+        return partial(Said, None)
+    return split if question.thinking is None else partial(split, thinking=question.thinking)
 
 
 def _seed_of_turn(seed: int, turn: int) -> int:

@@ -1,4 +1,4 @@
-"""Lets a target's head compute the logits of one position of each slot, of which alone are read."""
+"""Lets a target's head compute the logits of some positions of each slot: those that are read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ class NarrowHead:
 
     @contextmanager
     def at(self, positions: mx.array, shape: tuple[int, ...]) -> Iterator[None]:
-        """Let a step over tokens [B, T] give the logits [B, 1, V] of positions [B]."""
+        """Let a step over tokens [B, T] give the logits [B, P, V] of positions [B, P]."""
         self._positions, self._shape = positions, shape
         try:
             yield
@@ -44,4 +44,4 @@ class NarrowHead:
     def _narrowed(self, hidden: mx.array) -> mx.array:
         if self._positions is None or hidden.shape[:-1] != self._shape:
             return hidden
-        return mx.take_along_axis(hidden, self._positions[:, None, None], axis=1)
+        return mx.take_along_axis(hidden, self._positions[..., None], axis=1)

@@ -288,7 +288,7 @@ class Target:
         caches = [group if len(group) > 1 else group[0] for group in groups]
         if at is None:
             return self._run(tokens, caches)
-        with self._head.at(at, tokens.shape):
+        with self._head.at(at[:, None], tokens.shape):
             logits, features = self._run(tokens, caches)
         if logits.shape[1] > 1:  # not by the head that we know
             logits = mx.take_along_axis(logits, at[:, None, None], axis=1)

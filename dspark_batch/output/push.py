@@ -1,4 +1,4 @@
-"""Put a finished output on the Hugging Face Hub as a data set, with its card and its report."""
+"""Put what is finished on the Hugging Face Hub: an output as a data set, or a drafter."""
 
 import tempfile
 from collections.abc import Sequence
@@ -59,10 +59,7 @@ def push_to_hub(
     saved = job.run_dir.report()
     if saved is None:
         raise UsageError(f"{out} is not finished; its command continues it, then push it.")
-    if hub is None:
-        from huggingface_hub import HfApi
-
-        hub = HfApi()
+    hub = hub or _the_hub()
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, _DATA)
         rows.parent.mkdir()
@@ -82,3 +79,33 @@ def push_to_hub(
                 commit_message=f"{saved['total']} rows by dspark-batch",
             )
     return str(made)
+
+
+def push_drafter(folder: str, repo: str, *, private: bool = False, hub: Hub | None = None) -> str:
+    """Upload a trained drafter with its card, and return the address of the model.
+
+    Args:
+        folder: that `train-drafter` made.
+        repo: OWNER/NAME.
+        private: make a new repository private.
+        hub: where to; None: the Hub, as the user that is logged in.
+
+    Raises:
+        UsageError: the Hub refuses.
+    """
+    with hub_errors(f"{repo}: cannot be written on the Hub"):
+        hub = hub or _the_hub()
+        made = hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repo,
+            repo_type="model",
+            folder_path=folder,
+            commit_message="A drafter by dspark-batch",
+        )
+    return str(made)
+
+
+def _the_hub() -> Hub:
+    from huggingface_hub import HfApi
+
+    return HfApi()

@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from random import Random
 
-import mlx.core as mx
 import numpy as np
 
-from recipes.tiny.drafter import Answers
+from dspark_batch.train.batches import Pair, choose, padded
+from dspark_batch.train.blocks import Answers
 
 MIN_ANSWER_LEN = 14  # shorter ones teach little (DeepSpec drops them too)
-BUCKETS = (192, 256, 384, 512, 768)  # lengths that rows are padded to; longer ones are dropped
-
-Pair = tuple[list[int], list[int]]  # a prompt's ids and its answer's
+MOST_TOKENS = 768  # of a prompt with its answer; longer ones are dropped
 
 
 def save_answers(pairs: Sequence[Pair], path: Path) -> None:
@@ -39,48 +36,14 @@ def load_answers(path: Path) -> list[Pair]:
 
 
 def answer_batches(
-    pairs: Sequence[Pair], num_batches: int, tokens_per_batch: int, seed: str
+    pairs: Sequence[Pair], num_batches: int, tokens_per_batch: int, seed: int
 ) -> Iterator[Answers]:
     """Yield batches of pairs of about the same length, shuffled anew for every pass."""
-    rng, made = Random(seed), 0
-    buckets = _sort_into_buckets(pairs)
-    while True:
-        for chosen, length in _one_pass(buckets, tokens_per_batch, rng):
-            if made == num_batches:
-                return
-            made += 1
-            yield _pad(chosen, length)
-
-
-def _sort_into_buckets(pairs: Sequence[Pair]) -> dict[int, list[Pair]]:
-    buckets: dict[int, list[Pair]] = {length: [] for length in BUCKETS}
-    for prompt, answer in pairs:
-        total = len(prompt) + len(answer)
-        if len(answer) >= MIN_ANSWER_LEN and total <= BUCKETS[-1]:
-            buckets[next(length for length in BUCKETS if total <= length)].append((prompt, answer))
-    return buckets
-
-
-def _one_pass(
-    buckets: dict[int, list[Pair]], tokens_per_batch: int, rng: Random
-) -> list[tuple[list[Pair], int]]:
-    """Cut the buckets into batches, in random order; a bucket's incomplete batch is left out."""
-    batches = []
-    for length, pairs in buckets.items():
-        size = max(1, tokens_per_batch // length)
-        rng.shuffle(pairs)
-        cuts = range(0, len(pairs) - size + 1, size)
-        batches += [(pairs[cut : cut + size], length) for cut in cuts]
-    if not batches:
-        raise ValueError(f"no bucket of {sorted(buckets)} fills a batch of {tokens_per_batch}")
-    rng.shuffle(batches)
-    return batches
-
-
-def _pad(pairs: Sequence[Pair], length: int) -> Answers:
-    tokens, answers = np.zeros((len(pairs), length), np.int32), np.zeros((len(pairs), length), bool)
-    for row, (prompt, answer) in enumerate(pairs):
-        end = len(prompt) + len(answer)
-        tokens[row, :end] = prompt + answer
-        answers[row, len(prompt) : end] = True
-    return Answers(mx.array(tokens), mx.array(answers))
+    fit = [
+        (prompt, answer)
+        for prompt, answer in pairs
+        if len(answer) >= MIN_ANSWER_LEN and len(prompt) + len(answer) <= MOST_TOKENS
+    ]
+    lengths = [len(prompt) + len(answer) for prompt, answer in fit]
+    for _, rows, width in choose(lengths, num_batches, tokens_per_batch, seed):
+        yield padded([fit[row] for row in rows], width)

@@ -13,7 +13,7 @@ from mlx_lm.utils import load_model
 
 from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
-from recipes.tiny.fit import compute_dtype
+from dspark_batch.train.fit import compute_dtype
 
 
 def save_model(model: nn.Module, config: Mapping[str, Any], directory: Path) -> None:
@@ -57,18 +57,3 @@ def load_drafter(directory: Path) -> DSparkDrafter:
     drafter.load_weights(str(directory / "model.safetensors"))
     drafter.set_dtype(compute_dtype())
     return drafter
-
-
-def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
-    """Draw every matrix from a normal distribution; norms and biases stay as they are.
-
-    Source:
-        transformers' default (`initializer_range`), which DeepSpec starts from.
-    """
-    weights = []
-    for name, value in tree_flatten(model.parameters()):
-        key, own = mx.random.split(key)
-        if value.ndim == 2:
-            value = mx.random.normal(value.shape, scale=scale, key=own)
-        weights.append((name, value))
-    model.load_weights(weights)

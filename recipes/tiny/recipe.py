@@ -13,9 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from dspark_batch.train.fit import Schedule, initialize
+from dspark_batch.train.learn import drafting_loss, freeze_ends
+from dspark_batch.train.loss import DFLASH, DSPARK, LossMix
+from dspark_batch.train.measure import Sample, measure
+from dspark_batch.train.teacher import Ends, TappedTarget
 from recipes.tiny.answers import answer_batches, load_answers, save_answers
 from recipes.tiny.checkpoint import (
-    initialize,
     load_drafter,
     load_target,
     new_drafter,
@@ -25,16 +29,7 @@ from recipes.tiny.checkpoint import (
     write_json,
 )
 from recipes.tiny.corpus import Conversation, conversations, held_out_turns
-from recipes.tiny.drafter import (
-    DFLASH,
-    DSPARK,
-    LossMix,
-    TappedTarget,
-    freeze_shared,
-    train_drafter,
-)
-from recipes.tiny.fit import Schedule
-from recipes.tiny.measure import measure
+from recipes.tiny.drafter import train_drafter
 from recipes.tiny.regenerate import answer_all
 from recipes.tiny.rows import encode_prompt, packed_batches
 from recipes.tiny.target import train_target
@@ -249,12 +244,13 @@ def _make_drafter(paths: Paths, sizes: Sizes, directory: Path, mix: LossMix) -> 
     drafter, model = new_drafter(config), load_target(paths.target)
     initialize(drafter, mx.random.key(SEED))
     embedding = model.model.embed_tokens.weight
-    freeze_shared(drafter, embedding, embedding)
+    freeze_ends(drafter, Ends(embedding, embedding))
     target = TappedTarget(model, drafter.config.target_layer_ids)
     schedule = Schedule(steps=sizes.drafter_steps, peak_lr=2e-3, warmup=sizes.drafter_steps // 25)
     pairs = load_answers(paths.answers)
-    batches = answer_batches(pairs, sizes.drafter_steps, sizes.drafter_tokens, f"{SEED}/drafter")
-    train_drafter(drafter, target, batches, mix, schedule, num_anchors=NUM_ANCHORS)
+    batches = answer_batches(pairs, sizes.drafter_steps, sizes.drafter_tokens, SEED)
+    loss = drafting_loss(drafter, target, mix, lambda width: NUM_ANCHORS)
+    train_drafter(drafter, loss, batches, schedule)
     save_model(drafter, config, directory)
     _report(paths, directory.name, accept_lengths(paths, sizes, directory))
 
@@ -265,7 +261,7 @@ def accept_lengths(paths: Paths, sizes: Sizes, directory: Path) -> dict[str, Any
     turns = held_out_turns(HELD_OUT_SEED, sizes.held_out_per_kind)
     answers = _held_out_answers(paths, sizes, turns)
     samples = [
-        (turn.kind, tokenizer.encode(opening(None, turn.task.prompt)).ids, answer)
+        Sample(turn.kind, tokenizer.encode(opening(None, turn.task.prompt)).ids, answer)
         for turn, answer in zip(turns, answers, strict=True)
     ]
     drafter = load_drafter(directory)

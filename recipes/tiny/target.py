@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import mlx.core as mx
 import mlx.nn as nn
 
-from recipes.tiny.fit import Schedule, Trainer
+from dspark_batch.train.fit import Schedule, Trainer
 from recipes.tiny.rows import Rows
 
 PROMPT_WEIGHT = 0.1  # a prompt's tokens are data, not behaviour, but they teach the model to read

@@ -24,7 +24,8 @@ def cpu(tmp_path, monkeypatch):
     """A CPU that nothing is known about, and a target that conforms."""
     monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
     monkeypatch.setattr(planning, "_IS_CPU", True)
-    monkeypatch.setattr(planning, "_ROUND_TOKENS", 256)
+    monkeypatch.setattr(planning, "_ROUND_TOKENS", 512)
+    monkeypatch.setattr(planning, "_GOOD_TOKENS", 256)
     monkeypatch.setattr(planning, "_MOST_SLOTS", 64)
     monkeypatch.setattr(planning, "conformance", lambda target: ANY)
 
@@ -45,7 +46,7 @@ def little_memory(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "slots", "draft_length", "why"),
     [
-        ({}, 32, 7, "slots by tokens that are worth a pass; rounds choose how many drafts"),
+        ({}, 64, 7, "slots by tokens that are worth a pass; rounds choose how many drafts"),
         ({"draft_length": 1}, 64, 1, "slots by tokens that are worth a pass; drafts as asked"),
         ({"draft_length": 0}, 64, 0, "slots by tokens that are worth a pass; drafts as asked"),
         ({"slots": 5}, 5, 7, "slots as asked; rounds choose how many drafts"),
@@ -53,6 +54,21 @@ def little_memory(monkeypatch):
         ({"num_items": 9}, 9, 7, "slots by items; rounds choose how many drafts"),
         ({"num_items": 9, "slots": 12}, 12, 7, "slots as asked; rounds choose how many drafts"),
         ({"num_items": 1}, 1, 7, "slots by items; rounds choose how many drafts"),
+        ({"num_items": 28}, 28, 7, "slots by items; rounds choose how many drafts"),
+        ({"num_items": 64}, 32, 7, "slots by items; rounds choose how many drafts"),
+        ({"num_items": 95}, 32, 7, "slots by items; rounds choose how many drafts"),
+        (
+            {"num_items": 96},
+            64,
+            7,
+            "slots by tokens that are worth a pass; rounds choose how many drafts",
+        ),
+        (
+            {"num_items": 64, "draft_length": 0},
+            64,
+            0,
+            "slots by tokens that are worth a pass; drafts as asked",
+        ),
     ],
 )
 def test_a_plan_follows_rules_and_what_was_asked(pair, asked, slots, draft_length, why):
@@ -62,7 +78,7 @@ def test_a_plan_follows_rules_and_what_was_asked(pair, asked, slots, draft_lengt
 
 @pytest.mark.parametrize("num_items", [None, 0])
 def test_without_a_number_of_items_there_is_no_limit_by_items(pair, num_items):
-    assert set_up(pair, num_items=num_items).plan.slots == 32
+    assert set_up(pair, num_items=num_items).plan.slots == 64
 
 
 def test_a_pair_without_a_drafter_drafts_nothing(pair):

@@ -62,7 +62,7 @@ def test_a_head_that_we_do_not_know_computes_all_and_one_is_taken(tmp_path):
 def test_what_has_another_shape_than_the_step_passes_whole():
     head = nn.Linear(4, 8, bias=False)
     narrow, of_a_drafter = NarrowHead(head), mx.ones((3, 2, 4))
-    with narrow.at(AT, (3, 4)):
+    with narrow.at(AT[:, None], (3, 4)):
         assert head(of_a_drafter).shape == (3, 2, 8)
         assert head(mx.ones((3, 4, 4))).shape == (3, 1, 8)
     assert head(mx.ones((3, 4, 4))).shape == (3, 4, 8)

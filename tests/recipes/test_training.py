@@ -7,23 +7,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from dspark_batch.train.fit import Schedule, initialize
+from dspark_batch.train.learn import drafting_loss, freeze_ends
+from dspark_batch.train.loss import DSPARK
+from dspark_batch.train.teacher import Ends, TappedTarget
 from recipes.tiny import recipe
 from recipes.tiny.answers import answer_batches, load_answers, save_answers
-from recipes.tiny.checkpoint import initialize, new_drafter, new_target
+from recipes.tiny.checkpoint import new_drafter, new_target
 from recipes.tiny.corpus import conversations
-from recipes.tiny.drafter import (
-    DSPARK,
-    TappedTarget,
-    draft_loss,
-    draw_anchors,
-    freeze_shared,
-    make_blocks,
-    teacher_forced,
-    teacher_logits,
-    train_drafter,
-)
-from recipes.tiny.fit import Schedule
-from recipes.tiny.measure import Tally, walk
+from recipes.tiny.drafter import train_drafter
 from recipes.tiny.regenerate import answer_all
 from recipes.tiny.rows import Prompt, pack
 from recipes.tiny.target import language_loss, train_target
@@ -81,23 +73,21 @@ def test_a_few_steps_lower_the_drafters_loss_and_leave_the_shared_parts(target):
     drafter = new_drafter(recipe.drafter_config(recipe.target_config(SIZES), SIZES, dflash=False))
     initialize(drafter, mx.random.key(2))
     shared = target.model.embed_tokens.weight
-    freeze_shared(drafter, shared, shared)
+    freeze_ends(drafter, Ends(shared, shared))
     tapped = TappedTarget(target, drafter.config.target_layer_ids)
     rng = Random(3)
     pairs = [([rng.randrange(3, 300)] * 9, [7, 8, 9] * 9 + [2]) for _ in range(80)]
-    batch = next(answer_batches(pairs, 1, 2 * 192, "test"))
+    batch = next(answer_batches(pairs, 1, 2 * 192, 1))
 
-    def loss():
-        anchors, kept = draw_anchors(batch.answers, 4, mx.random.key(5))
-        blocks = make_blocks(batch, anchors, kept, 7)
-        teacher = tapped(batch.tokens)
-        drafts = teacher_forced(drafter, teacher, batch.tokens, blocks)
-        return draft_loss(drafts, teacher_logits(drafter, teacher, blocks), blocks, DSPARK)[0]
+    loss = drafting_loss(drafter, tapped, DSPARK, lambda width: 4)
 
-    before = loss().item()
+    def now():
+        return loss(*batch, mx.random.key(5))[0].item()
+
+    before = now()
     schedule = Schedule(steps=8, peak_lr=1e-2, warmup=2)
-    train_drafter(drafter, tapped, [batch] * 8, DSPARK, schedule, num_anchors=4)
-    assert loss().item() < before - 0.2
+    train_drafter(drafter, loss, [batch] * 8, schedule)
+    assert now() < before - 0.2
     assert mx.array_equal(drafter.embed_tokens.weight, shared)
     assert mx.array_equal(drafter.lm_head.weight, shared)
 
@@ -106,8 +96,8 @@ def test_answers_come_back_from_disk_and_in_batches(tmp_path):
     pairs = [([1] * (3 + i % 5), list(range(3, 20 + i % 7))) for i in range(40)]
     save_answers(pairs, tmp_path / "answers.npz")
     assert load_answers(tmp_path / "answers.npz") == pairs
-    batch = next(answer_batches(pairs, 1, 192 * 4, "seed"))
-    assert batch.tokens.shape == (4, 192)
+    batch = next(answer_batches(pairs, 1, 192 * 4, 1))
+    assert batch.tokens.shape == (12, 64)
     found = [row[mask].tolist() for row, mask in zip(*map(np.array, batch), strict=True)]
     assert all(answer in [a for _, a in pairs] for answer in found)
 
@@ -117,15 +107,3 @@ def test_batched_greedy_answers_do_not_depend_on_padding(target):
     together = answer_all(target, prompts, [0.0, 0.0], stop_id=2, batch=2, seed=0)
     alone = [answer_all(target, [p], [0.0], stop_id=2, batch=1, seed=0)[0] for p in prompts]
     assert together == alone
-
-
-def test_a_walk_counts_rounds_as_decoding_does():
-    answer = [10, 11, 12, 13, 14, 2]
-    drafts = np.zeros((6, 3), np.int32)
-    drafts[0] = (11, 12, 99)  # two accepted, the bonus is 13
-    drafts[3] = (14, 2, 7)  # the answer ends inside the drafts: no bonus
-    tally = Tally()
-    walk(tally, answer, drafts)
-    assert (tally.rounds, tally.tokens) == (2, 5)
-    assert tally.report()["accept_length"] == 2.5
-    assert tally.report()["accept_rate"] == [1.0, 1.0, 0.0]

@@ -1,20 +1,33 @@
 """Measure a pair on given answers: how many drafts greedy verification would accept.
 
-A greedy target's answer does not depend on the drafter, so the rounds can be found afterwards:
-draft from every position at once, then walk from round to round.
+A target's answer does not depend on the drafter, so the rounds can be found afterwards: draft from
+every position at once, then walk from round to round.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from dspark_batch.drafters.dspark import DSparkDrafter
-from recipes.tiny.drafter import TappedTarget, block_hidden
+from dspark_batch.train.blocks import block_hidden
+from dspark_batch.train.teacher import TappedTarget
+from dspark_batch.types import Json
 
-ANCHORS_AT_ONCE = 32
+ALL = "all"
+
+_MOST_LOGITS = 64 << 20  # of the slots that are drafted at once
+
+
+class Sample(NamedTuple):
+    """An answer that no training saw."""
+
+    group: str  # what it is counted with
+    prompt: Sequence[int]  # token ids
+    answer: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -32,7 +45,7 @@ class Tally:
         for k in range(accepted):
             self.survived[k] += 1
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> dict[str, Json]:
         """Return the accept length, and the share of rounds that accepted draft k, by k."""
         rounds = max(self.rounds, 1)
         return {
@@ -61,14 +74,15 @@ def draft_greedily(drafter: DSparkDrafter, hidden: mx.array, anchor: mx.array) -
 
 
 def draft_everywhere(
-    drafter: DSparkDrafter, target: TappedTarget, tokens: mx.array, first: int
+    drafter: DSparkDrafter, features: mx.array, tokens: mx.array, first: int
 ) -> np.ndarray:
     """Draft from every position of tokens [N, T] from `first` on; returns [N, T - first, K]."""
-    features, length = target(tokens).features, tokens.shape[1]
-    parts = []
-    for begin in range(first, length, ANCHORS_AT_ONCE):
-        position = mx.arange(begin, min(begin + ANCHORS_AT_ONCE, length), dtype=mx.int32)
-        anchors = mx.broadcast_to(position, (tokens.shape[0], position.size))
+    rows, length = tokens.shape
+    slots = _MOST_LOGITS // (rows * drafter.block_size * drafter.config.vocab_size)
+    at_once, parts = max(1, slots), []
+    for begin in range(first, length, at_once):
+        position = mx.arange(begin, min(begin + at_once, length), dtype=mx.int32)
+        anchors = mx.broadcast_to(position, (rows, position.size))
         hidden = block_hidden(drafter, features, tokens, anchors)
         anchor = mx.take_along_axis(tokens, anchors, axis=1)
         parts.append(draft_greedily(drafter, hidden, anchor))
@@ -95,29 +109,26 @@ def walk(tally: Tally, answer: Sequence[int], drafts: np.ndarray) -> None:
 
 
 def measure(
-    drafter: DSparkDrafter,
-    target: TappedTarget,
-    samples: Sequence[tuple[str, list[int], list[int]]],
-    *,
-    batch: int,
-) -> dict[str, dict[str, object]]:
-    """Measure on (kind, prompt, answer) samples.
+    drafter: DSparkDrafter, target: TappedTarget, samples: Iterable[Sample], *, batch: int
+) -> dict[str, dict[str, Json]]:
+    """Measure on samples, so many together.
 
     Returns:
-        A report for each kind, and one for "all".
+        A report for each group, and one for `ALL`.
     """
     tallies: dict[str, Tally] = defaultdict(Tally)
-    samples = sorted(samples, key=lambda sample: len(sample[1]))
+    tallies[ALL] = Tally()
+    samples = sorted(samples, key=lambda sample: len(sample.prompt) + len(sample.answer))
     for begin in range(0, len(samples), batch):
         chosen = samples[begin : begin + batch]
-        width = max(len(prompt) + len(answer) for _, prompt, answer in chosen)
+        width = max(len(each.prompt) + len(each.answer) for each in chosen)
         rows = np.zeros((len(chosen), width), np.int32)
-        for row, (_, prompt, answer) in zip(rows, chosen, strict=True):
-            row[: len(prompt) + len(answer)] = prompt + answer
-        first = min(len(prompt) for _, prompt, _ in chosen)
-        drafts = draft_everywhere(drafter, target, mx.array(rows), first)
-        for (kind, prompt, answer), row in zip(chosen, drafts, strict=True):
-            begin_at = len(prompt) - first
-            for name in (kind, "all"):
-                walk(tallies[name], answer, row[begin_at : begin_at + len(answer)])
-    return {name: tallies[name].report() for name in sorted(tallies)}
+        for row, each in zip(rows, chosen, strict=True):
+            row[: len(each.prompt) + len(each.answer)] = [*each.prompt, *each.answer]
+        first, tokens = min(len(each.prompt) for each in chosen), mx.array(rows)
+        drafts = draft_everywhere(drafter, target(tokens), tokens, first)
+        for each, row in zip(chosen, drafts, strict=True):
+            begin_at = len(each.prompt) - first
+            for name in {each.group, ALL}:
+                walk(tallies[name], each.answer, row[begin_at : begin_at + len(each.answer)])
+    return {name: tallies[name].report() for name in [ALL, *sorted(tallies.keys() - {ALL})]}

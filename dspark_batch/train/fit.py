@@ -1,6 +1,6 @@
-"""One training step for any model: float32 masters, bf16 compute, AdamW, clipped gradients."""
+"""One training step for any model: float32 masters, AdamW, clipped gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx import optimizers
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from dspark_batch import device
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
 Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
@@ -28,7 +30,7 @@ class Schedule:
     def optimizer(self) -> optimizers.Optimizer:
         """Make the optimiser, with its learning rate over time."""
         rise = optimizers.linear_schedule(self.peak_lr / self.warmup, self.peak_lr, self.warmup)
-        fall = optimizers.cosine_decay(self.peak_lr, self.steps - self.warmup)
+        fall = optimizers.cosine_decay(self.peak_lr, max(1, self.steps - self.warmup))
         return optimizers.AdamW(
             optimizers.join_schedules([rise, fall], [self.warmup]),
             betas=(0.9, self.beta2),
@@ -36,10 +38,14 @@ class Schedule:
             bias_correction=True,
         )
 
+    def key(self, step: int) -> mx.array:
+        """Give the chance of a step, whatever steps ran before it in this process."""
+        return mx.random.key((self.seed << 32) + step)
+
 
 def compute_dtype() -> mx.Dtype:
     """Choose what models compute in: bf16 on a GPU, float32 on a CPU, where bf16 is slow."""
-    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.bfloat16
+    return mx.float32 if device.is_cpu() else mx.bfloat16
 
 
 class Trainer:
@@ -58,19 +64,39 @@ class Trainer:
         self._optimizer = schedule.optimizer()
         self._optimizer.init(self._masters["params"])
         self._loss, self._clip = loss, schedule.clip
-        self._state = [self._masters, self._optimizer.state]
-        self._step = partial(mx.compile, inputs=self._state, outputs=self._state)(self._update)
+        self._step = self._compiled()
 
     def step(self, *batch: mx.array) -> tuple[mx.array, ...]:
         """Update once, and return the loss with its terms."""
         values = self._step(*batch)
-        mx.async_eval(values, self._state)
+        mx.async_eval(values, self._state())
         return values
 
     def finish(self) -> None:
         """Write the masters back into the model, in float32."""
         self._model.update(self._masters["params"])
         mx.eval(self._model.parameters())
+
+    def state(self) -> dict[str, mx.array]:
+        """List all that the next step depends on, besides its batch."""
+        return dict(tree_flatten({"masters": self._masters, "optimizer": self._optimizer.state}))
+
+    def restore(self, state: Mapping[str, mx.array]) -> None:
+        """Go on from where `state` was listed."""
+        tree = tree_unflatten(list(state.items()))
+        self._masters = tree["masters"]
+        self._optimizer.state = tree["optimizer"]
+        self._optimizer.init(self._masters["params"])
+        self._step = self._compiled()
+
+    def _state(self) -> list[Params]:
+        return [self._masters, self._optimizer.state]
+
+    def _compiled(self) -> Callable[..., tuple[mx.array, ...]]:
+        if device.is_cpu():  # there MLX would need a compiler of the user's, and gain nothing
+            return self._update
+        state = self._state()
+        return partial(mx.compile, inputs=state, outputs=state)(self._update)
 
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
@@ -81,3 +107,18 @@ class Trainer:
     def _evaluate(self, params: Params, *batch: mx.array) -> tuple[mx.array, ...]:
         self._model.update(tree_map(lambda p: p.astype(self._dtype), params))
         return self._loss(*batch)
+
+
+def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
+    """Draw every matrix from a normal distribution; norms and biases stay as they are.
+
+    Source:
+        transformers' default (`initializer_range`), which DeepSpec starts from.
+    """
+    weights = []
+    for name, value in tree_flatten(model.parameters()):
+        key, own = mx.random.split(key)
+        if value.ndim == 2:
+            value = mx.random.normal(value.shape, scale=scale, key=own)
+        weights.append((name, value))
+    model.load_weights(weights)

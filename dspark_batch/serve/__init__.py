@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: live requests and durable batches on one engine."""

@@ -1,0 +1,67 @@
+"""The text of an answer while it grows, as a client may have it."""
+
+from typing import NamedTuple
+
+from dspark_batch.engine.text_stream import TextStream
+from dspark_batch.intake.mapping import splitter
+from dspark_batch.run import Opened
+from dspark_batch.spec.spec import Spec
+from dspark_batch.types import Completion, Partial, Request, Said
+
+
+class Unkept(Exception):
+    """The whole answer does not begin with what was sent of it."""
+
+
+class Delta(NamedTuple):
+    """What is new."""
+
+    reasoning: str
+    text: str
+
+
+class Growing:
+    """Tells of each answer what is new; all together is the answer, reasoning and text.
+
+    Args:
+        request: what was asked.
+        spec: of the server.
+        opened: knows how tokens are text, and which of it is reasoning.
+    """
+
+    def __init__(self, request: Request, spec: Spec, opened: Opened) -> None:
+        self._split = splitter(request.item.record, spec, opened.split)
+        self._may_think = bool(opened.marks)
+        self._stream = TextStream(opened.decode, request.sampling.stop, opened.marks)
+        self._raw = ""
+        self._num_tokens = 0
+        self._sent = Said("", "")
+
+    def add(self, partial: Partial) -> Delta:
+        """Take what is committed so far."""
+        new, self._num_tokens = partial.token_ids[self._num_tokens :], len(partial.token_ids)
+        self._raw += self._stream.add(*new)
+        if self._may_think and not self._raw.strip():
+            return Delta("", "")  # reasoning may come
+        return self._new(self._split(self._raw))
+
+    def end(self, completion: Completion) -> Delta:
+        """Take the whole answer, reasoning and text told apart.
+
+        Raises:
+            Unkept: the tokenizer took back what it said.
+        """
+        said = Said(completion.reasoning, completion.text)
+        delta = self._new(said)
+        if self._sent != Said(said.reasoning or "", said.answer):
+            raise Unkept
+        return delta
+
+    def _new(self, said: Said) -> Delta:
+        before, now = self._sent, Said(said.reasoning or "", said.answer)
+        if not (
+            now.reasoning.startswith(before.reasoning) and now.answer.startswith(before.answer)
+        ):
+            return Delta("", "")
+        self._sent = now
+        return Delta(now.reasoning[len(before.reasoning) :], now.answer[len(before.answer) :])

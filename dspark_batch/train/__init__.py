@@ -1,0 +1,1 @@
+"""Trains a drafter on what a target answered."""

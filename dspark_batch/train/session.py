@@ -1,0 +1,280 @@
+"""One start of a training: gather, take the steps that are left, measure, publish."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import orjson
+from mlx.utils import tree_flatten
+
+from dspark_batch import device
+from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.drafters.new_config import Sizes, new_config
+from dspark_batch.errors import Resumable, UsageError
+from dspark_batch.intake.mapping import Render
+from dspark_batch.models.checkpoint import read_config, read_weights
+from dspark_batch.models.hub import locate
+from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
+from dspark_batch.models.target import text_model
+from dspark_batch.numerics.rows import as_they_come
+from dspark_batch.output.look import Look
+from dspark_batch.pair import Pair, load_pair
+from dspark_batch.record.run_dir import write_text
+from dspark_batch.spec.budget import Budget
+from dspark_batch.train.batches import choose, padded, steps_of_a_pass
+from dspark_batch.train.card import model_card
+from dspark_batch.train.corpus import Corpus, Rendering, gather, runs_of
+from dspark_batch.train.fit import Schedule, Trainer, compute_dtype, initialize
+from dspark_batch.train.learn import drafting_loss, freeze_ends
+from dspark_batch.train.loss import DFLASH, DSPARK, LossMix, Terms
+from dspark_batch.train.measure import measure
+from dspark_batch.train.place import Place, State, stored_weights
+from dspark_batch.train.sizes import anchors_of, peak_rate, sizes_for, tokens_per_step
+from dspark_batch.train.teacher import Ends, TappedTarget, ends_for_drafter
+from dspark_batch.train.training import Asked, Lesson, Observe, Reports, Training
+from dspark_batch.types import Json
+
+_PASSES = 10  # over all answers, as DeepSpec trains
+_WARM_UP = 25  # one step in so many
+_CURVE_POINTS, _POINTS_PER_STATE = 200, 10
+_MOST_MEASURED, _MEASURED_TOGETHER = 512, 8  # held-out answers
+_GENTLER = 3  # by how much the rate is smaller that a trained drafter goes on with
+
+
+class Student(NamedTuple):
+    """A drafter in training, and what it learns from."""
+
+    drafter: DSparkDrafter
+    target: TappedTarget
+    config: dict[str, Any]  # as it will be stored
+    ends: Ends  # as they will be stored
+    mix: LossMix
+
+
+class Session:
+    """Holds a training's place while it runs.
+
+    Args:
+        to: the directory of the drafter.
+        jobs: runs of one target.
+        asked: the options.
+        observe: told how far it is.
+    """
+
+    def __init__(self, to: str, jobs: Sequence[Look], asked: Asked, observe: Observe) -> None:
+        self._place, self._jobs, self._asked, self._observe = Place(to), jobs, asked, observe
+
+    def run(
+        self, render: Render, context_length: int, budget: Budget, *, overwrite: bool
+    ) -> Training:
+        """Go on until the drafter is there; one that is there already is only reported."""
+        place, identity = self._place, self._jobs[0].manifest["identity"]
+        about = {"runs": runs_of(self._jobs), "target": identity["target"]}
+        place.begin(about | asdict(self._asked) | {"device": _device()}, overwrite=overwrite)
+        if place.is_done():
+            return Training(**place.report())
+        with as_they_come():  # drafts decide no byte, so no row needs padding here
+            pair = self._load()
+            most = tokens_per_step(pair.target.facts.vocab_size)
+            self._observe(Lesson("gathering the answers"))
+            reads = Rendering(render, context_length)
+            corpus = gather(self._jobs, reads, place.work, by=self._asked.by, most_tokens=most)
+            return self._taught(_student(pair, self._asked, corpus), corpus, most, budget)
+
+    def _load(self) -> Pair:
+        job, asked = self._jobs[0], self._asked
+        target = job.spec.target or known_pair(job.spec.family or DEFAULT_FAMILY).target
+        pair = load_pair(
+            target=target,
+            drafter=asked.init,
+            drafter_bits=None,
+            target_bits=job.spec.target_bits,
+            trust_remote_code=job.spec.trust_remote_code,
+        )
+        there, here = job.manifest["identity"]["target"], pair.config.identity["target"]
+        if there != here:
+            raise UsageError(
+                f"{job.run_dir.out} is a run of another target: {target} has the digest "
+                f"{here[:12]}… now and had {there[:12]}… then. Put the old weights back, or run "
+                "the job again."
+            )
+        return pair
+
+    def _taught(self, student: Student, corpus: Corpus, tokens: int, budget: Budget) -> Training:
+        drafter = student.drafter
+        before = None if self._asked.init is None else self._measured_before(student, corpus)
+        schedule = _schedule(self._asked, corpus, tokens, drafter.config.hidden_size)
+        loss = drafting_loss(
+            drafter,
+            student.target,
+            student.mix,
+            lambda width: anchors_of(width, drafter.block_size),
+        )
+        trainer = Trainer(drafter, loss, schedule)
+        curve = self._learn(trainer, schedule, corpus, tokens, budget)
+        trainer.finish()
+        weights = stored_weights(drafter, student.ends)
+        own = [name for name, _ in tree_flatten(drafter.parameters())]
+        drafter.load_weights([(name, weights[name].astype(compute_dtype())) for name in own])
+        self._observe(Lesson("measuring", schedule.steps, schedule.steps, curve))
+        result = Training(
+            to=self._place.out.name,
+            about=_about(student, schedule, tokens),
+            answers=len(corpus.learnt),
+            held_out=min(_MOST_MEASURED, len(corpus.held_out)),
+            left_out=dict(corpus.left_out),
+            before=before,
+            after=_measured(student, corpus),
+            curve=curve,
+        )
+        files = {
+            "config.json": _json(student.config),
+            "report.json": _json(asdict(result)),
+            "README.md": model_card(result, self._jobs[0]),
+        }
+        self._place.publish(files, weights)
+        return result
+
+    def _learn(
+        self, trainer: Trainer, schedule: Schedule, corpus: Corpus, tokens: int, budget: Budget
+    ) -> list[dict[str, Json]]:
+        """Take the steps that are left, and return the whole curve."""
+        place, steps, learnt = self._place, schedule.steps, corpus.learnt
+        state = place.state()
+        if state is not None:
+            trainer.restore(state.arrays)
+        done = 0 if state is None else state.step
+        curve, seen, every = place.curve(done), [], max(1, steps // _CURVE_POINTS)
+        for step, rows, width in choose(corpus.lengths(learnt), steps, tokens, schedule.seed, done):
+            batch = padded([corpus.pair(learnt[row]) for row in rows], width)
+            seen.append(trainer.step(batch.tokens, batch.answers, schedule.key(step)))
+            if step % every and step < steps:
+                continue
+            curve.append(_point(step, seen))
+            seen = []
+            place.add_to_curve(curve[-1])
+            self._observe(Lesson("training", step, steps, curve))
+            is_over = step < steps and not budget.allows_one_more()
+            if is_over or step % (every * _POINTS_PER_STATE) == 0 or step == steps:
+                place.save_state(State(step, trainer.state()))
+            if is_over:
+                raise Resumable(
+                    f"{place.out}: the time is over after step {step} of {steps}; the same "
+                    "command goes on from there."
+                )
+        return curve
+
+    def _measured_before(self, student: Student, corpus: Corpus) -> Reports:
+        """Measure the drafter that is gone on with, in the first start only."""
+        path = self._place.work / "before.json"
+        if not path.exists():
+            self._observe(Lesson("measuring the drafter as it was"))
+            student.drafter.set_dtype(compute_dtype())
+            write_text(path, _json(_measured(student, corpus)))
+        return orjson.loads(path.read_bytes())
+
+
+def _device() -> str:
+    """Name the kind of device, whose last bits decide the weights."""
+    return "cpu" if device.is_cpu() else "metal" if device.is_metal() else "cuda"
+
+
+def _student(pair: Pair, asked: Asked, corpus: Corpus) -> Student:
+    if asked.init is not None:
+        return _trained_student(pair, asked.init)
+    model, facts = pair.target.model, pair.target.facts
+    sizes = sizes_for(facts, asked)
+    target = TappedTarget(model, sizes.taps)
+    ends = ends_for_drafter(model, facts, target.logit_scale(facts.logit_softcap))
+    mask = _mask_token(ends.embedding, corpus, pair.config.stop_ids)
+    config = new_config(sizes, facts, vars(text_model(model).args), mask)
+    drafter = DSparkDrafter(DrafterConfig.from_dict(config))
+    initialize(drafter, mx.random.key(asked.seed))
+    freeze_ends(drafter, ends)
+    return Student(drafter, target, config, ends, DSPARK if sizes.kind == "dspark" else DFLASH)
+
+
+def _trained_student(pair: Pair, init: str) -> Student:
+    """Go on with a drafter; what it does not share with its target stays as it is stored."""
+    directory = locate(init).directory
+    config, weights = read_config(directory), read_weights(directory)
+    if config.get("architectures", [None])[0] not in FAMILIES or config.get("quantization"):
+        raise UsageError(
+            f"--init {init}: expected a drafter in DeepSpec's packaging ({', '.join(FAMILIES)}) "
+            "that is not quantised. Train a new one without --init."
+        )
+    ends = Ends(
+        weights["embed_tokens.weight"],
+        weights.get("lm_head.weight", weights["embed_tokens.weight"]),
+    )
+    drafter = pair.drafter
+    freeze_ends(drafter)
+    mix = DSPARK if drafter.has_confidence else DFLASH
+    target = TappedTarget(pair.target.model, drafter.tap_ids)
+    return Student(drafter, target, config, ends, mix)
+
+
+def _mask_token(embedding: mx.array, corpus: Corpus, stop_ids: frozenset[int]) -> int:
+    """Choose the last token that no answer or prompt has, ends no answer, and has an embedding.
+
+    A row of zeros would make all slots behind the anchor alike.
+    """
+    norms = mx.linalg.norm(embedding.astype(mx.float32), axis=-1)
+    has_row = (norms > 0.1 * norms.mean()).tolist()
+    seen = corpus.seen(len(has_row))
+    ids = range(len(has_row) - 1, -1, -1)
+    fits = (i for i in ids if has_row[i] and not seen[i] and i not in stop_ids)
+    found = next(fits, None)
+    if found is None:
+        raise UsageError(
+            "every token of the vocabulary occurs in these answers, so none is left that could "
+            "stand for a masked one. Name fewer runs."
+        )
+    return found
+
+
+def _schedule(asked: Asked, corpus: Corpus, tokens: int, hidden_size: int) -> Schedule:
+    steps = asked.steps or _PASSES * steps_of_a_pass(corpus.lengths(corpus.learnt), tokens)
+    rate = peak_rate(hidden_size) / (_GENTLER if asked.init is not None else 1)
+    return Schedule(steps=steps, peak_lr=rate, warmup=max(1, steps // _WARM_UP), seed=asked.seed)
+
+
+def _point(step: int, seen: Sequence[Terms]) -> dict[str, Json]:
+    """Average the terms of some steps."""
+    terms = [mx.stack(each).mean().item() for each in zip(*seen, strict=True)]
+    return {"step": step} | dict(zip(Terms._fields, terms, strict=True))
+
+
+def _measured(student: Student, corpus: Corpus) -> Reports:
+    samples = [corpus.sample(row) for row in corpus.held_out[:_MOST_MEASURED]]
+    return measure(student.drafter, student.target, samples, batch=_MEASURED_TOGETHER)
+
+
+def _about(student: Student, schedule: Schedule, tokens: int) -> dict[str, Json]:
+    config, drafter = student.config, student.drafter
+    sizes = Sizes(
+        kind="dspark" if student.mix is DSPARK else "dflash",
+        layers=drafter.num_layers,
+        block=drafter.block_size,
+        taps=drafter.tap_ids,
+        rank=config["markov_rank"],
+    )
+    trained = sum(a.size for _, a in tree_flatten(drafter.parameters()))
+    ends = sum(a.size for a in student.ends)
+    if drafter.config.own_embedding:
+        trained -= ends
+    return asdict(sizes) | {
+        "mask_token_id": config["mask_token_id"],
+        "trained_parameters": trained,
+        "steps": schedule.steps,
+        "tokens_per_step": tokens,
+        "peak_rate": schedule.peak_lr,
+        "seed": schedule.seed,
+        "device": _device(),
+    }
+
+
+def _json(content: object) -> str:
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
