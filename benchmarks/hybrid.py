@@ -8,7 +8,7 @@ launches, each reading the state that the one before wrote. `loop_us` is the loo
 mlx-lm has, for few tokens only. `engine` answers the same prompts plainly, with drafts, and by
 mlx-lm's `BatchGenerator`: tokens per second, once after a warm-up, and how many answers differ from
 those of plain decoding in one slot. Weights are random, of Qwen3.5-4B's shape. Drafts are taken as
-often as the profile says; see `rehearsal`. One JSON line for each part.
+often as the profile says; see `rehearsal`. One JSON line.
 """
 
 import argparse
@@ -222,7 +222,6 @@ def engine_part(options, dtype):
             "active_gb": round((mx.get_active_memory() - active) / 1e9, 2),
             "peak_gb": round(mx.get_peak_memory() / 1e9, 2),
         }
-        print_line({"so_far": line[f"{slots} slots"], "slots": slots})
     return line
 
 
@@ -240,9 +239,9 @@ def main():
     parser.add_argument("--parts", nargs="+", default=["kernel", "engine"])
     options = parser.parse_args()
     dtype = getattr(mx, options.dtype)
-    for part, run in (("kernel", kernel_part), ("engine", engine_part)):
-        if part in options.parts:
-            print_line({"part": part, **surroundings(), "found": run(options, dtype)})
+    parts = {"kernel": kernel_part, "engine": engine_part}
+    found = {part: run(options, dtype) for part, run in parts.items() if part in options.parts}
+    print_line({**surroundings(), **found})
 
 
 if __name__ == "__main__":
