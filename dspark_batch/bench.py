@@ -313,6 +313,9 @@ def _taking_part(
     elif not all(request.sampling.is_greedy for request in asked):
         del contestants[MLX_LM]
         left_out[MLX_LM] = "items are sampled, which mlx-lm does with other noise"
+    elif any(request.sampling.is_own_way for request in asked):
+        del contestants[MLX_LM]
+        left_out[MLX_LM] = "items have penalties, biases or ends of their own"
     return contest._replace(contestants=contestants), left_out
 
 

@@ -68,6 +68,12 @@ class Options(TypedDict, total=False):
     min_p: float
     seed: int
     stop: tuple[str, ...]
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    bad_words: tuple[str, ...]
+    min_tokens: int
+    ignore_eos: bool
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto
@@ -170,7 +176,11 @@ class OnePrompt:
             ModelError: the target's logits are not numbers, or the answer cannot be decoded.
         """
         engine, request = self._opened.engine, self._request
-        stream = TextStream(self._opened.decode, request.sampling.stop)
+        stream = TextStream(
+            self._opened.decode,
+            request.sampling.stop,
+            min_tokens=request.sampling.min_tokens,
+        )
         engine.add(request)
         num_seen = 0
         while True:

@@ -13,6 +13,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 FinishReason: TypeAlias = Literal["stop", "length"]
 SamplingRule: TypeAlias = Literal["coupled", "rejection"]
 
+_MOST_REPETITION = 100  # no logit is so far from 0 that more would change anything
 _GREEDY_BELOW = 1e-5  # temperatures that DeepSpec and vLLM take for 0
 
 
@@ -44,6 +45,14 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     stop_ids: frozenset[int] = frozenset()  # end the answer, besides the target's own
+    # Taken off the logits of tokens that the answer has: for each time, and once.
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # makes tokens of prompt and answer so many times less likely
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, and what is added to its logit
+    bad_words: tuple[str, ...] = ()  # texts that the answer may not say
+    min_tokens: int = 0  # tokens before the answer may end
+    ignore_eos: bool = False  # the target's own stop tokens do not end the answer
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
@@ -51,6 +60,15 @@ class Sampling:
         _check("top_k", self.top_k, self.top_k >= 0, "0 or more")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
         _check("stop", list(self.stop), all(self.stop), "strings that are not empty")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(name, getattr(self, name), abs(getattr(self, name)) <= 2, "-2 to 2")
+        is_right = 0 < self.repetition_penalty <= _MOST_REPETITION
+        _check("repetition_penalty", self.repetition_penalty, is_right, "more than 0, at most 100")
+        for token, bias in self.logit_bias:
+            _check(f"logit_bias of token {token}", bias, abs(bias) <= 100, "-100 to 100")
+        words = list(self.bad_words)
+        _check("bad_words", words, all(w.strip() for w in words), "texts that are not empty")
+        _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
 
     @property
     def is_greedy(self) -> bool:
@@ -61,6 +79,27 @@ class Sampling:
     def has_filters(self) -> bool:
         """Whether some tokens may not be drawn."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a logit depends on what was said before."""
+        return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
+
+    @property
+    def steers(self) -> bool:
+        """Whether some of the target's logits are changed before a token is chosen."""
+        return bool(self.has_penalties or self.logit_bias or self.bad_words or self.min_tokens)
+
+    @property
+    def is_own_way(self) -> bool:
+        """Whether it asks for what another engine's plain greedy decoding does not know."""
+        return self.steers or self.ignore_eos
+
+    def endings(self, stop_ids: frozenset[int]) -> frozenset[int]:
+        """Say which tokens end the answer, if `stop_ids` are the target's own."""
+        if self.ignore_eos:
+            return self.stop_ids
+        return stop_ids | self.stop_ids if self.stop_ids else stop_ids
 
 
 def _check(name: str, value: float | list[str], is_right: bool, expected: str) -> None:

@@ -285,7 +285,10 @@ def _subject(job: Look, against: Against) -> dict[str, Json]:
 
 def _why_not(claims: Sequence[Claim], spec: Spec, against: Against) -> str | None:
     """Say why answers cannot be decoded again; None: they can."""
-    if all(claim.request.sampling.is_greedy for claim in claims):
+    samplings = [claim.request.sampling for claim in claims]
+    if against == "mlx-lm" and any(sampling.is_own_way for sampling in samplings):
+        return "with penalties, biases, a least length or other ends, which are none of mlx-lm's"
+    if all(sampling.is_greedy for sampling in samplings):
         return None
     if spec.sampling == "rejection":
         return "drawn by the rejection rule, by which an answer depends on the drafts"

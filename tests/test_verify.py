@@ -7,12 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from small_jobs import rows_in, write_lines
 
 from dspark_batch.audit.replay import Margin
 from dspark_batch.cli.main import main
 from dspark_batch.errors import EqualityError, OutputInUse, UsageError
+from dspark_batch.numerics import steering
 from dspark_batch.output.finish import write_output
 from dspark_batch.output.look import look
 from dspark_batch.output.report import Report
@@ -238,6 +240,37 @@ def test_mlx_lm_is_a_reference_for_greedy_answers(folder, audit):
     found = audit(sample=None, against="mlx-lm")
     assert (found.exit_code, found.replayed) == (0, ANSWERS - 1)
     assert dict(found.left_out) == {"sampled, which mlx-lm does with other noise": 1}
+
+
+WISHES = {"repetition_penalty": 1.4, "frequency_penalty": -1.2, "min_tokens": 4}
+STEERED = [
+    {"id": "spell", "prompt": SPELL, "sampling_params": {"logit_bias": {"7": 2}}},
+    {"id": "write", "prompt": WRITE, "sampling_params": {"stop": "O"}},
+    {"id": "free", "prompt": WRITE, "sampling_params": {"temperature": 1.5, "ignore_eos": True}},
+    {"id": "bad", "prompt": WRITE, "sampling_params": {"bad_words": ["Ones", "ten"]}},
+]
+
+
+def test_penalties_and_biases_are_audited(tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    made(opener, records=STEERED, **WISHES)
+    assert audit(sample=None).exit_code == 0
+    assert sum(audit(sample=None, against="mlx-lm").left_out.values()) == len(STEERED)
+
+
+def test_a_penalty_that_counted_rejected_drafts(tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    real = steering._penalised
+
+    def all_drafts(logits, drafts, rows, penalties):
+        return real(logits, drafts, mx.full(rows.shape, drafts.shape[1]), penalties)
+
+    with monkeypatch.context() as planted:
+        planted.setattr(steering, "_penalised", all_drafts)
+        made(opener, records=STEERED, **WISHES)
+    found = audit(sample=None)
+    assert found.exit_code == EqualityError.exit_code
+    assert {difference.verdict for difference in found.differences} == {"defect"}
 
 
 def test_answers_drawn_by_the_rejection_rule_are_left_out(tmp_path, monkeypatch, opener, audit):

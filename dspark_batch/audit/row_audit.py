@@ -144,24 +144,27 @@ def _problems_of_count(earlier: Sequence[Request], tokens: int, counted: int) ->
 def _problems_of_text(request: Request, row: Mapping[str, Json], reading: Reading) -> Iterator[str]:
     """Decode the tokens and end the answer again."""
     ids, stops = row["token_ids"], request.sampling.stop
-    stop_ids = reading.stop_ids | request.sampling.stop_ids
+    stop_ids, least = request.sampling.endings(reading.stop_ids), request.sampling.min_tokens
     past = next((i for i, token in enumerate(ids[:-1]) if token in stop_ids), None)
     if past is not None:
         yield f"goes on past its stop token {ids[past]} at answer token {past}"
     try:
         spoken = reading.decode(ids[:-1] if ids[-1] in stop_ids else ids)
         before = reading.decode(ids[:-1])
+        said_least = len(reading.decode(ids[:least])) if least else 0
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         yield f"token_ids decode to nothing ({type(error).__name__}: {error})"
         return
-    if _cut(before, stops) != before:
+    if _cut(before, stops, said_least) != before:
         yield "goes on past its stop text"
-    text = _cut(spoken, stops)
+    text = _cut(spoken, stops, said_least)
     said = reading.said(request.item, text)
     for name, expected in (("completion", said.answer), ("reasoning", said.reasoning)):
         if row[name] != expected:
             yield f"{name} is not what token_ids decode to: {_apart(row[name], expected)}"
     has_stopped = ids[-1] in stop_ids or text != spoken
+    if has_stopped and len(ids) <= least:
+        yield f"stops after {len(ids)} tokens, expected more than min_tokens, {least}"
     yield from _problems_of_end(request, row, has_stopped)
 
 
@@ -215,9 +218,10 @@ def _problems_of_lists(
         yield "a round accepted more drafts than it verified"
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """Cut a text before its earliest stop text, if it has one."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
+def _cut(text: str, stops: Sequence[str], start: int) -> str:
+    """Cut a text before its earliest stop text that ends behind `start` characters, if any."""
+    found = (text.find(stop, max(0, start + 1 - len(stop))) for stop in stops)
+    return text[: min((at for at in found if at >= 0), default=None)]
 
 
 def _apart(a: str | None, b: str | None) -> str:

@@ -24,6 +24,8 @@ _OF_RUN = (
     *("trust_remote_code", "system_prompt", "system_column", "thinking", "prompt_column"),
     *("messages_column", "last_assistant", "ignore_fields", "special_tokens", "id_column"),
     *("template", "on_overflow", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
+    *("ignore_eos",),
     *("stop", "slots", "draft_length", "no_prefix_cache", "confidence_threshold", "limit", "quiet"),
 )
 

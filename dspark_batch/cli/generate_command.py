@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _OF_RUN = (
     *("family", "target", "drafter", "target_bits", "drafter_bits", "trust_remote_code", "dtype"),
     *("system_prompt", "thinking", "special_tokens", "max_tokens", "temperature", "top_p", "top_k"),
-    *("min_p", "seed", "stop", "sampling", "draft_length", "confidence_threshold"),
+    *("min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("bad_words", "min_tokens", "ignore_eos"),
+    *("sampling", "draft_length", "confidence_threshold"),
 )
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 

@@ -229,6 +229,33 @@ class _Share(click.ParamType):
     "--stop", metavar="TEXT", multiple=True, help="End an answer before this text; repeatable."
 )
 @_option(
+    "--frequency-penalty",
+    metavar="P",
+    type=Number(min=-2, max=2),
+    help="Take this off a token's logit for each time that the answer has it.",
+)
+@_option(
+    "--presence-penalty",
+    metavar="P",
+    type=Number(min=-2, max=2),
+    help="Take this off a token's logit once the answer has it.",
+)
+@_option(
+    "--repetition-penalty",
+    metavar="P",
+    type=Number(min=0, max=100, min_open=True),
+    help="Make tokens of the prompt and the answer less likely: divide their logits; 1: do not.",
+)
+@_option(
+    "--bad-words", metavar="TEXT", multiple=True, help="Never say this in an answer; repeatable."
+)
+@_option(
+    "--min-tokens", metavar="N", type=Whole(min=0), help="Let no answer end before so many tokens."
+)
+@_option(
+    "--ignore-eos", is_flag=True, help="Let the target's own end-of-answer tokens end no answer."
+)
+@_option(
     "--sampling",
     type=click.Choice(get_args(SamplingRule)),
     help="coupled: no setting of speed changes an answer; rejection: the paper's rule, a little "

@@ -29,11 +29,12 @@ from dspark_batch.engine.fallback import (
 )
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
-from dspark_batch.engine.sampling import RULES, rule_of
+from dspark_batch.engine.sampling import RULES, rule_of, steers
 from dspark_batch.engine.scheduler import MayBegin, Scheduler, Waiting
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
+from dspark_batch.engine.steering import Wish, wish_of
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics.confidence import threshold_lengths
@@ -221,9 +222,12 @@ class Engine:
             urgent: whether it goes before all that are not. Nobody gives up a slot for it.
 
         Raises:
-            UsageError: it has stop strings, and there is no tokenizer.
+            UsageError: it has stop strings or bad words, and there is no tokenizer.
         """
         self._stop_strings(request)
+        if problem := self._cannot_steer(request):
+            self._ended.append(_failure_of(request.item, problem))
+            return
         self._scheduler.window.add(request, is_urgent=urgent)
 
     def step(self, may_begin: MayBegin = _always) -> list[Outcome]:
@@ -304,8 +308,8 @@ class Engine:
 
     def _sequence(self, waiting: Waiting) -> Sequence:
         request, stop_ids = waiting.request, self._pair.config.stop_ids
-        strings = self._stop_strings(request)
-        return Sequence(request, stop_ids, strings, is_urgent=waiting.is_urgent)
+        strings, wish = self._stop_strings(request), self._wish(request)
+        return Sequence(request, stop_ids, strings, wish=wish, is_urgent=waiting.is_urgent)
 
     def _begin(self, sequence: Sequence, token: int, is_finite: bool) -> bool:
         """Commit a first token; return whether more are to come."""
@@ -370,7 +374,8 @@ class Engine:
 
     def _draft_ahead(self) -> None:
         """Extend the drafter's context, and send the next drafts behind a round nobody has read."""
-        if self._drafts_ahead and not self._clock.splits:
+        is_known = not steers(self._slots.sequences)  # else who steers counts what is not read yet
+        if self._drafts_ahead and is_known and not self._clock.splits:
             self._slots.fit_next()
             with suppress(DrafterFault):  # met again where it counts, if it stays
                 self._next = self._draft()
@@ -483,15 +488,37 @@ class Engine:
 
     def _stop_strings(self, request: Request) -> StopStrings | None:
         """Make what looks for the request's stop strings; None: it has none."""
-        stops, tokenizer = request.sampling.stop, self._pair.tokenizer
-        if not stops:
+        sampling = request.sampling
+        if sampling.stop or sampling.bad_words:
+            self._need_tokenizer(request, "stop strings" if sampling.stop else "bad words")
+        if not sampling.stop:
             return None
-        if tokenizer is None:
+        return StopStrings(sampling.stop, self._decode, sampling.min_tokens)
+
+    def _need_tokenizer(self, request: Request, what: str) -> None:
+        if self._pair.tokenizer is None:
+            texts = list(request.sampling.stop or request.sampling.bad_words)
             raise UsageError(
-                f"{request.item.where}: stop strings {list(stops)} need a tokenizer, and the "
-                "target has none. Give token ids, or a target with a tokenizer."
+                f"{request.item.where}: {what} {texts} need a tokenizer, and the target has none. "
+                "Give token ids, or a target with a tokenizer."
             )
-        return StopStrings(stops, self._decode)
+
+    def _cannot_steer(self, request: Request) -> str | None:
+        """Say why a request cannot be steered as it wants; None: it can."""
+        vocab_size = self._pair.target.facts.vocab_size
+        strange = [token for token, _ in request.sampling.logit_bias if token >= vocab_size]
+        if strange:
+            return (
+                f"logit_bias names token {strange[0]}, and the vocabulary has {vocab_size}; name "
+                f"tokens from 0 to {vocab_size - 1}."
+            )
+        return None
+
+    def _wish(self, request: Request) -> Wish | None:
+        """Say what the request wants changed; None: nothing."""
+        texts = request.sampling.bad_words
+        words = self._pair.tokenizer.spellings(texts) if texts else []
+        return wish_of(request, words, self._pair.config.stop_ids)
 
 
 class _Undecodable(Exception):
@@ -511,7 +538,10 @@ def _not_finite(sequence: Sequence) -> Failure:
 
 
 def _failure(sequence: Sequence, problem: str) -> Failure:
-    item = sequence.request.item
+    return _failure_of(sequence.request.item, problem)
+
+
+def _failure_of(item: Item, problem: str) -> Failure:
     return Failure(item, "engine", f"{item.where}: {problem}")
 
 

@@ -9,6 +9,7 @@ from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.sampling import noise_key
 from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.steering import Answer, steering_of, wish_of
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Filters, Settings, scaled_logits
 from dspark_batch.pair import Pair
@@ -34,6 +35,11 @@ def margins(
     """
     passes = Passes(pair.target, NoDrafter())
     logits = prefill_alone(passes, Shapes(), (*request.prompt_ids, *answer)).logits[0]
+    words = pair.tokenizer.spellings(request.sampling.bad_words) if pair.tokenizer else []
+    wish = wish_of(request, words, pair.config.stop_ids)
+    if wish is not None:
+        nothing = mx.zeros((1, 0), dtype=mx.int32)
+        logits = steering_of([Answer(wish, answer)])(logits[None, None], nothing)[0, 0]
     deciding = _deciding(logits, request, len(answer))
     second, first = mx.topk(deciding, 2).tolist()
     chosen = [deciding[t].item() if 0 <= t < deciding.shape[0] else -mx.inf for t in tokens]

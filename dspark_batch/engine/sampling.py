@@ -7,8 +7,9 @@ from collections.abc import Sequence as ListLike
 import mlx.core as mx
 
 from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.steering import Answer, steering_of
 from dspark_batch.numerics.chance import Chance
-from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule
+from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule, Steered
 from dspark_batch.numerics.sampling import Filters, Settings
 from dspark_batch.types import Request, Sampling, SamplingRule
 
@@ -20,11 +21,27 @@ _GREEDY = Sampling()
 def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions: mx.array) -> Rule:
     """Make the rule for one round, or for first tokens.
 
+    It knows what is committed of the answers, so it is made when the host has read the round before
+    if `steers` says so.
+
     Args:
         name: what draws if a slot has a temperature; without one, nothing pays for noise.
         sequences: by slot; None: free.
         positions: [S] int32, of the answer tokens that are decided first.
     """
+    drawn = _drawn(name, sequences, positions)
+    if not steers(sequences):
+        return drawn
+    slots = [Answer(s.wish, s.token_ids) if s and s.wish else None for s in sequences]
+    return Steered(drawn, steering_of(slots))
+
+
+def steers(sequences: ListLike[Sequence | None]) -> bool:
+    """Whether some of the sequences change logits by what is committed of their answers."""
+    return any(s is not None and s.wish is not None for s in sequences)
+
+
+def _drawn(name: SamplingRule, sequences: ListLike[Sequence | None], positions: mx.array) -> Rule:
     samplings = [s.request.sampling if s else _GREEDY for s in sequences]
     if all(sampling.is_greedy for sampling in samplings):
         return Greedy()

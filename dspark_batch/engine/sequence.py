@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence as ListLike
 
+from dspark_batch.engine.steering import Wish
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.types import Completion, FinishReason, Partial, Request, drafted_flags
 
@@ -18,6 +19,7 @@ class Sequence:
         has_context: whether the drafter's context holds all of it; a drafter that rests loses it.
         is_urgent: whether it goes before others.
         is_cancelled: whether nobody wants it any more; its prompt may still be on its way.
+        wish: how the logits of its tokens are changed; None: they are not.
     """
 
     def __init__(
@@ -26,9 +28,11 @@ class Sequence:
         stop_ids: frozenset[int],
         stop_strings: StopStrings | None = None,
         *,
+        wish: Wish | None = None,
         is_urgent: bool = False,
     ) -> None:
         self.request = request
+        self.wish = wish
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.fallback: str | None = None
@@ -36,8 +40,7 @@ class Sequence:
         self.has_context = True
         self.is_urgent = is_urgent
         self.is_cancelled = False
-        own = request.sampling.stop_ids
-        self._stop_ids = stop_ids | own if own else stop_ids
+        self._stop_ids = request.sampling.endings(stop_ids)
         self._stop_strings = stop_strings
         # By round: accept length, drafts among it, drafts verified, and their confidence.
         self._rounds: list[tuple[int, int, int, tuple[float, ...] | None]] = []

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from dspark_batch.engine.stopping import cut
+
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder gives for bytes that are no text
 
 
@@ -16,6 +18,7 @@ class TextStream:
         decode: turns token ids into text.
         stops: the text ends before the first of these.
         marks: whoever reads the text must see these whole; what may begin one is held back.
+        min_tokens: a stop string that ends in the text of so many first tokens is none.
     """
 
     def __init__(
@@ -23,10 +26,12 @@ class TextStream:
         decode: Callable[[Sequence[int]], str],
         stops: Sequence[str] = (),
         marks: Sequence[str] = (),
+        min_tokens: int = 0,
     ) -> None:
         self._decode = decode
         self._is_broken = cache(lambda token: _BROKEN in decode([token]))
         self._stops, self._marks = tuple(stops), tuple(marks)
+        self._min_tokens = min_tokens
         self._token_ids: list[int] = []
         self._given = ""
 
@@ -52,9 +57,10 @@ class TextStream:
 
     def _settled(self, text: str) -> str:
         """Cut a text where a stop string begins, or may."""
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        first = self._token_ids[: self._min_tokens]
+        ends = [len(cut(text, self._stops, len(self._decode(first)) if first else 0))]
         ends += [len(text) - _overlap(text, held) for held in (*self._stops, *self._marks)]
-        return text[: min(ends, default=None)]
+        return text[: min(ends)]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,8 +1,10 @@
 """What an item chooses for itself, over what the job says for all."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from dspark_batch.intake.messages import Fields, Unusable, from_text
 from dspark_batch.spec.nearest import nearest
@@ -11,7 +13,11 @@ from dspark_batch.types import Json, Sampling
 
 COLUMN = "sampling_params"
 
-CHOICES = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "max_tokens")
+CHOICES = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "max_tokens"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "bad_words"),
+    *("min_tokens", "ignore_eos"),
+)
 OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
@@ -19,9 +25,7 @@ OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
 }
 ONLY = {  # fields with values that ask for nothing that we lack
     **{"n": (1,), "best_of": (1,), "stream": (False,), "logprobs": (False,), "top_logprobs": (0,)},
-    **{"frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,)},
-    **{"length_penalty": (1,), "logit_bias": ({},), "bad_words": ([],), "min_tokens": (0,)},
-    **{"ignore_eos": (False,), "skip_special_tokens": (True,), "detokenize": (True,)},
+    **{"length_penalty": (1,), "skip_special_tokens": (True,), "detokenize": (True,)},
     **{"spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,)},
     **{"use_beam_search": (False,), "response_format": ({"type": "text"},)},
     **{"modalities": (["text"],), "tools": ([],), "tool_choice": ("none", "auto")},
@@ -30,7 +34,10 @@ ONLY = {  # fields with values that ask for nothing that we lack
     **{"safe_prompt": (False,), "include_reasoning": (True,), "separate_reasoning": (True,)},
 }
 
-_WHOLE = ("top_k", "seed", "max_tokens")
+Chosen: TypeAlias = "float | tuple[str, ...] | frozenset[int] | tuple[tuple[int, float], ...]"
+
+_WHOLE = ("top_k", "seed", "max_tokens", "min_tokens")
+_TOKEN = re.compile(r"[0-9]{1,9}")
 _MOST = 1e300  # that a float can hold, and nobody means
 _MOST_TOP_K = 2**31 - 1  # no vocabulary has more
 
@@ -62,9 +69,15 @@ def choices_of(
     if "stop_token_ids" in chosen:
         chosen["stop_ids"] = chosen.pop("stop_token_ids")
     try:
-        return replace(spec.sampling_of_all(), **chosen), max_tokens
+        sampling = replace(spec.sampling_of_all(), **chosen)
     except ValueError as error:
         raise Unusable(f"`{column}`: {error}.") from error
+    if sampling.min_tokens > max_tokens:
+        raise Unusable(
+            f"`{column}.min_tokens`: {sampling.min_tokens} tokens are more than max_tokens, "
+            f"{max_tokens}; lower the one, or raise the other."
+        )
+    return sampling, max_tokens
 
 
 def _in_our_words(given: Mapping[str, Json], column: str) -> dict[str, Json]:
@@ -103,11 +116,9 @@ def _way(name: str) -> str:
     return f" Take it out, or leave it aside with --ignore-fields {name}."
 
 
-def _chosen(where: str, name: str, value: Json) -> float | tuple[str, ...] | frozenset[int]:
-    if name == "stop":
-        return _texts(where, value)
-    if name == "stop_token_ids":
-        return _ids(where, value)
+def _chosen(where: str, name: str, value: Json) -> Chosen:
+    if name in _READERS:
+        return _READERS[name](where, value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and name in _WHOLE:
         whole = _whole(value)
@@ -144,3 +155,35 @@ def _ids(where: str, value: Json) -> frozenset[int]:
 def _id(value: Json) -> int | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
     return _whole(value) if is_number else None
+
+
+def _biases(where: str, value: Json) -> tuple[tuple[int, float], ...]:
+    """Read {"token id": bias}; a null, which tables fill gaps with, says nothing."""
+    if not isinstance(value, dict):
+        raise Unusable(f"{where} is {value!r}, expected an object of token ids and numbers.")
+    biases: dict[int, float] = {}
+    for name, bias in value.items():
+        if bias is None:
+            continue
+        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not _TOKEN.fullmatch(name) or not is_number:
+            raise Unusable(f"{where} has {name!r}: {bias!r}, expected a token id and a number.")
+        if int(name) in biases:
+            raise Unusable(f"{where} names token {int(name)} twice; keep one.")
+        biases[int(name)] = bias
+    return tuple(sorted(biases.items()))
+
+
+def _flag(where: str, value: Json) -> bool:
+    if not isinstance(value, bool):
+        raise Unusable(f"{where} is {value!r}, expected true or false.")
+    return value
+
+
+_READERS: dict[str, Callable[[str, Json], Chosen]] = {
+    "stop": _texts,
+    "stop_token_ids": _ids,
+    "bad_words": _texts,
+    "logit_bias": _biases,
+    "ignore_eos": _flag,
+}

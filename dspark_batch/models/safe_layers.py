@@ -69,7 +69,7 @@ class _SafeHeads(nn.Module):
         if not transpose or heads != self.weight.shape[0]:  # cached positions, in mlx-lm's own pass
             return multiply(hidden, transpose=transpose)
         rows = hidden.swapaxes(0, 1).reshape(heads, -1, size)
-        product = _product(self, size, rows.dtype)._replace(is_attention=True)
+        product = _product(self, size, rows.dtype)._replace(matrices=heads)
 
         def over_matrices(rows: mx.array) -> mx.array:
             """Map [H, P, M, K] to [H, P, M, N], a matrix of each head after the other."""

@@ -127,6 +127,24 @@ class Tokenizer:
             )
         return ids
 
+    def spellings(self, words: Iterable[str]) -> list[list[int]]:
+        """Turn words into the tokens that spell them, at the beginning of a text and within it.
+
+        Source:
+            vLLM: without a space in front; with one too, if as many tokens spell it, the first
+            another.
+        """
+        found: list[list[int]] = []
+        for word in words:
+            bare, spaced = (
+                self._wrapped.encode(space + word.lstrip(), add_special_tokens=False)
+                for space in ("", " ")
+            )
+            found.append(bare)
+            if spaced[:1] != bare[:1] and len(spaced) == len(bare):
+                found.append(spaced)
+        return [ids for ids in found if ids]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turn ids into text; special tokens stay visible, spaces stay as they are."""
         return self._wrapped.decode(list(token_ids), clean_up_tokenization_spaces=False)

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 
 import mlx.core as mx
 
 from dspark_batch import device
 from dspark_batch.numerics.exponential import exp
-from dspark_batch.numerics.rows import Product, over_safe_heads
+from dspark_batch.numerics.rows import Product, over_safe_batches, over_safe_heads
 
 # Positions that are attended to together; every buffer holds whole blocks. On a CPU every visible
 # position costs an exponential, the slowest thing there is; a GPU compiles for each capacity.
@@ -81,7 +81,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
 
     The room behind a slot's end changes no bit: a library sums long products in parts whose size
     depends on their length, so every product here is one block long, and the blocks are added in
-    order. Neither does the number of query rows; see `numerics.rows`.
+    order. Neither does the number of query rows, nor that of the slots; see `numerics.rows`.
     """
     batch, heads, width, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
@@ -90,7 +90,9 @@ def products_attention(  # noqa: PLR0913  what attention is over
     )
     to_scores = Product(_name(queries), dim, BLOCK, is_attention=True)
     rows = (queries * scale).reshape(batch, kv_heads, 1, -1, dim)
-    scores = over_safe_heads(to_scores, rows, lambda rows: rows @ key_blocks.swapaxes(-1, -2))
+    scores = over_safe_heads(
+        to_scores, rows, partial(over_safe_batches, to_scores, weights=key_blocks)
+    )
     scores = scores.reshape(batch, kv_heads, -1, heads // kv_heads, width, BLOCK)
     visible = mask.reshape(batch, 1, -1, positions // BLOCK, BLOCK).swapaxes(2, 3)
     scores = scores.astype(mx.float32)
@@ -108,7 +110,9 @@ def products_attention(  # noqa: PLR0913  what attention is over
     total = total.reshape(batch, heads, width, 1)
     weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
     to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
-    attended = over_safe_heads(to_values, weights, lambda rows: rows @ value_blocks)
+    attended = over_safe_heads(
+        to_values, weights, partial(over_safe_batches, to_values, weights=value_blocks)
+    )
     attended = attended.astype(mx.float32).sum(axis=2).reshape(batch, heads, width, -1)
     return (attended / total).astype(queries.dtype)
 

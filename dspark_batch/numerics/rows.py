@@ -35,7 +35,8 @@ class Product(NamedTuple):
     is_transposed: bool = True  # the weight lies as [N, K]
     has_bias: bool = False
     quantised: tuple[int, int, str] | None = None  # bits, group size, mode; None: it is not
-    is_attention: bool = False  # one of many small products: of a slot's queries, say
+    is_attention: bool = False  # of a slot's queries, say: any number of matrices run in a batch
+    matrices: int = 1  # of a batch, each with a weight of its own
 
 
 class Ladder(NamedTuple):
@@ -43,6 +44,7 @@ class Ladder(NamedTuple):
 
     counts: tuple[int, ...]  # ascending
     references: tuple[int, ...]  # the first one that gives all its rows the same bits
+    matrices: tuple[int, ...] = ()  # of a batch, ascending; (): each matrix runs by itself
 
 
 # With AVX2 kernels the rows of large products differ by their place, so the reference is smaller.
@@ -54,7 +56,12 @@ _GPU = Ladder(
 )
 # Few rows are the rule here, and whatever is more becomes several matrices.
 _CPU_ATTENTION = Ladder((1, 2, 4, 8, 16), (16, 8, 4, 2, 1))
-_GPU_ATTENTION = Ladder((1, 2, 4, 8, 16, 32, 64), (64, 32, 16, 8, 4, 2, 1))
+_GPU_ATTENTION = Ladder(
+    (1, 2, 4, 8, 16, 32, 64),
+    (64, 32, 16, 8, 4, 2, 1),
+    (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)
+_MATRICES = 128  # of the reference, where matrices run in a batch
 
 Verdicts: TypeAlias = dict[tuple[Product, int], bool]  # product, count -> is it safe?
 VERDICTS: Verdicts = {}  # of this process; `tuning.verdicts` keeps them on the disk
@@ -92,9 +99,9 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
     Many rows run as several matrices of the reference count, all in one batch.
 
     Args:
-        product: what `multiply` is, with `is_attention`.
+        product: what `multiply` is.
         rows: [..., M, K].
-        multiply: maps [..., P, M', K] to [..., P, M', N].
+        multiply: maps [..., P, M', K] to [..., P, M', N]; see `over_safe_batches`.
 
     Returns:
         [..., M, N].
@@ -103,12 +110,35 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
     if _is_free:
         return multiply(rows[..., None, :, :])[..., 0, :, :]
     count = _least_safe(product, total) or _reference(product)[0]
-    matrices = -(-total // count)
-    if missing := matrices * count - total:
+    parts = -(-total // count)
+    if missing := parts * count - total:
         rows = mx.pad(rows, [(0, 0)] * len(batch) + [(0, missing), (0, 0)])
-    results = multiply(rows.reshape(*batch, matrices, count, size))
-    results = results.reshape(*results.shape[:-3], matrices * count, -1)
+    results = multiply(rows.reshape(*batch, parts, count, size))
+    results = results.reshape(*results.shape[:-3], parts * count, -1)
     return results[..., :total, :]
+
+
+def over_safe_batches(product: Product, rows: mx.array, weights: mx.array) -> mx.array:
+    """Multiply the matrices of `over_safe_heads`, where a batch of them may decide bits.
+
+    On CUDA a row has other bits in a batch of other size. So there a batch is cut, and filled up,
+    to numbers of matrices that give it those of the reference. A CPU multiplies them one by one.
+
+    Args:
+        product: with `is_attention`.
+        rows: [..., P, M, K], M a safe count.
+        weights: [..., 1, K, N], or [..., 1, N, K] if transposed.
+
+    Returns:
+        [..., P, M, N]; leading axes as they broadcast.
+    """
+    if _is_free or not _ladder(product).matrices:
+        return _matmul(product, rows, weights)
+    parts = [
+        _in_batches(product, rows[..., at, :, :], weights[..., 0, :, :])
+        for at in range(rows.shape[-3])
+    ]
+    return mx.stack(parts, axis=-3)
 
 
 @contextmanager
@@ -144,10 +174,12 @@ def pieces(product: Product, count: int) -> tuple[int, ...]:
 
 def is_safe(product: Product, count: int) -> bool:
     """Whether every row of a product of so many rows has the bits of the reference count."""
+    product = _of_reference(product) if product.matrices == 1 else product
     key = (product, count)
     if key not in VERDICTS:
         reference, bits = _reference(product)
-        VERDICTS[key] = count == reference or _bits(product, count) == bits
+        is_reference = key == (_of_reference(product), reference)
+        VERDICTS[key] = is_reference or _bits(product, count) == bits
     return VERDICTS[key]
 
 
@@ -186,6 +218,43 @@ def _ladder(product: Product) -> Ladder:
     return _GPU_ATTENTION if product.is_attention else _GPU
 
 
+def _matmul(product: Product, rows: mx.array, weights: mx.array) -> mx.array:
+    return rows @ (weights.swapaxes(-1, -2) if product.is_transposed else weights)
+
+
+def _in_batches(product: Product, rows: mx.array, weights: mx.array) -> mx.array:
+    """Multiply [..., M, K] by [..., K, N], or [..., N, K], in batches of safe numbers."""
+    batch = np.broadcast_shapes(rows.shape[:-2], weights.shape[:-2])
+    count, total = rows.shape[-2], math.prod(batch)
+    rows, weights = (
+        mx.contiguous(mx.broadcast_to(each, (*batch, *each.shape[-2:]))).reshape(
+            total, *each.shape[-2:]
+        )
+        for each in (rows, weights)
+    )
+    results, start = [], 0
+    while start < total:
+        number = _safe_number(product, count, total - start)
+        some = (each[start : start + number] for each in (rows, weights))
+        missing = max(0, start + number - total)
+        some = (mx.pad(each, [(0, missing), (0, 0), (0, 0)]) if missing else each for each in some)
+        results.append(_matmul(product, *some))
+        start += number
+    return mx.concatenate(results)[:total].reshape(*batch, count, -1)
+
+
+def _safe_number(product: Product, count: int, total: int) -> int:
+    """Say how many matrices of a safe count of rows run in a batch, if so many are left."""
+    numbers = _ladder(product).matrices
+    most_first = [n for n in reversed(numbers) if n <= total] + [n for n in numbers if n > total]
+    return next(n for n in most_first if is_safe(product._replace(matrices=n), count))
+
+
+def _of_reference(product: Product) -> Product:
+    """Say of how many matrices the batch of a product's reference is."""
+    return product._replace(matrices=_MATRICES) if _ladder(product).matrices else product
+
+
 def _least_safe(product: Product, count: int) -> int | None:
     ladder = _ladder(product)
     most = max(2 * count, ladder.references[0])
@@ -201,6 +270,7 @@ def _largest_safe(product: Product, count: int) -> int:
 
 
 def _reference(product: Product) -> tuple[int, list[bytes]]:
+    product = _of_reference(product)
     if product not in _references:
         for count in _ladder(product).references:
             if (bits := _bits(product, count)) is not None:
@@ -218,7 +288,8 @@ def _bits(product: Product, count: int) -> list[bytes] | None:
         trials = 1 if device.is_cpu() else _MOST_TRIALS
     for trial in range(trials):
         row = _cancelling((1, product.size), _dtype(product), trial, sign=1)
-        results = multiply(mx.contiguous(mx.broadcast_to(row, (count, product.size))))
+        rows = mx.broadcast_to(row, (*_batch(product), count, product.size))
+        results = multiply(mx.contiguous(rows)).reshape(-1, product.width)
         values = np.array(results.view(mx.uint8))
         if (values != values[0]).any():
             return None
@@ -226,8 +297,12 @@ def _bits(product: Product, count: int) -> list[bytes] | None:
     return found
 
 
+def _batch(product: Product) -> tuple[int, ...]:
+    return (product.matrices,) if product.matrices > 1 else ()
+
+
 def _sample(product: Product) -> Multiply:
-    """Make a product of the size, with a random weight.
+    """Make a product of the size, with a random weight; a batch has copies of it.
 
     All its terms cancel out, so what remains is the rounding of the sums: the order in which a
     kernel adds shows in every value, also where results are rounded to few bits. What quantising
@@ -237,6 +312,9 @@ def _sample(product: Product) -> Multiply:
     shape, dtype = (distinct, product.size), _dtype(product)
     weight = _cancelling(shape, dtype, 101, sign=-1)
     weight = mx.tile(weight, (-(-product.width // distinct), 1))[: product.width]
+    if not product.is_transposed:
+        weight = weight.T
+    weight = mx.contiguous(mx.broadcast_to(weight, (*_batch(product), *weight.shape)))
     bias = mx.zeros(product.width, dtype) if product.has_bias else None  # any other would hide it
     if product.quantised is not None:
         bits, group_size, mode = product.quantised
@@ -248,11 +326,9 @@ def _sample(product: Product) -> Multiply:
             return result if bias is None else result + bias
 
         return quantised
-    if not product.is_transposed:
-        weight = mx.contiguous(weight.T).T  # so that its transpose lies as [K, N]
     mx.eval(weight)
     if bias is None:
-        return lambda rows: rows @ weight.T
+        return lambda rows: _matmul(product, rows, weight)
     return lambda rows: mx.addmm(bias, rows, weight.T)
 
 

@@ -7,6 +7,7 @@ import mlx.core as mx
 from dspark_batch.numerics.acceptance import accept_with_bonus, count_leading
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Settings, draw, probabilities, scaled_logits
+from dspark_batch.numerics.steering import Steering
 
 
 class Rule(Protocol):
@@ -127,6 +128,37 @@ class Rejection:
         accepted = count_leading(accepts, verify_len)
         weights = _residual(_row(p, accepted), _row(q, accepted), accepted < verify_len)
         return accepted, draw(weights, self._chance.bonus_uniform(accepted))
+
+
+class Steered:
+    """A rule over logits that requests have changed: the drafter's and the target's alike.
+
+    Lives for one round, as it remembers the drafts.
+    """
+
+    def __init__(self, rule: Rule, steering: Steering) -> None:
+        self._rule = rule
+        self._steering = steering
+        self._drafts: list[mx.array] = []  # [B] each, by block position
+
+    def first(self, logits: mx.array) -> mx.array:
+        """Choose the first answer tokens; see `Rule`."""
+        nothing = mx.zeros((logits.shape[0], 0), dtype=mx.int32)
+        return self._rule.first(self._steering(logits[:, None], nothing)[:, 0])
+
+    def draft(self, logits: mx.array, k: int) -> mx.array:
+        """Choose the drafts of a block position, behind those before it; see `Rule`."""
+        nothing = mx.zeros((logits.shape[0], 0), dtype=mx.int32)
+        before = mx.stack(self._drafts, axis=1) if self._drafts else nothing
+        chosen = self._rule.draft(self._steering(logits[:, None], before, k)[:, 0], k)
+        self._drafts.append(chosen.astype(mx.int32))
+        return chosen
+
+    def verify(
+        self, drafts: mx.array, verify_len: mx.array, logits: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Decide what stays; see `Rule`."""
+        return self._rule.verify(drafts, verify_len, self._steering(logits, drafts))
 
 
 def _residual(p: mx.array, q: mx.array, is_rejected: mx.array) -> mx.array:

@@ -37,6 +37,8 @@ SPEC_FIELDS = (
     *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
     *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
+    "ignore_eos",
 )
 MODEL_FIELDS = (
     "target",

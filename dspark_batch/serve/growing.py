@@ -32,7 +32,8 @@ class Growing:
     def __init__(self, request: Request, spec: Spec, opened: Opened) -> None:
         self._split = splitter(request.item.record, spec, opened.split)
         self._may_think = bool(opened.marks)
-        self._stream = TextStream(opened.decode, request.sampling.stop, opened.marks)
+        sampling = request.sampling
+        self._stream = TextStream(opened.decode, sampling.stop, opened.marks, sampling.min_tokens)
         self._raw = ""
         self._num_tokens = 0
         self._sent = Said("", "")

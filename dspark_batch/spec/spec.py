@@ -66,12 +66,18 @@ class Spec:
     output_prefix: str = ""  # before each of our other column names
     format: Format = "rows"  # what the output looks like; openai: that of their Batch API
     max_tokens: int = 512  # most tokens of an answer, a stop token included
-    temperature: float = 0.0  # this and the next five: what `types.Sampling` says
+    temperature: float = 0.0  # this and the next eleven: what `types.Sampling` says
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    bad_words: tuple[str, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
@@ -97,6 +103,7 @@ class Spec:
             raise UsageError("no input: name at least one file, or - for standard input.")
         _must_be_output(self.out)
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
+        _must_be_text(*self.bad_words)
         _must_be_text(self.id_column, self.system_column, *self.ignore_fields)
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
@@ -115,14 +122,21 @@ class Spec:
             raise UsageError(
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
             )
-        try:
-            self.sampling_of_all()
-        except ValueError as error:
-            raise UsageError(f"{error}.") from error
+        self._check_sampling()
         self._check_choices()
         self._check_audit()
         self._check_output()
         self._check_time()
+
+    def _check_sampling(self) -> None:
+        try:
+            self.sampling_of_all()
+        except ValueError as error:
+            raise UsageError(f"{error}.") from error
+        if self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {self.min_tokens}, expected at most max_tokens, {self.max_tokens}."
+            )
 
     def _check_choices(self) -> None:
         _one_of(Dtype, dtype=self.dtype)
@@ -219,6 +233,12 @@ class Spec:
             min_p=self.min_p,
             seed=self.seed,
             stop=self.stop,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            bad_words=self.bad_words,
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
         )
 
 

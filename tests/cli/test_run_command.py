@@ -69,6 +69,10 @@ def test_every_option_reaches_its_field(specs):
         "top_k": 20,
         "min_p": 0.05,
         "seed": 3,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
         "sampling": "rejection",
         "confidence_threshold": 0.5,
         "slots": 3,
@@ -90,6 +94,8 @@ def test_every_option_reaches_its_field(specs):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()] + [
         "--stop=END",
         "--stop=\n\n",
+        "--bad-words=no",
+        "--ignore-eos",
         "--keep=a",
         "--keep=b",
         "--overwrite",
@@ -103,6 +109,7 @@ def test_every_option_reaches_its_field(specs):
     [spec] = specs
     words |= {"stop": ("END", "\n\n"), "keep": ("a", "b")}
     words["retry_where"] = ("error.code=engine", "status=skipped")
+    words |= {"bad_words": ("no",), "ignore_eos": True}
     words |= {"overwrite": True, "retry_failed": True, "log_confidence": True}
     words["trust_remote_code"] = True
     assert spec == Spec(inputs=("-",), out="out.jsonl", **words)

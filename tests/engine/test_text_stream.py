@@ -62,10 +62,10 @@ def random_bytes_and_words(rng):
     return tokens[: rng.randint(1, len(tokens))]
 
 
-def streamed(decode, tokens, stops):
+def streamed(decode, tokens, stops, min_tokens=0):
     """Stream tokens until a stop string ends them; return the pieces and the final text."""
-    stream = TextStream(decode, stops)
-    strings = StopStrings(stops, decode) if stops else None
+    stream = TextStream(decode, stops, min_tokens=min_tokens)
+    strings = StopStrings(stops, decode, min_tokens) if stops else None
     said, pieces = [], []
     for token in tokens:
         said.append(token)
@@ -76,15 +76,16 @@ def streamed(decode, tokens, stops):
     return [*pieces, stream.end(text)], text
 
 
+@pytest.mark.parametrize("min_tokens", [0, 3])
 @pytest.mark.parametrize("stops", [(), ("STOP",), ("é", "OPS", "本語")], ids=str)
 @pytest.mark.parametrize(
     ("decode", "make"), [(plain, random_tokens), (all_or_nothing, random_bytes_and_words)]
 )
-def test_all_pieces_together_are_the_text(decode, make, stops):
+def test_all_pieces_together_are_the_text(decode, make, stops, min_tokens):
     rng = random.Random(7)
     for _ in range(400):
         tokens = make(rng)
-        pieces, text = streamed(decode, tokens, stops)
+        pieces, text = streamed(decode, tokens, stops, min_tokens)
         assert "".join(pieces) == text, tokens
 
 

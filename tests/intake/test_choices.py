@@ -7,6 +7,8 @@ from dspark_batch.intake.mapping import to_request
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Item, Sampling
 
+EOS, MORE = {"ignore_eos": True}, {"presence_penalty": 2}
+
 
 def ask(own=None, **options):
     spec = Spec(inputs=("in.jsonl",), out="o.jsonl", **options)
@@ -84,6 +86,14 @@ def test_says_what_is_wrong_with_the_choices(own, sentence):
         ({"random_seed": 10**30}, {"seed": 10**30}, 9),
         ({"stop_token_ids": [1, 2.0]}, {"stop_ids": frozenset({1, 2})}, 9),
         ({"repetition_penalty": 1.0, "n": 1.0, "ignore_eos": False, "min_tokens": 0}, {}, 9),
+        ({"repetition_penalty": 1.1, "ignore_eos": True}, {"repetition_penalty": 1.1} | EOS, 9),
+        ({"frequency_penalty": -2, "presence_penalty": 2}, {"frequency_penalty": -2} | MORE, 9),
+        (
+            {"logit_bias": {"7": 1.5, "3": -100, "9": None}, "bad_words": "x"},
+            {"logit_bias": ((3, -100), (7, 1.5)), "bad_words": ("x",)},
+            9,
+        ),
+        ({"logit_bias": {}, "bad_words": [], "min_tokens": 9.0}, {"min_tokens": 9}, 9),
         ({"skip_special_tokens": True, "logprobs": None, "top_logprobs": 0}, {}, 9),
         ({}, {}, 9),
     ],
@@ -98,8 +108,18 @@ def test_words_and_numbers_of_others_are_obeyed(own, sampling, max_tokens):
     [
         ({"n": 2}, "`sampling_params.n` is 2, which is not supported. Use --samples"),
         ({"n": True}, "`sampling_params.n` is True, which is not supported."),
-        ({"repetition_penalty": 1.1}, "`sampling_params.repetition_penalty` is 1.1, which is not"),
-        ({"ignore_eos": True}, "`sampling_params.ignore_eos` is True, which is not supported."),
+        ({"length_penalty": 1.1}, "`sampling_params.length_penalty` is 1.1, which is not"),
+        ({"repetition_penalty": 0}, "`sampling_params`: repetition_penalty is 0, expected more"),
+        ({"frequency_penalty": 2.1}, "`sampling_params`: frequency_penalty is 2.1, expected -2"),
+        ({"ignore_eos": 1}, "`sampling_params.ignore_eos` is 1, expected true or false."),
+        ({"min_tokens": 600}, "`sampling_params.min_tokens`: 600 tokens are more than max_tokens"),
+        ({"min_tokens": -1}, "`sampling_params`: min_tokens is -1, expected 0 or more."),
+        ({"bad_words": [" "]}, "`sampling_params`: bad_words is [' '], expected texts that"),
+        ({"logit_bias": [1]}, "`sampling_params.logit_bias` is [1], expected an object of token"),
+        ({"logit_bias": {"a": 1}}, "`sampling_params.logit_bias` has 'a': 1, expected a token id"),
+        ({"logit_bias": {"5": "1"}}, "`sampling_params.logit_bias` has '5': '1', expected a token"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "`sampling_params.logit_bias` names token 5 twice"),
+        ({"logit_bias": {"5": 101}}, "`sampling_params`: logit_bias of token 5 is 101, expected"),
         ({"max_tokens": 1, "max_new_tokens": 2}, "`sampling_params.max_new_tokens` says"),
         ({"temperature": 10**400}, "`sampling_params.temperature` is 1000"),
         ({"temperature": float("nan")}, "`sampling_params`: temperature is nan"),
@@ -116,9 +136,9 @@ def test_what_cannot_be_obeyed_is_refused(own, sentence):
 
 
 def test_fields_can_be_ignored_and_the_row_says_so():
-    request = ask({"repetition_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=("n", "top_k"))
-    assert request.message.endswith("leave it aside with --ignore-fields repetition_penalty.")
-    ignore = ("repetition_penalty", "n", "top_k")
-    request = ask({"repetition_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=ignore)
+    request = ask({"length_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=("n", "top_k"))
+    assert request.message.endswith("leave it aside with --ignore-fields length_penalty.")
+    ignore = ("length_penalty", "n", "top_k")
+    request = ask({"length_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=ignore)
     assert request.sampling == Sampling()
-    assert request.item.notes == ("ignored `repetition_penalty`", "ignored `top_k`")
+    assert request.item.notes == ("ignored `length_penalty`", "ignored `top_k`")

@@ -175,7 +175,7 @@ def test_what_changes_nothing_is_accepted(field):
             chat(response_format={"type": "json_object"}),
             "`body.response_format` is {'type': 'json_object'}, which is not supported.",
         ),
-        (chat(frequency_penalty=0.1), "`body.frequency_penalty` is 0.1, which is not supported."),
+        (chat(logit_bias={"5": 1000}), "`body`: logit_bias of token 5 is 1000, expected -100 to"),
         (chat(functions=[{}]), "`body.functions` is [{}], which is not supported."),
         (chat(max_token=3), "`body.max_token` is not supported; did you mean max_tokens."),
         (chat(temperature="hot"), "`body.temperature` is 'hot', expected a number."),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product as product_of
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from several_rows import differences
 
 from dspark_batch import blas
 from dspark_batch.numerics import rows
+from dspark_batch.numerics.attention import BLOCK, ragged_attention
 from dspark_batch.numerics.rows import (
     Product,
     as_they_come,
@@ -194,6 +196,68 @@ def test_many_small_matrices_run_as_one_batch(monkeypatch):
 
         assert mx.array_equal(over_safe_heads(product, some, multiply), some * 2)
         assert shapes == [(2, 3, -(-total // 16), 4 if total <= 4 else 16, 96)]
+
+
+class Batches:
+    """Products on a device that adds in another order in batches of some numbers."""
+
+    def __init__(self, monkeypatch, is_other):
+        self.numbers = set()  # of matrices that were multiplied together
+        self._is_other, self._plain = is_other, rows._matmul
+        monkeypatch.setattr(rows, "_matmul", self.multiply)
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+
+    def multiply(self, product, some, weights):
+        number = max(some.shape[0], weights.shape[0]) if some.ndim == 3 else 1
+        self.numbers.add(number)
+        if not self._is_other(number):
+            return self._plain(product, some, weights)
+        halves = [slice(0, product.size // 2), slice(product.size // 2, None)]
+        parts = [
+            some[..., half] @ (weights[..., half].swapaxes(-1, -2))
+            if product.is_transposed
+            else some[..., half] @ weights[..., half, :]
+            for half in halves
+        ]
+        return parts[0] + parts[1]
+
+
+OTHERS = {
+    "few": lambda number: number < 16,
+    "many": lambda number: number > 128,
+    "but_one": lambda number: number != 128,
+    "odd_ones": lambda number: number in (2, 8, 64, 512),
+    "none": lambda number: False,
+}
+
+
+def steps_with_other_bits():
+    """Attend with a slot alone and beside others; list slots and blocks where its bits change."""
+    lengths = mx.array([5] * 33)
+    shapes = [(33, 4, 3, 64), (33, 2, 2 * BLOCK, 64), (33, 2, 2 * BLOCK, 32)]
+    queries, keys, values = (
+        mx.random.normal(shape, key=mx.random.key(seed)) for seed, shape in enumerate(shapes)
+    )
+    found = {}
+    for slots, blocks in product_of((1, 2, 8, 33), (1, 2)):
+        visible = mx.broadcast_to(mx.arange(blocks * BLOCK) < 5, (slots, 1, 1, blocks * BLOCK))
+        cached = (each[:slots, :, : blocks * BLOCK] for each in (keys, values))
+        attended = ragged_attention(queries[:slots], *cached, 0.1, visible, lengths[:slots])
+        found[slots, blocks] = attended[0]
+    return [step for step, bits in found.items() if not mx.array_equal(bits, found[1, 1])]
+
+
+@pytest.mark.parametrize("is_other", OTHERS.values(), ids=OTHERS)
+def test_the_number_of_matrices_in_a_batch_changes_no_bit(monkeypatch, is_other):
+    batches = Batches(monkeypatch, is_other)
+    assert steps_with_other_bits() == []
+    assert batches.numbers <= {*rows._GPU_ATTENTION.matrices}
+
+
+def test_the_check_of_batches_sees_one_that_runs_as_it_comes(monkeypatch):
+    Batches(monkeypatch, OTHERS["few"])
+    monkeypatch.setattr(rows, "_safe_number", lambda product, count, total: total)
+    assert steps_with_other_bits() != []
 
 
 def test_mlx_lms_own_way_is_one_product_of_all_rows(monkeypatch):

@@ -2,9 +2,9 @@
 
     python tests/properties/any_shape.py NAME SEED [SLOTS...]
 
-NAME is `tiny`, a golden case, or a size like 96x4x2x48 (hidden, heads, key heads, MLP). Prints
-what differed, then the BLAS. A process of its own has a BLAS, a kernel and a number of threads of
-its own.
+NAME is `tiny`, a golden case, or a size like 96x4x2x48 (hidden, heads, key heads, MLP; with `moe`
+in front: of experts). Prints what differed, then the BLAS. A process of its own has a BLAS, a
+kernel and a number of threads of its own.
 """
 
 import random
@@ -27,9 +27,11 @@ from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import Target
 from dspark_batch.pair import load_pair
 
-SLOTS = (1, 2, 3, 7, 16, 33, 64)
+SLOTS = (1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 64)
 WIDTHS = (1, 2, 3, 5, 8, 16)
 PROMPTS = (1, 9, 70)  # tokens of the contents
+PIECES = ((), (5,), (20, 64))  # where pieces end that a prompt may begin with
+CHUNKS = (1, 5, 7, 16, 33, 64, 70)  # widths of the passes over prompts
 STEPS = 16  # tokens behind each prompt
 
 
@@ -99,13 +101,22 @@ class Bench:
     def __init__(self, target):
         self.passes = Passes(target, NoDrafter())
         self.target = target
+        self.checks = 0
 
-    def run(self, contents, widths, prompt_widths, room):
-        """Run contents side by side in steps of the given widths; bits by content."""
+    def run(self, contents, widths, prompt_widths, room, *, in_pieces=False):
+        """Run contents side by side in steps of the given widths; bits by content.
+
+        With `in_pieces`, prompts begin with what a slot alone has computed, as the prefix cache
+        would put it together.
+        """
         slots, lengths = len(contents), [PROMPTS[c] for c in contents]
         cache = self.target.make_cache(slots, 0)
         cache.reserve(max(lengths) + STEPS + max(prompt_widths + widths) + room)
         done = [0] * slots
+        if in_pieces:
+            pieces = {content: self._pieces(content) for content in set(contents)}
+            cache.begin_with([pieces[content] for content in contents])
+            done = [max((0, *PIECES[content])) for content in contents]
         logits = [[] for _ in contents]
         left = list(prompt_widths)
         while any(d < n for d, n in zip(done, lengths, strict=True)):
@@ -122,7 +133,17 @@ class Bench:
             told = bits(mx.concatenate(logits[slot]))
             parts = cache.snapshot(slot, 0, start[slot] + STEPS).arrays
             found.setdefault(content, set()).add((told, b"".join(map(bits, parts))))
+            self.checks += 1
         return found
+
+    def _pieces(self, content):
+        cache = self.target.make_cache(1, PROMPTS[content])
+        parts, start = [], 0
+        for end in PIECES[content]:
+            self._step(cache, [content], [start], [end], end - start)
+            parts.append(cache.snapshot(0, start, end))
+            start = end
+        return parts
 
     def _step(self, cache, contents, done, ends, width, logits=None):
         counts = [min(width, end - d) for d, end in zip(done, ends, strict=True)]
@@ -140,8 +161,8 @@ class Bench:
         return [d + n for d, n in zip(done, counts, strict=True)]
 
 
-def differences(target, seed, all_slots=SLOTS):
-    rng, bench = random.Random(seed), Bench(target)
+def differences(target, seed, all_slots=SLOTS, bench=None):
+    rng, bench = random.Random(seed), bench or Bench(target)
     known = {c: found for c in range(len(PROMPTS)) for found in [bench.run([c], [8], [32], 0)[c]]}
     if any(len(found) > 1 for found in known.values()):
         yield "one content alone has several bits"
@@ -149,11 +170,12 @@ def differences(target, seed, all_slots=SLOTS):
         for width in WIDTHS:
             contents = [rng.randrange(len(PROMPTS)) for _ in range(slots)]
             widths = [width, rng.choice(WIDTHS), width]
-            prompts = rng.choices((1, 5, 16, 33, 70), k=2) if slots < 9 else [70]
-            room = rng.choice((0, 0, 100, 300))
-            for content, found in bench.run(contents, widths, prompts, room).items():
-                if found != known[content]:
-                    how = f"widths {widths}, prompts by {prompts}, room {room}"
+            prompts = rng.choices(CHUNKS, k=2) if slots < 9 else [rng.choice((7, 64, 70))]
+            room, in_pieces = rng.choice((0, 0, 100, 300)), rng.choice((True, False))
+            found = bench.run(contents, widths, prompts, room, in_pieces=in_pieces)
+            for content in found:
+                if found[content] != known[content]:
+                    how = f"widths {widths}, prompts by {prompts}, room {room}, pieces {in_pieces}"
                     yield f"{slots} slots, {how}: {content}"
 
 

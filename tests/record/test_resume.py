@@ -95,6 +95,12 @@ REFUSED = [  # options before, options after, what is said
     ({}, {"top_p": 0.9}, "top_p is 1.0 there and 0.9 here"),
     ({}, {"top_k": 5}, "top_k is 0 there and 5 here"),
     ({}, {"min_p": 0.1}, "min_p is 0.0 there and 0.1 here"),
+    ({}, {"frequency_penalty": 0.5}, "frequency_penalty is 0.0 there and 0.5 here"),
+    ({}, {"presence_penalty": 0.5}, "presence_penalty is 0.0 there and 0.5 here"),
+    ({}, {"repetition_penalty": 1.5}, "repetition_penalty is 1.0 there and 1.5 here"),
+    ({}, {"bad_words": ("no",)}, 'bad_words is [] there and ["no"] here'),
+    ({}, {"min_tokens": 2}, "min_tokens is 0 there and 2 here"),
+    ({}, {"ignore_eos": True}, "ignore_eos is false there and true here"),
     ({}, {"seed": 1}, "seed is 0 there and 1 here"),
     ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
     (
@@ -475,7 +481,8 @@ def test_the_manifest_says_what_ran(folder):
         "context_length",
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
-        "numerics",
+        *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
+        *("min_tokens", "ignore_eos", "numerics"),
         *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
         *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     }

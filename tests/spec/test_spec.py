@@ -30,6 +30,13 @@ from dspark_batch.spec.spec import Spec
         ({"top_p": 0}, "top_p is 0, expected more than 0, at most 1."),
         ({"top_k": -1}, "top_k is -1, expected 0 or more."),
         ({"min_p": 1.1}, "min_p is 1.1, expected 0 to 1."),
+        ({"presence_penalty": 3}, "presence_penalty is 3, expected -2 to 2."),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, expected more than 0, at most 100."),
+        ({"bad_words": ("",)}, "bad_words is [''], expected texts that are not empty."),
+        (
+            {"min_tokens": 5, "max_tokens": 4},
+            "min_tokens is 5, expected at most max_tokens, 4.",
+        ),
         ({"stop": ("a", "")}, "stop is ['a', ''], expected strings that are not empty."),
         ({"sampling": "best"}, "sampling is best, expected one of coupled, rejection."),
         ({"confidence_threshold": 2}, "confidence_threshold is 2, expected 0 to 1."),
