@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "check": {"pair", "models", *JOB, *BASE},
     "verify": {"run", *JOB, *BASE},
     "diff": {"run", *JOB, *BASE},
-    "train": {"pair", "drafters", "models", "numerics", *JOB, *BASE, *MACHINE},
+    "train": {"page", "pair", "drafters", "models", "numerics", *JOB, *BASE, *MACHINE},
     "train_drafter": {"train", "check", *JOB, *BASE},
     "page": {"output", "record", "spec", *BASE},
     "report": {"page", *JOB, *BASE},
