@@ -4,6 +4,7 @@
 #   make test              install, then the tests (what CI runs); test-all adds the slow ones
 #   make check / make fix  ruff and the tests / let ruff repair what it can
 #   make bench             one JSON line of throughput
+#   make real              a real pair of 135 M from the registry: target, answers, drafters
 # MLX picks the backend: metal (on macOS), cpu or cuda13 (on Linux), as in `make demo MLX=cuda13`.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ RUFF  := $(VENV)/ready-ruff
 OUT   := out.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fix bench
+.PHONY: help demo test test-all check fix bench real
 .SILENT:
 
 help:
@@ -47,6 +48,9 @@ fix: $(READY) $(RUFF)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.throughput
+
+real: $(READY)
+	$(BIN)/python -m recipes.smollm2.recipe sample_inputs/prompts.jsonl --out outputs/smollm2 --quick
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \

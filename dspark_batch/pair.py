@@ -23,7 +23,7 @@ from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
 from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
-from dspark_batch.models.number_type import DTYPES, set_dtype, stored_dtype, usual_dtype
+from dspark_batch.models.number_type import DTYPES, set_dtype, usual_dtype
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.quantisation import (
     check_bits,
@@ -107,7 +107,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
 
     model, config = _load_target(found.directory, trust_remote_code)
     facts = _facts(model, config, found.directory)
-    dtype = dtype or (usual_dtype(model) if target_bits is None else stored_dtype(model))
+    dtype = dtype or usual_dtype(model, is_to_be_quantised=target_bits is not None)
     set_dtype(model, DTYPES[dtype])
     finite = finiteness(model)
     quantise_target(model, target_bits, config, found.directory)

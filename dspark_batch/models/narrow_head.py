@@ -20,6 +20,7 @@ class NarrowHead:
     def __init__(self, head: nn.Module) -> None:
         self._positions: mx.array | None = None  # None: all
         self._shape: tuple[int, ...] = ()  # [B, T] of the step
+        self.has_narrowed = False  # in the last `at`; else the model does not call this head
         plain, narrowed = type(head), self._narrowed
 
         class Narrow(plain):
@@ -35,7 +36,7 @@ class NarrowHead:
     @contextmanager
     def at(self, positions: mx.array, shape: tuple[int, ...]) -> Iterator[None]:
         """Let a step over tokens [B, T] give the logits [B, P, V] of positions [B, P]."""
-        self._positions, self._shape = positions, shape
+        self._positions, self._shape, self.has_narrowed = positions, shape, False
         try:
             yield
         finally:
@@ -44,4 +45,5 @@ class NarrowHead:
     def _narrowed(self, hidden: mx.array) -> mx.array:
         if self._positions is None or hidden.shape[:-1] != self._shape:
             return hidden
+        self.has_narrowed = True
         return mx.take_along_axis(hidden, self._positions[..., None], axis=1)

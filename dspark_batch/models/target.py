@@ -290,7 +290,7 @@ class Target:
             return self._run(tokens, caches)
         with self._head.at(at[:, None], tokens.shape):
             logits, features = self._run(tokens, caches)
-        if logits.shape[1] > 1:  # not by the head that we know
+        if not self._head.has_narrowed:  # not by the head that we know
             logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
         return logits, features
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -64,12 +63,11 @@ class Trainer:
         self._optimizer = schedule.optimizer()
         self._optimizer.init(self._masters["params"])
         self._loss, self._clip = loss, schedule.clip
-        self._step = self._compiled()
 
     def step(self, *batch: mx.array) -> tuple[mx.array, ...]:
         """Update once, and return the loss with its terms."""
-        values = self._step(*batch)
-        mx.async_eval(values, self._state())
+        values = self._update(*batch)
+        mx.async_eval(values, self._masters, self._optimizer.state)
         return values
 
     def finish(self) -> None:
@@ -87,16 +85,6 @@ class Trainer:
         self._masters = tree["masters"]
         self._optimizer.state = tree["optimizer"]
         self._optimizer.init(self._masters["params"])
-        self._step = self._compiled()
-
-    def _state(self) -> list[Params]:
-        return [self._masters, self._optimizer.state]
-
-    def _compiled(self) -> Callable[..., tuple[mx.array, ...]]:
-        if device.is_cpu():  # there MLX would need a compiler of the user's, and gain nothing
-            return self._update
-        state = self._state()
-        return partial(mx.compile, inputs=state, outputs=state)(self._update)
 
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
@@ -110,7 +98,7 @@ class Trainer:
 
 
 def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
-    """Draw every matrix from a normal distribution; norms and biases stay as they are.
+    """Draw every matrix from a normal distribution; biases become 0, and norms stay 1.
 
     Source:
         transformers' default (`initializer_range`), which DeepSpec starts from.
@@ -120,5 +108,7 @@ def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
         key, own = mx.random.split(key)
         if value.ndim == 2:
             value = mx.random.normal(value.shape, scale=scale, key=own)
+        elif name.endswith("bias"):  # MLX drew it, from a state that nobody set
+            value = mx.zeros_like(value)
         weights.append((name, value))
     model.load_weights(weights)
