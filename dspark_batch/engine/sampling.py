@@ -13,7 +13,10 @@ from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule, Steere
 from dspark_batch.numerics.sampling import Filters, Settings
 from dspark_batch.types import Request, Sampling, SamplingRule
 
-RULES = {"coupled": Coupled, "rejection": Rejection}
+RULES: dict[SamplingRule, type[Coupled] | type[Rejection]] = {
+    "coupled": Coupled,
+    "rejection": Rejection,
+}
 
 _GREEDY = Sampling()
 

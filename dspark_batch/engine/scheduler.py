@@ -7,7 +7,7 @@ need.
 from collections.abc import Callable, Generator
 from itertools import chain, takewhile
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 
@@ -223,7 +223,7 @@ class Scheduler:
         while goes_on and num_tokens < _PROMPT_TOKENS:
             if not self._begun:
                 goes_on = self._begin_wave(may_begin)
-            if not self._begun:
+            if self._filling is None:
                 break
             num_tokens += sum(len(sequence.request.prompt_ids) for sequence in self._begun)
             self._clock.add_prompts()
@@ -256,7 +256,8 @@ class Scheduler:
         waves, self._through = self._through, []
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
-            first, finite = wave.first.tolist(), wave.finite.tolist()
+            read: list[Any] = [wave.first.tolist(), wave.finite.tolist()]
+            first, finite = read
             stay = [(n, s) for n, s in wave.sequences if self._begin(s, first[n], finite[n])]
             for is_urgent in (True, False):
                 part = [(n, s) for n, s in stay if s.is_urgent == is_urgent]

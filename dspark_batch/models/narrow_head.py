@@ -23,15 +23,14 @@ class NarrowHead:
         self.has_narrowed = False  # in the last `at`; else the model does not call this head
         plain, narrowed = type(head), self._narrowed
 
-        class Narrow(plain):
-            """The head as it is, over some rows."""
+        name = "as_linear" if hasattr(plain, "as_linear") else "__call__"
+        multiply = getattr(plain, name)
 
-        if hasattr(plain, "as_linear"):
-            Narrow.as_linear = lambda self, hidden: plain.as_linear(self, narrowed(hidden))
-        else:
-            Narrow.__call__ = lambda self, hidden: plain.__call__(self, narrowed(hidden))
-        Narrow.__name__ = plain.__name__
-        head.__class__ = Narrow
+        def over_some(self: nn.Module, hidden: mx.array) -> mx.array:
+            result: mx.array = multiply(self, narrowed(hidden))
+            return result
+
+        head.__class__ = type(plain.__name__, (plain,), {name: over_some})
 
     @contextmanager
     def at(self, positions: mx.array, shape: tuple[int, ...]) -> Iterator[None]:

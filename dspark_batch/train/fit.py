@@ -10,6 +10,7 @@ from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from dspark_batch import device
+from dspark_batch.numerics.arrays import named_arrays
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
 Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
@@ -32,7 +33,7 @@ class Schedule:
         fall = optimizers.cosine_decay(self.peak_lr, max(1, self.steps - self.warmup))
         return optimizers.AdamW(
             optimizers.join_schedules([rise, fall], [self.warmup]),
-            betas=(0.9, self.beta2),
+            betas=[0.9, self.beta2],
             weight_decay=0.0,
             bias_correction=True,
         )
@@ -104,7 +105,7 @@ def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
         transformers' default (`initializer_range`), which DeepSpec starts from.
     """
     weights = []
-    for name, value in tree_flatten(model.parameters()):
+    for name, value in named_arrays(model):
         key, own = mx.random.split(key)
         if value.ndim == 2:
             value = mx.random.normal(value.shape, scale=scale, key=own)
