@@ -127,6 +127,7 @@ def _problems_of_answer(
         yield f"goes on past max_tokens: {len(ids)} tokens, at most {request.max_tokens}"
     if ids:
         yield from _problems_of_text(request, row, reading)
+        yield from _problems_of_logprobs(request, row)
         yield from _problems_of_statistics(len(ids), row["metrics"], usage["prompt_tokens"])
     else:
         yield "is an answer without a token"
@@ -166,6 +167,22 @@ def _problems_of_text(request: Request, row: Mapping[str, Json], reading: Readin
     if has_stopped and len(ids) <= least:
         yield f"stops after {len(ids)} tokens, expected more than min_tokens, {least}"
     yield from _problems_of_end(request, row, has_stopped)
+
+
+def _problems_of_logprobs(request: Request, row: Mapping[str, Json]) -> Iterator[str]:
+    """Count the log-probabilities; the replay does not compute them again."""
+    num_top, told = request.sampling.logprobs, row["logprobs"]
+    if (num_top is None) != (told is None):
+        wanted, found = (("some", "none"), ("none", "some"))[told is not None]
+        yield f"has {found} of the log-probabilities, expected {wanted}"
+    if num_top is None or told is None:
+        return
+    tokens = len(row["token_ids"])
+    for name, each in (("token_logprobs", 1), ("tokens", 1), ("top_ids", num_top)):
+        if len(told[name]) != tokens * each:
+            yield f"logprobs.{name} has {len(told[name])} entries, expected {tokens * each}"
+    if any(logprob > 0 for logprob in told["token_logprobs"]):
+        yield "logprobs.token_logprobs has one above 0"
 
 
 def _problems_of_end(request: Request, row: Mapping[str, Json], has_stopped: bool) -> Iterator[str]:

@@ -5,8 +5,9 @@
 Every field of a body is obeyed, known to change nothing here, or refused; none is ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from itertools import accumulate
 from typing import NamedTuple
 
 from dspark_batch.intake.choices import CHOICES, ONLY, OTHER_WORDS
@@ -157,7 +158,7 @@ def _chat_completion(
     message = {"role": "assistant", "content": row["completion"]}
     if row["reasoning"] is not None:
         message["reasoning_content"] = row["reasoning"]
-    choice = {"index": 0, "message": message, "logprobs": None}
+    choice = {"index": 0, "message": message, "logprobs": _chat_logprobs(row["logprobs"])}
     return {
         "id": f"chatcmpl-{name}",
         "object": "chat.completion",
@@ -168,7 +169,7 @@ def _chat_completion(
 
 
 def _completion(name: str, head: Mapping[str, Json], row: Mapping[str, Json]) -> dict[str, Json]:
-    choice = {"index": 0, "text": row["completion"], "logprobs": None}
+    choice = {"index": 0, "text": row["completion"], "logprobs": _logprobs(row["logprobs"])}
     return {
         "id": f"cmpl-{name}",
         "object": "text_completion",
@@ -176,6 +177,45 @@ def _completion(name: str, head: Mapping[str, Json], row: Mapping[str, Json]) ->
         "choices": [choice | {"finish_reason": row["finish_reason"]}],
         **_usage_and_metrics(row),
     }
+
+
+def _chat_logprobs(told: Mapping[str, Json] | None) -> dict[str, Json] | None:
+    """Write log-probabilities as chats have them."""
+    if told is None:
+        return None
+    content = [
+        _token(token, logprob) | {"top_logprobs": [_token(*each) for each in top]}
+        for token, logprob, top in _by_token(told)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprobs(told: Mapping[str, Json] | None) -> dict[str, Json] | None:
+    """Write log-probabilities as texts that are continued have them."""
+    if told is None:
+        return None
+    ends = list(accumulate(map(len, told["tokens"]), initial=0))
+    return {
+        "tokens": told["tokens"],
+        "token_logprobs": told["token_logprobs"],
+        "top_logprobs": [dict(reversed(top)) for _, _, top in _by_token(told)],
+        "text_offset": ends[:-1],
+    }
+
+
+def _by_token(told: Mapping[str, Json]) -> Iterator[tuple[str, float, list[tuple[str, float]]]]:
+    """Give each token with its log-probability and the likeliest ones beside it."""
+    beside = list(zip(told["top_tokens"], told["top_logprobs"], strict=True))
+    num_top = len(beside) // max(1, len(told["tokens"]))
+    pairs = zip(told["tokens"], told["token_logprobs"], strict=True)
+    for at, (token, logprob) in enumerate(pairs):
+        yield token, logprob, beside[at * num_top : (at + 1) * num_top]
+
+
+def _token(text: str, logprob: float) -> dict[str, Json]:
+    """Describe a token; a part of a character has no bytes that its text could tell."""
+    told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": logprob, "bytes": told}
 
 
 def _usage_and_metrics(row: Mapping[str, Json]) -> dict[str, Json]:

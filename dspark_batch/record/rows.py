@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, Json, Outcome
+from dspark_batch.types import Completion, Failure, Json, Logprobs, Outcome
 
 T = TypeVar("T")
 
 _TEXTS = pa.list_(pa.field("element", pa.string()))
+_NUMBERS = pa.list_(pa.field("element", pa.float64()))
 _COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
 
 ROW_SCHEMA = pa.schema(
@@ -30,6 +31,15 @@ ROW_SCHEMA = pa.schema(
         # Of all turns; all else is about the last one.
         "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
         "token_ids": _COUNTS,  # with the stop token
+        "logprobs": pa.struct(  # of `token_ids`; null: nobody asked. The lists are flat
+            {
+                "tokens": _TEXTS,
+                "token_logprobs": _NUMBERS,
+                "top_ids": _COUNTS,  # those of `top` have K entries for each token
+                "top_tokens": _TEXTS,
+                "top_logprobs": _NUMBERS,
+            }
+        ),
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
         "input_notes": _TEXTS,  # what was odd in the record, and what was ignored; null: nothing
         "metrics": pa.struct(
@@ -82,6 +92,7 @@ def row_of(outcome: Outcome) -> dict[str, Json]:
             "completion_tokens": outcome.num_generated,
         },
         "token_ids": list(outcome.token_ids),
+        "logprobs": _logprobs(outcome.logprobs),
         "verified": outcome.verified,
         "metrics": _metrics(outcome),
     }
@@ -175,6 +186,19 @@ def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float
     if confidence is None:
         return None
     return [[round(logit, 4) for logit in drafts] for drafts in confidence]
+
+
+def _logprobs(logprobs: Logprobs | None) -> dict[str, Json] | None:
+    """Round logarithms to what float32 knows of them; None: nobody asked."""
+    if logprobs is None:
+        return None
+    return {
+        "tokens": list(logprobs.tokens),
+        "token_logprobs": [round(each, 6) for each in logprobs.token_logprobs],
+        "top_ids": list(logprobs.top_ids),
+        "top_tokens": list(logprobs.top_tokens),
+        "top_logprobs": [round(each, 6) for each in logprobs.top_logprobs],
+    }
 
 
 def committed_in(row: Mapping[str, Json]) -> int:
