@@ -52,13 +52,13 @@ def random_pair(name="4b", dtype=mx.bfloat16, seed=7):
     size, key = SIZES[name], mx.random.key(seed)
     model_key, draft_key, order_key = mx.random.split(key, 3)
     model = qwen3.Model(_target_args(size))
-    _randomise(model, model_key, dtype, size.layers)
+    randomise(model, model_key, dtype, size.layers)
     follower = mx.random.permutation(size.vocabulary, key=order_key).astype(mx.int32)
     embedding = model.model.embed_tokens.weight
     model.lm_head.weight = HEAD_SCALE * embedding[mx.argsort(follower)]
     drafter = DSparkDrafter(_drafter_config(size), ends_of(model))
     drafter.borrow(embedding=True, head=True)
-    _randomise(drafter, draft_key, dtype, size.draft_layers)
+    randomise(drafter, draft_key, dtype, size.draft_layers)
     mx.eval(model.parameters(), drafter.parameters(), follower)
     make_rows_safe(model)
     make_rows_safe(drafter)
@@ -66,7 +66,7 @@ def random_pair(name="4b", dtype=mx.bfloat16, seed=7):
     return Pair(Target(model, size.taps, config), None, drafter, config), follower
 
 
-def _randomise(module, key, dtype, layers):
+def randomise(module, key, dtype, layers):
     """Draw matrices that keep the variance of what they multiply; norms stay 1."""
     drawn = []
     for name, shape in [(name, array.shape) for name, array in tree_flatten(module.parameters())]:
@@ -76,7 +76,7 @@ def _randomise(module, key, dtype, layers):
             continue
         is_table = "embed_tokens" in name or "markov_w1" in name
         scale = 1.0 if is_table else shape[-1] ** -0.5
-        if "o_proj" in name or "down_proj" in name:
+        if any(word in name for word in ("o_proj", "out_proj", "down_proj")):
             scale *= (2 * layers) ** -0.5
         drawn.append((name, (scale * mx.random.normal(shape, key=own)).astype(dtype)))
         mx.eval(drawn[-1][1])

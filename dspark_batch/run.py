@@ -494,7 +494,7 @@ def _settle(job: _Job, opened: Opened) -> None:
     """Begin the job with what was loaded, or make sure that it began with the same."""
     fields = fingerprint(job.spec, opened.identity, opened.context_length)
     if job.manifest is not None:
-        refuse_another_job(job.run_dir, job.manifest, fields)
+        refuse_another_job(job.run_dir, job.manifest, fields, opened.setup)
         return
     manifest = new_manifest(
         job.spec, fields, opened.identity, job.found.inputs, job.run_id, opened.setup

@@ -7,7 +7,12 @@ from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.calibrate import calibrate
 from dspark_batch.cli.main import main
-from dspark_batch.drafters.calibration import calibration_path, keep_temperatures
+from dspark_batch.drafters.calibration import (
+    cache_folder,
+    calibration_path,
+    keep_temperatures,
+    kept_temperatures,
+)
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.pair import load_pair
@@ -164,6 +169,29 @@ def test_no_run_and_a_damaged_file_say_so(tmp_path, cache):
     path.write_text("{")
     with pytest.raises(ModelError, match="damaged"):
         same_weights()
+
+
+def test_a_cache_folder_that_cannot_be_read_holds_nothing(tmp_path, monkeypatch):
+    identity = {"target": "a", "drafter": "b"}
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path / "file"))
+    assert kept_temperatures(identity) is None
+
+    def refuses(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", refuses)
+    assert kept_temperatures(identity) is None
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
+    def fails():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DSPARK_BATCH_CACHE")
+    monkeypatch.setattr("pathlib.Path.home", fails)
+    with pytest.raises(UsageError, match="in DSPARK_BATCH_CACHE"):
+        cache_folder()
 
 
 def test_a_drafter_without_confidences_cannot_be_logged():

@@ -245,6 +245,7 @@ def test_a_job_that_is_left_gives_its_slots_back(open_hub):
     while hub.num_running + hub.num_waiting:
         time.sleep(0.001)
         assert time.monotonic() < begun + 20
+    assert hub.counts.ended["cancelled"] > 0
 
 
 def test_failures_pass_through_a_view(open_hub):

@@ -133,7 +133,7 @@ def test_who_decides_from_seconds_knows_nothing_else():
 
 
 def test_only_the_server_knows_http():
-    serving = {"starlette", "uvicorn", "h11", "multipart"}
+    serving = {"starlette", "uvicorn", "h11", "python_multipart"}
     elsewhere = [path for path in FILES if part_of(path) != "serve"]
     roots = {path: imported_modules(path.read_text()) for path in elsewhere}
     named = [str(p) for p, names in roots.items() if serving & {n.split(".")[0] for n in names}]

@@ -95,7 +95,10 @@ def _seconds_of(text: str) -> float:
     days = text.removesuffix("d")
     if text.endswith("d") and days.isdecimal():
         return int(days) * 24 * 3600
-    return seconds_of(text)
+    try:
+        return seconds_of(text)
+    except UsageError as error:
+        raise UsageError(f"--retain {text}: expected a duration such as 30d or 12h.") from error
 
 
 serve_command = click.Command(

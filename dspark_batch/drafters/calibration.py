@@ -16,13 +16,15 @@ Identity = Mapping[str, Json]  # of a pair: its digests, by part
 def kept_temperatures(identity: Identity) -> tuple[float, ...] | None:
     """Read a pair's temperatures, by block position; None: nobody calibrated it.
 
+    A folder that cannot be read holds none. So a user without a home loses speed, and no run.
+
     Raises:
         ModelError: the file is damaged.
     """
     path = calibration_path(identity)
     try:
         temperatures = tuple(float(t) for t in orjson.loads(path.read_bytes())["temperatures"])
-    except FileNotFoundError:
+    except OSError:
         return None
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: damaged ({error!r}). Delete it, or calibrate again.") from error
@@ -55,6 +57,16 @@ def calibration_path(identity: Identity) -> Path:
 
 
 def cache_folder() -> Path:
-    """Name the folder where this program keeps what it learned about pairs."""
+    """Name the folder where this program keeps what it learned about pairs.
+
+    Raises:
+        UsageError: nobody has said where that is.
+    """
     named = os.environ.get("DSPARK_BATCH_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "dspark-batch"
+    try:
+        return Path(named) if named else Path.home() / ".cache" / "dspark-batch"
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home folder, and HOME is not set. Name a folder for what is kept "
+            "between runs in DSPARK_BATCH_CACHE."
+        ) from error

@@ -1,15 +1,26 @@
 """Recurrences of layers, token by token, so that the width of a step changes no bit."""
 
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+
 import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
 from dspark_batch import device
 
+_KERNEL_ROWS, _THREADS = 32, 128  # of a block
+_MOST_KERNEL_DIMS = 256  # of a key, so that a row fits into four threads' registers
+
 
 def gated_delta(
     inputs: list[mx.array], state: mx.array | None, mask: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Run the gated delta rule, as mlx-lm does it where nothing is padded.
+    """Run the gated delta rule, one token after the other.
+
+    On CUDA one kernel reads and writes a state once, however many tokens there are; on Metal it is
+    mlx-lm's kernel, elsewhere its loop of operations.
 
     Args:
         inputs: queries and keys [S, W, Hk, Dk], normalised and scaled; values [S, W, Hv, Dv]; decay
@@ -27,11 +38,13 @@ def gated_delta(
     if state is None:
         shape = (*values.shape[:1], *values.shape[2:], keys.shape[-1])
         state = mx.zeros(shape, dtype=mx.float32)
-    if not device.is_metal() or keys.shape[-1] % 32:
-        return gated_delta_ops(queries, keys, values, decay, strength, state, mask)
+    whole = queries, keys, values, decay, strength, state
+    if not (_has_kernel(keys) or (device.is_metal() and keys.shape[-1] % 32 == 0)):
+        return gated_delta_ops(*whole, mask)
     if mask is None:  # one kernel for all steps: others may round otherwise
         mask = mx.ones(keys.shape[:2], dtype=mx.bool_)
-    return gated_delta_kernel(queries, keys, values, decay, strength, state, mask)
+    run = gated_delta_kernel if device.is_metal() else _by_kernel
+    return run(*whole, mask)
 
 
 def state_space(
@@ -65,6 +78,46 @@ def state_space(
         output, state = _state_space_step(*each, state, happens)
         outputs.append(output)
     return mx.stack(outputs, axis=1), state
+
+
+def _has_kernel(keys: mx.array) -> bool:
+    return device.is_cuda() and keys.shape[-1] % 16 == 0 and keys.shape[-1] <= _MOST_KERNEL_DIMS
+
+
+def _by_kernel(  # noqa: PLR0913  the terms of the recurrence
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    decay: mx.array,
+    strength: mx.array,
+    state: mx.array,
+    mask: mx.array,
+) -> tuple[mx.array, mx.array]:
+    slots, _, heads, rows = values.shape
+    outputs, after = _kernel()(
+        inputs=[queries, keys, values, decay, strength, state, mask],
+        template=[("T", keys.dtype), ("B", strength.dtype), ("D", keys.shape[-1])],
+        grid=(_THREADS * slots, heads, -(-rows // _KERNEL_ROWS)),
+        threadgroup=(_THREADS, 1, 1),
+        output_shapes=[values.shape, state.shape],
+        output_dtypes=[values.dtype, mx.float32],
+    )
+    return outputs, after
+
+
+@cache
+def _kernel() -> Callable[..., list[mx.array]]:
+    source = (files(__package__) / "gated_delta.cu").read_text()
+    return mx.fast.cuda_kernel(
+        name=f"gated_delta_{hashlib.sha256(source.encode()).hexdigest()[:16]}",
+        input_names=["queries", "keys", "values", "decay", "strength", "before", "mask"],
+        output_names=["outputs", "after"],
+        header=source,
+        source=(
+            "gated_delta<T, B, D>(queries, keys, values, decay, strength, before, mask, outputs, "
+            "after, keys_shape[1], keys_shape[2], values_shape[2], values_shape[3]);"
+        ),
+    )
 
 
 @mx.compile

@@ -384,19 +384,40 @@ def new_run_id() -> str:
 
 
 def refuse_another_job(
-    run_dir: RunDir, manifest: Mapping[str, Json], fields: Mapping[str, Json]
+    run_dir: RunDir,
+    manifest: Mapping[str, Json],
+    fields: Mapping[str, Json],
+    setup: Mapping[str, Json] | None = None,
 ) -> None:
     """Compare a fingerprint, or a part of it, with the one in the manifest.
+
+    Args:
+        run_dir: of the job.
+        manifest: of its first start.
+        fields: of the fingerprint, of this start.
+        setup: of this start, whose machine may have another `numerics`; None: nothing is loaded.
 
     Raises:
         ResumeMismatch: naming each key that differs, and both values.
     """
     differing = differences(manifest, fields)
+    if any(each.startswith("numerics ") for each in differing):
+        differing += _machine_differences(manifest["setup"] or {}, setup or {})
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
             "choose another output, or start over with --overwrite."
         )
+
+
+def _machine_differences(there: Mapping[str, Json], here: Mapping[str, Json]) -> list[str]:
+    """Say what rounds otherwise, in whole, since a kernel's name stands at the end."""
+    before = there.get("machine", {})
+    return [
+        f"its {name} was {before.get(name)} there and is {value} here"
+        for name, value in here.get("machine", {}).items()
+        if before.get(name) != value
+    ]
 
 
 def differences(

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import orjson
+import python_multipart  # noqa: F401  Starlette would miss it only when somebody uploads
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile

@@ -9,6 +9,7 @@ from fakes import FakeEngine, fake_opener, refuse_to_open
 from small_jobs import errors_in, prompts, rows_in, start, write_lines
 
 from dspark_batch.errors import DsparkBatchError, Resumable, ResumeMismatch, UsageError
+from dspark_batch.record.run_dir import RunDir, refuse_another_job
 from dspark_batch.spec.spec import Spec
 
 
@@ -165,6 +166,19 @@ def test_another_model_is_refused(folder, name, there):
     with pytest.raises(ResumeMismatch, match=f'{name} is {there} there and "new" here') as error:
         start(folder, opener=fake_opener(**{name: "new"}))
     assert error.value.exit_code == 4
+
+
+def test_another_machine_is_told_by_what_rounds_otherwise():
+    def setup(kernel):
+        return {"machine": {"mlx": "1", "blas": f"OpenBLAS {'a' * 80}, kernel {kernel}"}}
+
+    manifest = {"fingerprint": {"fields": {"numerics": "a"}}, "setup": setup("Zen")}
+    with pytest.raises(ResumeMismatch) as error:
+        refuse_another_job(RunDir("out"), manifest, {"numerics": "b"}, setup("Haswell"))
+    assert 'numerics is "a" there and "b" here; its blas was OpenBLAS aaa' in str(error.value)
+    assert "kernel Zen there and is OpenBLAS aaa" in str(error.value)
+    assert "kernel Haswell here. Put the old values back" in str(error.value)
+    assert "mlx" not in str(error.value)
 
 
 def test_another_length_of_the_context_is_refused(folder):

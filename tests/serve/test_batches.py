@@ -190,6 +190,15 @@ def output_of(http, batch):
     return json.dumps(files).encode(), batch["request_counts"]
 
 
+def create_on_a_server_that_dies(http, folder):
+    """Make a batch; the server may die before it has said so."""
+    try:
+        return create(http, jsonl(*LINES))
+    except httpx.TransportError:
+        (path,) = (folder / "batches").iterdir()
+        return {"id": path.name}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     with served(tmp_path_factory.mktemp("data"), FakeSteps(slots=2)) as one:
@@ -199,6 +208,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     "how",
     [
+        {"kill_at": "validating"},
         {"kill_at": "in_progress"},
         {"kill_at": "finalizing"},
         {"kill_in": "completed"},
@@ -213,7 +223,7 @@ def test_a_server_that_is_killed_at_any_status_ends_its_batch_as_if_it_had_not_b
     rows = how.get("rows")
     how = {name: value for name, value in how.items() if name != "rows"}
     process = Process(tmp_path, pause_s=0.005, **how)
-    batch = create(process.http, jsonl(*LINES))
+    batch = create_on_a_server_that_dies(process.http, tmp_path)
     if rows:
         journal = tmp_path / "batches" / batch["id"] / "out.jsonl.run" / "rows.jsonl"
         wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= rows)
@@ -271,7 +281,7 @@ def test_a_dead_engine_tells_everybody_and_ends_the_process(tmp_path):
         assert (reply.status_code, reply.json()["error"]["code"]) == (500, "engine")
         last = [line for line in lines if line][-1]
         assert '"error"' in last or last == "data: [DONE]"
-        assert time.monotonic() < began + 1
+        assert time.monotonic() < began + 3  # of which it takes milliseconds
     health = process.http.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "stopping")
     code, said = process.ended()

@@ -22,7 +22,7 @@ async def ask(client, question, rng, answers):
         answers.append((question, reply.json()["choices"][0]["message"]["content"]))
         return
     try:
-        async with asyncio.timeout(rng.random() * 0.05):
+        async with asyncio.timeout(rng.random() * 0.3):
             await client.post("/v1/chat/completions", json=body)
     except (TimeoutError, httpx.TransportError):
         return
@@ -44,7 +44,7 @@ async def crowd(url, num_clients, num_requests, seed):
 def test_clients_half_of_whom_go_lose_no_slot_and_no_memory_and_change_no_answer(
     tmp_path, num_requests
 ):
-    with served(tmp_path, FakeSteps(slots=8, pause_s=0.001), max_waiting=100) as server:
+    with served(tmp_path, FakeSteps(slots=8, pause_s=0.01), max_waiting=100) as server:
         replies = [server.http.post("/v1/chat/completions", json=chat(q)) for q in QUESTIONS]
         said = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
         alone = dict(zip(QUESTIONS, said, strict=True))
@@ -58,6 +58,17 @@ def test_clients_half_of_whom_go_lose_no_slot_and_no_memory_and_change_no_answer
         assert all(alone[question] == answer for question, answer in answers)
         hub = server.server.hub
         assert (len(hub._inside), len(hub._bulk), len(hub._again)) == (0, 0, 0)
+        assert hub.counts.ended["cancelled"] > 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_goes_is_given_up_in_the_next_round(tmp_path, stream):
+    with served(tmp_path, FakeSteps(pause_s=0.2)) as server:
+        body = chat("a", stream=stream)
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/v1/chat/completions", json=body, timeout=0.1)
+        wait_for(lambda: server.http.get("/health").json()["running"] == 0)
+        assert dict(server.server.hub.counts.ended) == {"cancelled": 1}
 
 
 def num_objects(server):

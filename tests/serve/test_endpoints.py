@@ -45,7 +45,7 @@ def test_a_stream_is_the_answer_in_pieces(server, has_usage):
         assert all(e["usage"] is None for e in events)
     assert events[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert all(e["choices"][0]["finish_reason"] is None for e in events[:-1])
-    assert len(events) > 3
+    assert len(events) >= 2  # a slow reader has larger pieces
 
 
 def test_texts_are_completed_each_as_a_choice_of_its_own(server):
@@ -236,6 +236,17 @@ def test_a_server_that_is_stopped_while_it_loads_stops_at_once(tmp_path):
         assert server.error is None
     finally:
         may_load.set()
+
+
+def test_a_round_that_does_not_end_is_told(tmp_path, monkeypatch):
+    with served(tmp_path, FakeSteps(pause_s=0.3)) as server:
+        monkeypatch.setattr("dspark_batch.serve.app._LONGEST_ROUND_S", 0.1)
+        body = chat("a", stream=True)
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            wait_for(lambda: server.http.get("/health").json()["status"] == "stuck")
+            reply.read()
+        monkeypatch.undo()
+        wait_for(lambda: server.http.get("/health").status_code == 200)
 
 
 def test_metrics_count_what_was_done(tmp_path):
