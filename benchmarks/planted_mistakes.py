@@ -28,6 +28,10 @@ TESTS = {
         "tests/engine/test_prefix_cache.py",
         "tests/engine/test_prefill.py",
     ],
+    "trainer": [
+        *("tests/train/test_drafter_step.py", "tests/train/test_batches.py"),
+        *("tests/train/test_teacher.py", "tests/train/test_train_drafter.py"),
+    ],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from dspark_batch.audit.replay import Baseline, Claim, Difference, compare
 from dspark_batch.errors import EqualityError, UsageError
@@ -212,14 +212,19 @@ def open_pair_for(
     from dspark_batch.models.thinking import settle_thinking
 
     pair = load(spec, None, on_download)
-    thinking = settle_thinking(pair.tokenizer, spec.thinking, spec.family, spec.target)
+    thinking = settle_thinking(pair.reader, spec.thinking, spec.family, spec.target)
     asked = number_or_none(spec.draft_length)
-    limits = {"max_tokens": spec.max_tokens, "num_items": num_items}
-    limits["slots"] = number_or_none(spec.slots)
-    plainly = set_up(pair, draft_length=0, **limits)
-    setup = set_up(pair, draft_length=asked, known=plainly.conformance, **limits)
+    planned = partial(
+        set_up,
+        pair,
+        slots=number_or_none(spec.slots),
+        max_tokens=spec.max_tokens,
+        num_items=num_items,
+    )
+    plainly = planned(draft_length=0)
+    setup = planned(draft_length=asked, known=plainly.conformance)
 
-    def engine(setup: "Setup", **settings: Json) -> Contestant:
+    def engine(setup: "Setup", **settings: Any) -> Contestant:
         """Make a contestant that is set up anew for every turn, as for a job that begins now."""
 
         def generate(stream: Iterable[Request]) -> Iterator[Outcome]:
@@ -294,9 +299,15 @@ def _mapped(
     asked: list[Request] = []
     failures: list[Failure] = []
     for record in records:
-        if isinstance(record, Item):
-            record = to_request(record, spec, contest.render, contest.context_length)
-        (failures if isinstance(record, Failure) else asked).append(record)
+        mapped: Request | Failure = (
+            to_request(record, spec, contest.render, contest.context_length)
+            if isinstance(record, Item)
+            else record
+        )
+        if isinstance(mapped, Failure):
+            failures.append(mapped)
+        else:
+            asked.append(mapped)
     return asked, failures
 
 

@@ -177,8 +177,8 @@ def _in_memory(content: bytes) -> str:
     return f"/proc/self/fd/{file}"  # stays open: the loader knows a library by its name
 
 
-def _address(library: ctypes.CDLL, name: str) -> int | None:
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+def _address(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
 def names_library(addresses: Mapping[str, int]) -> bytes:
@@ -231,23 +231,24 @@ def _machine() -> int:
 
 
 LOADED = load()
-ACTIVE = LOADED.kind
 
 
 def num_threads() -> int | None:
     """Say over how many threads a product goes; None: this BLAS does not tell."""
-    return LOADED.library.openblas_get_num_threads() if LOADED.kind == "openblas" else None
+    if LOADED.library is None or LOADED.kind != "openblas":
+        return None
+    return int(LOADED.library.openblas_get_num_threads())
 
 
 def set_num_threads(count: int | None) -> None:
     """Set what `num_threads` said in an earlier process, so that bits stay."""
-    if count is not None and LOADED.kind == "openblas":
+    if count is not None and LOADED.library is not None and LOADED.kind == "openblas":
         LOADED.library.openblas_set_num_threads(count)
 
 
 def identity() -> str:
     """Name all that decides the bits of a product: version, build, kernel and threads."""
-    if LOADED.kind == "bundled":
+    if LOADED.library is None:
         return "mlx's own"
     if LOADED.kind == "other":
         return _file_identity(LOADED.library)

@@ -8,8 +8,8 @@ from pathlib import Path
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics.calibration import Round, calibration_errors, fit_temperatures
 from dspark_batch.record.journal import scan
+from dspark_batch.record.rows import Row
 from dspark_batch.record.run_dir import RunDir
-from dspark_batch.types import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def _logged(run_dir: RunDir, run_id: str) -> Iterator[Sequence[Round]]:
                 yield rounds
 
 
-def _rounds(row: dict[str, Json]) -> list[Round]:
+def _rounds(row: Row) -> list[Round]:
     if row["status"] != "succeeded":
         return []
     log = row["metrics"]["speculative_decoding"]

@@ -12,13 +12,14 @@ from dspark_batch.intake.mapping import Render, to_request
 from dspark_batch.intake.prompts import Prompts
 from dspark_batch.intake.reader import STDIN, Source, fetch, item_of, locate, read
 from dspark_batch.output.status import Status, status
+from dspark_batch.record.formats import Manifest
 from dspark_batch.record.journal import Found, Journal, Retries
 from dspark_batch.record.named_columns import wanted_columns
 from dspark_batch.record.run_dir import RunDir, check_out, check_resume, refuse_another_job
 from dspark_batch.record.survey import Survey, most_bytes, survey
 from dspark_batch.spec.share import is_in_share
 from dspark_batch.spec.spec import Spec, number_or_none
-from dspark_batch.types import Failure, Item, Json
+from dspark_batch.types import Failure, Item
 
 _FIRST_FAILURES = 3
 
@@ -29,7 +30,7 @@ class Reads(NamedTuple):
     render: Render
     decode: Callable[[tuple[int, ...]], str]
     context_length: int
-    identity: Mapping[str, Json]
+    identity: Mapping[str, str | None]
     weight_bytes: int | None = None  # None: not all of them are here
     # Bytes of the target's cache for a position, and for a slot besides; None: unknown.
     cached_bytes: tuple[int, int] | None = None
@@ -143,9 +144,9 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     return result
 
 
-def _planned_slots(manifest: Mapping[str, Json] | None) -> int | None:
+def _planned_slots(manifest: Manifest | None) -> int | None:
     """Look up the slots of the first start; None: there was none, or it did not plan."""
-    setup = manifest and manifest.get("setup")
+    setup = manifest and manifest["setup"]
     return setup["plan"]["slots"] if setup else None
 
 
@@ -157,7 +158,7 @@ class _NoRows:
 
 
 def _survey(
-    sources: tuple[Source, ...], spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | None
+    sources: tuple[Source, ...], spec: Spec, run_dir: RunDir, manifest: Manifest | None
 ) -> Survey:
     if manifest is None or not run_dir.rows.exists():
         return survey(sources, spec, _NoRows())
@@ -168,18 +169,21 @@ def _survey(
 def _count(result: Check, record: Item | Failure, spec: Spec, reads: Reads, examples: int) -> None:
     result.records += 1
     result.prompts.see(item_of(record))
-    if isinstance(record, Item):
-        record = to_request(record, spec, reads.render, reads.context_length)
-    if isinstance(record, Failure):
-        result.without_request[record.code] += 1
-        result.has_failures |= not record.is_skipped
+    asked = (
+        to_request(record, spec, reads.render, reads.context_length)
+        if isinstance(record, Item)
+        else record
+    )
+    if isinstance(asked, Failure):
+        result.without_request[asked.code] += 1
+        result.has_failures |= not asked.is_skipped
         if len(result.first_failures) < _FIRST_FAILURES:
-            result.first_failures.append(record.message)
+            result.first_failures.append(asked.message)
         return
-    result.prompts.add(record)
+    result.prompts.add(asked)
     if len(result.examples) < examples:
-        ids = record.prompt_ids
-        result.examples.append(Example(record.item.where, len(ids), reads.decode(ids)))
+        ids = asked.prompt_ids
+        result.examples.append(Example(asked.item.where, len(ids), reads.decode(ids)))
 
 
 def _count_audited(sources: Sequence[Source], spec: Spec, found: Survey) -> int:

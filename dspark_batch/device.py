@@ -1,6 +1,11 @@
-"""Which device computes: asked here, and nowhere else."""
+"""The machine: which device computes, asked here and nowhere else; where things are kept on it."""
+
+import os
+from pathlib import Path
 
 import mlx.core as mx
+
+from dspark_batch.errors import UsageError
 
 
 def is_cpu() -> bool:
@@ -21,3 +26,19 @@ def is_metal() -> bool:
 def is_cuda() -> bool:
     """Whether an NVIDIA GPU computes."""
     return is_gpu() and mx.cuda.is_available()
+
+
+def cache_folder() -> Path:
+    """Name the folder where this program keeps what it learned about machines and pairs.
+
+    Raises:
+        UsageError: nobody has said where that is.
+    """
+    named = os.environ.get("DSPARK_BATCH_CACHE")
+    try:
+        return Path(named) if named else Path.home() / ".cache" / "dspark-batch"
+    except RuntimeError as error:
+        raise UsageError(
+            "this user has no home folder, and HOME is not set. Name a folder for what is kept "
+            "between runs in DSPARK_BATCH_CACHE."
+        ) from error

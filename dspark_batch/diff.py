@@ -1,7 +1,7 @@
 """Compare two runs of the same input: another version, drafter or machine."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -17,15 +17,13 @@ from dspark_batch.audit.replay import (
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.output.finish import Rows
 from dspark_batch.output.look import Look, look
+from dspark_batch.record.rows import AnswerRow, Row
 from dspark_batch.record.run_dir import differences, run_dir_of
 from dspark_batch.run import Opened, OpenEngine, open_pair
-from dspark_batch.types import Failure, Item, Json
+from dspark_batch.types import Failure, Item
 
 Relation: TypeAlias = Literal["same", "tied", "different", "only in A", "only in B"]
-Row: TypeAlias = Mapping[str, Json]
 _Key: TypeAlias = tuple[str, str, int]  # custom_id, digest of the record, sample index
-
-_ANSWER = ("completion", "earlier_answers", "finish_reason", "token_ids", "reasoning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +117,18 @@ def _key(item: Item) -> _Key:
 
 def _alone(item: Item, relation: Relation) -> Compared:
     texts = ("a row", "none") if relation == "only in A" else ("none", "a row")
-    return Compared(**_names(item), relation=relation, a=texts[0], b=texts[1])
+    return _found(item, relation, *texts)
 
 
-def _names(item: Item) -> dict[str, str | int]:
-    return {
-        "where": item.where,
-        "custom_id": item.custom_id,
-        "sample_index": item.sample_index,
-    }
+def _found(item: Item, relation: Relation, a: str, b: str) -> Compared:
+    return Compared(
+        where=item.where,
+        custom_id=item.custom_id,
+        sample_index=item.sample_index,
+        relation=relation,
+        a=a,
+        b=b,
+    )
 
 
 class _Judge:
@@ -141,19 +142,24 @@ class _Judge:
 
     def compared(self, item: Item, a: Row, b: Row) -> Compared:
         if _said(a) == _said(b):
-            return Compared(**_names(item), relation="same", a="", b="")
+            return _found(item, "same", "", "")
         if a["status"] != "succeeded" or b["status"] != "succeeded":
-            return Compared(**_names(item), relation="different", a=_outcome(a), b=_outcome(b))
-        found = Compared(**_names(item), relation="different", a="an answer", b="another")
+            return _found(item, "different", _outcome(a), _outcome(b))
+        found = _found(item, "different", "an answer", "another")
         if a["earlier_answers"] != b["earlier_answers"]:
             return replace(found, a="an earlier answer", b="another")
         position = first_difference(a["token_ids"], b["token_ids"])
-        tokens = [ids[position] if position < len(ids) else None for ids in _ids(a, b)]
-        if tokens == [None, None]:
+        mine, other = (
+            row["token_ids"][position] if position < len(row["token_ids"]) else None
+            for row in (a, b)
+        )
+        if mine is None and other is None:
             return replace(found, a=f"{a['finish_reason']} or text", b="another")
-        return self._at(replace(found, position=position), item, a, tokens)
+        return self._at(replace(found, position=position), item, a, (mine, other))
 
-    def _at(self, found: Compared, item: Item, row: Row, tokens: Sequence[int | None]) -> Compared:
+    def _at(
+        self, found: Compared, item: Item, row: AnswerRow, tokens: tuple[int | None, int | None]
+    ) -> Compared:
         """Describe two tokens, and measure the choice between them."""
         opened, baseline = self._pair()
         spec = self._job.spec
@@ -162,10 +168,13 @@ class _Judge:
         )
         found = replace(found, a=a, b=b)
         claims = claims_of(item, row, spec, opened.render, opened.context_length)
-        if isinstance(claims, Failure) or None in tokens or not self._is_replayable(claims[-1]):
+        mine, other = tokens
+        if isinstance(claims, Failure) or mine is None or other is None:
+            return found
+        if not self._is_replayable(claims[-1]):
             return found
         before = row["token_ids"][: found.position]
-        margin = baseline.margin(claims[-1].request, before, tuple(tokens))
+        margin = baseline.margin(claims[-1].request, before, (mine, other))
         is_tied = judge(margin.spread, self._divergence) == "near-tie"
         relation: Relation = "tied" if is_tied else "different"
         return replace(found, relation=relation, margin=margin.top_2, spread=margin.spread)
@@ -182,18 +191,15 @@ class _Judge:
         return self._loaded
 
 
-def _said(row: Row) -> tuple[Json, ...]:
+def _said(row: Row) -> tuple[object, ...]:
     """Give what a row answers; the message of a failure names files, so its code counts."""
     if row["status"] != "succeeded":
         return row["status"], row["error"]["code"]
-    return row["status"], *(row[name] for name in _ANSWER)
+    answer = (row["completion"], row["earlier_answers"], row["finish_reason"])
+    return *answer, row["token_ids"], row["reasoning"]
 
 
 def _outcome(row: Row) -> str:
-    return (
-        "an answer" if row["status"] == "succeeded" else f"{row['status']}: {row['error']['code']}"
-    )
-
-
-def _ids(a: Row, b: Row) -> tuple[Sequence[int], Sequence[int]]:
-    return a["token_ids"], b["token_ids"]
+    if row["status"] == "succeeded":
+        return "an answer"
+    return f"{row['status']}: {row['error']['code']}"

@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,7 +118,7 @@ def _memory() -> dict[str, str]:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         facts["free"] = f"{_gigabytes(free)}, and what caches give back"
     if device.is_gpu():
-        info: Mapping[str, object] = mx.device_info()
+        info = mx.device_info()
         for fact, key in (
             ("device", "memory_size"),
             ("usable", "max_recommended_working_set_size"),
@@ -131,7 +131,7 @@ def _memory() -> dict[str, str]:
 def _folders(found: Diagnosis) -> dict[str, str]:
     from huggingface_hub import constants, get_token
 
-    from dspark_batch.drafters.calibration import cache_folder
+    from dspark_batch.device import cache_folder
 
     folders = {
         "Hub cache": (Path(constants.HF_HUB_CACHE), "HF_HOME"),

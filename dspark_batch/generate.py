@@ -1,7 +1,7 @@
 """Answers without files: a stream of prompts, or one prompt."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, Unpack
 
@@ -167,7 +167,7 @@ class OnePrompt:
             raise UsageError(request.message)
         self._request = request
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Generator[Piece, None, Completion]:
         """Give the text as it is committed; together it is the answer's text, reasoning included.
 
         Returns:
@@ -176,7 +176,7 @@ class OnePrompt:
         Raises:
             ModelError: the target's logits are not numbers, or the answer cannot be decoded.
         """
-        engine, request = self._opened.engine, self._request
+        engine, request = self._opened.steps, self._request
         stream = TextStream(
             self._opened.decode,
             request.sampling.stop,
@@ -187,14 +187,17 @@ class OnePrompt:
         while True:
             ended = engine.step()
             for outcome in ended:
-                yield from _rest(stream, _completed(outcome), num_seen)
-                return outcome
+                completion = _completed(outcome)
+                yield from _rest(stream, completion, num_seen)
+                return completion
             if partial := engine.so_far(request.item):
                 yield from _pieces(stream, partial.token_ids, partial.is_drafted, num_seen)
                 num_seen = len(partial.token_ids)
 
     def plainly(self) -> Completion:
         """Answer it again without a drafter."""
+        if self._opened.baseline is None:
+            raise UsageError("this engine has no baseline; open a pair of its own.")
         (outcome,) = self._opened.baseline("engine").generate([self._request])
         return _completed(outcome)
 
@@ -290,6 +293,8 @@ def speculative_generate(  # noqa: PLR0913  the names that users of this method 
         UsageError: an argument is impossible, or does not go with the others.
         ModelError: the target's logits are not numbers.
     """
+    if target.config is None:
+        raise UsageError("the target is none of `load_pair`; load it with its drafter.")
     pair = Pair(target, tokenizer, drafter, target.config)
     prompt_ids = _prompt_ids(tokenizer, prompt, system)
     room = pair.config.context_length - len(prompt_ids)

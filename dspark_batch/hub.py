@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from dspark_batch.errors import Resumable
 from dspark_batch.intake.mapping import Render
 from dspark_batch.intake.messages import Conversation
-from dspark_batch.run import Manifest, Opened
+from dspark_batch.record.formats import Manifest
+from dspark_batch.run import Opened, Steps
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Request
 
@@ -38,24 +39,6 @@ CANCELLED = "cancelled"  # the code of a request that was given up
 _LIVE_S = 60.0  # after an urgent request, for which slots are kept free
 _FEWEST_AHEAD = 16  # requests that wait in the engine, so that equal beginnings meet
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds to a first token
-
-
-class Steps(Protocol):
-    """The engine, as far as a hub knows it; `engine.Engine` says what each does."""
-
-    is_idle: bool
-
-    def add(self, request: Request, *, urgent: bool = False) -> None:
-        """Let a request wait."""
-
-    def step(self) -> list[Outcome]:
-        """Do one round."""
-
-    def cancel(self, item: Item) -> None:
-        """Give an item up."""
-
-    def so_far(self, item: Item) -> Partial | None:
-        """Tell what is committed of an answer."""
 
 
 class Ticket:
@@ -81,8 +64,9 @@ class Ticket:
 
     def tell(self, news: News) -> None:
         """Tell the owner, who says by which name an item is known."""
-        is_outcome = isinstance(news, Completion | Failure)
-        self._tell(news._replace(item=self.request.item) if is_outcome else news)
+        if isinstance(news, Completion | Failure):
+            news = news._replace(item=self.request.item)
+        self._tell(news)
 
 
 class Counts:
@@ -145,7 +129,7 @@ class Hub:
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = threading.Event()  # or has failed to open
         self._opened: Opened | None = None
-        self._engine: Steps | None = None
+        self._engine: Steps  # from when it is open; only the hub's thread may use it
         self._bulk: deque[Ticket] = deque()  # not in the engine yet
         self._inside: dict[int, Ticket] = {}  # in the engine, by number
         self._again: set[int] = set()  # of those, who is on the way back into `_bulk`
@@ -166,8 +150,13 @@ class Hub:
         """
         self._is_open.wait()
         if self._opened is None:
-            raise self.error
+            raise self._reason
         return self._opened
+
+    @property
+    def _reason(self) -> BaseException:
+        """Why it ended, where it has."""
+        return self.error or Resumable("the server has not begun; send it again later.")
 
     @property
     def is_open(self) -> bool:
@@ -193,7 +182,7 @@ class Hub:
         """
         ticket = Ticket(self, request, tell, urgent=urgent)
         if not self.order(lambda: self._take(ticket)):
-            raise self.error
+            raise self._reason
         return ticket
 
     def _render(self, render: Render, conversation: Conversation, **told: bool) -> Sequence[int]:
@@ -208,7 +197,7 @@ class Hub:
                 self._orders.put(do)
             return self.error is None
 
-    def view(self, spec: Spec, manifest: Manifest) -> Opened:
+    def view(self, spec: Spec, manifest: Manifest | None) -> Opened:
         """Open the engine for a job, which shares it with others.
 
         Its clock, its costs and its audits are not the job's.
@@ -246,7 +235,7 @@ class Hub:
     def _live(self) -> None:
         try:
             opened = self._open_engine()
-            self._engine = opened.engine
+            self._engine = opened.steps
             self._opened = opened._replace(render=partial(self._render, opened.render))
             self._is_open.set()
             while not self._is_closing:
@@ -254,10 +243,9 @@ class Hub:
                 self._admit()
                 self._round()
             self._opened.keep_learnt()
-            error = _STOPPED
-        except BaseException as caught:  # noqa: BLE001  whatever it is, all who wait hear of it
-            error = caught
-        self._end(error)
+            self._end(_STOPPED)
+        except BaseException as error:  # noqa: BLE001  whatever it is, all who wait hear of it
+            self._end(error)
 
     def _obey(self) -> None:
         """Do what was ordered; wait for an order where there is nothing else to do."""
@@ -276,12 +264,12 @@ class Hub:
     @property
     def _most_inside(self) -> int:
         """How many that nobody waits for help the engine to choose who goes together."""
-        slots = self._opened.slots
+        slots = self.opened().slots
         return slots + slots // 2 + max(_FEWEST_AHEAD, 2 * slots)
 
     @property
     def _most_beside_urgent(self) -> int:
-        slots, kept = self._opened.slots, self._live_slots
+        slots, kept = self.opened().slots, self._live_slots
         return max(1, slots - (max(1, slots // 8) if kept is None else kept))
 
     def _take(self, ticket: Ticket) -> None:
@@ -429,7 +417,7 @@ class _Job:
     ) -> None:
         self.tickets: dict[int, Ticket] = {}  # by a number of their own
         self._hub, self._stream, self._may_begin = hub, stream, may_begin
-        self._news: queue.SimpleQueue[tuple[int, News]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
         self._numbers = count()
         self._may_go_on = True
 
@@ -451,7 +439,7 @@ class _Job:
 
     def next_outcome(self) -> Outcome | None:
         """Wait for one; None: a request was taken back."""
-        number, news = self._news.get()
+        number, news = self._ended.get()
         del self.tickets[number]
         if isinstance(news, BaseException):
             raise news
@@ -459,7 +447,8 @@ class _Job:
         return None if is_back else news
 
     def _hear(self, number: int, news: News) -> None:
-        self._news.put((number, news))
+        if not isinstance(news, Partial):
+            self._ended.put((number, news))
 
 
 def _cancelled(item: Item) -> Failure:

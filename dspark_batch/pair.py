@@ -23,7 +23,7 @@ from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
 from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
-from dspark_batch.models.number_type import DTYPES, set_dtype, stored_dtype, usual_dtype
+from dspark_batch.models.number_type import DTYPES, set_dtype, usual_dtype
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.quantisation import (
     check_bits,
@@ -69,6 +69,19 @@ class Pair(NamedTuple):
     drafter: Drafter
     config: PairConfig
 
+    @property
+    def reader(self) -> Tokenizer:
+        """The tokenizer, where text must be read.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ModelError(
+                "the target has no tokenizer, so it cannot read a prompt; name another."
+            )
+        return self.tokenizer
+
 
 def load_pair(  # noqa: PLR0913  the names that users of this method know
     family: str | None = None,
@@ -107,7 +120,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
 
     model, config = _load_target(found.directory, trust_remote_code)
     facts = _facts(model, config, found.directory)
-    dtype = dtype or (usual_dtype(model) if target_bits is None else stored_dtype(model))
+    dtype = dtype or usual_dtype(model, is_to_be_quantised=target_bits is not None)
     set_dtype(model, DTYPES[dtype])
     finite = finiteness(model)
     quantise_target(model, target_bits, config, found.directory)
@@ -115,7 +128,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     if drafts:  # a drafter that does not fit is refused before the target's weights are read
         trained = load_drafter(drafts.directory, facts, ends_of(model))
     settle(model, finite, found.directory)
-    if trained is not None:
+    if trained is not None and drafts:
         bits = default_drafter_bits(trained) if drafter_bits == "auto" else drafter_bits
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
         make_rows_safe(trained)  # the rejection rule reads its logits
@@ -125,7 +138,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {
         "target_bits": described(model),
-        "drafter_bits": trained and described(trained),
+        "drafter_bits": described(trained) if trained is not None else None,
     }
     temperatures = kept_temperatures(identity)
     pair_config = PairConfig(
@@ -133,10 +146,10 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         dtype=dtype,
         context_length=facts.context_length,
         stop_ids=tokenizer.stop_ids if tokenizer else _stop_ids(config),
-        identity=identity | {"calibration": temperatures and str(temperatures)},
+        identity=identity | {"calibration": str(temperatures) if temperatures else None},
         confidence_temperatures=temperatures,
     )
-    used = NoDrafter() if trained is None else trained
+    used: Drafter = NoDrafter() if trained is None else trained
     tapped = _tap(model, used.tap_ids, pair_config, found.directory)
     return Pair(tapped, tokenizer, used, pair_config)
 
@@ -200,8 +213,8 @@ def _names(
             raise UsageError("--drafter needs the --target or the --family that it drafts for.")
         family = DEFAULT_FAMILY
     known = known_pair(family) if family is not None else None
-    if target is not None:
-        return family, target, drafter
+    if target is not None or known is None:
+        return family, str(target), drafter
     return family, known.target, drafter or known.drafter
 
 
@@ -286,7 +299,7 @@ def _check_code(config: dict[str, Any], directory: Path, trusted: bool) -> None:
             )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Put mlx-lm's message on one line; it lists tensors line by line."""
     if missing := _MISSING_KEYS.search(str(error)):
         return f"config.json has no {missing[1]}"

@@ -9,7 +9,7 @@ from dspark_batch.output.look import Look, look
 from dspark_batch.output.measures import Measures
 from dspark_batch.output.plan import plan_of
 from dspark_batch.output.report import Report
-from dspark_batch.record.run_dir import write_text
+from dspark_batch.record.disk import write_text
 from dspark_batch.types import Item
 
 
@@ -45,7 +45,8 @@ def _report(job: Look, rows: Rows) -> Report:
     if saved is not None:
         return Report(**saved)
     resumed = job.starts[-1].resumed if job.starts else 0
-    plan = plan_of(job.manifest.get("setup"))
+    setup = job.manifest["setup"]
+    plan = plan_of(setup) if setup else None
     return Report.of_rows(rows, out=job.spec.out, resumed=resumed, new_tokens=0, plan=plan)
 
 
@@ -57,10 +58,14 @@ def _group(item: Item, by: str) -> str:
 def _measures(rows: Rows, by: str | None) -> Measures:
     measures = Measures()
     columns: dict[str, None] = {}
+    if by is None:
+        for entry in rows.entries():
+            measures.add(entry.row, entry.finished_at, None)
+        return measures
     for item, entry in rows.answered():
         columns |= dict.fromkeys(item.record)
-        measures.add(entry.row, entry.finished_at, None if by is None else _group(item, by))
-    if by is not None and columns and by not in columns:
+        measures.add(entry.row, entry.finished_at, _group(item, by))
+    if columns and by not in columns:
         known = ", ".join(f"`{name}`" for name in columns)
         raise UsageError(f"--report-by {by}: no such input column; columns are {known}.")
     return measures

@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from dspark_batch import blas
 from dspark_batch.audit.auditor import Auditor
 from dspark_batch.audit.replay import Against, Baseline, Claim, Margin, claims_of, divergence_of
-from dspark_batch.errors import DsparkBatchError, ModelError, Resumable, UsageError
+from dspark_batch.errors import DsparkBatchError, JournalError, Resumable, UsageError
 from dspark_batch.intake import remote
 from dspark_batch.intake.json_text import dump
 from dspark_batch.intake.mapping import Render, said_in, to_request
@@ -43,9 +43,11 @@ from dspark_batch.output.finish import Rows, changed_input, line_maker, write_ou
 from dspark_batch.output.plan import plan_of
 from dspark_batch.output.report import Report, Tick
 from dspark_batch.record.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
+from dspark_batch.record.disk import full_disk_is_resumable
+from dspark_batch.record.formats import Manifest, ReportJson
 from dspark_batch.record.journal import Entry, Journal
 from dspark_batch.record.named_columns import wanted_columns
-from dspark_batch.record.rows import row_of
+from dspark_batch.record.rows import AnswerRow, row_of
 from dspark_batch.record.run_dir import (
     RunDir,
     Start,
@@ -53,7 +55,6 @@ from dspark_batch.record.run_dir import (
     check_out,
     check_resume,
     fingerprint,
-    full_disk_is_resumable,
     new_manifest,
     new_run_id,
     refuse_another_job,
@@ -61,7 +62,17 @@ from dspark_batch.record.run_dir import (
 from dspark_batch.record.survey import TO_DO, Survey, most_bytes, survey
 from dspark_batch.spec.budget import Budget
 from dspark_batch.spec.spec import STDOUT, Spec, number_or_none
-from dspark_batch.types import Completion, Failure, Gauge, Item, Json, Outcome, Request, Said
+from dspark_batch.types import (
+    Completion,
+    Failure,
+    Gauge,
+    Item,
+    Outcome,
+    Partial,
+    Request,
+    Said,
+    SetupJson,
+)
 
 if TYPE_CHECKING:
     from dspark_batch.engine.engine import Engine
@@ -96,15 +107,41 @@ class Generates(Protocol):
         ...
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """The engine, as far as who drives its rounds knows it; `engine.Engine` says what each does."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        ...
+
+    def add(self, request: Request, *, urgent: bool = False) -> None:
+        """Let a request wait."""
+        ...
+
+    def step(self) -> list[Outcome]:
+        """Do one round."""
+        ...
+
+    def cancel(self, item: Item) -> None:
+        """Give an item up."""
+        ...
+
+    def so_far(self, item: Item) -> Partial | None:
+        """Tell what is committed of an answer."""
+        ...
+
+
 class Opened(NamedTuple):
     """A loaded engine half."""
 
     engine: Generates
     render: Render
     context_length: int  # most positions of prompt and answer together
-    identity: Mapping[str, Json]  # digests of what is loaded
+    identity: Mapping[str, str | None]  # digests of what is loaded
     slots: int = 1  # that were chosen, or given
-    setup: Mapping[str, Json] | None = None  # plan, shape of passes, machine; None: there is none
+    setup: SetupJson | None = None  # plan, shape of passes, machine; None: there is none
     gauge: Callable[[], Gauge | None] = lambda: None  # how full the engine is; None: unknown
     split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
     baseline: Callable[[Against], Baseline] | None = None  # None: answers cannot be audited
@@ -115,16 +152,26 @@ class Opened(NamedTuple):
     marks: Sequence[str] = ()  # the texts by which `split` tells reasoning and answer apart
     vocab_size: int = 1 << 31  # token ids are below it
 
+    @property
+    def steps(self) -> Steps:
+        """The engine, for who drives its rounds.
 
-Manifest: TypeAlias = Mapping[str, Json] | None  # None: the job has not begun
-OpenEngine: TypeAlias = Callable[[Spec, Manifest], Opened]
+        Raises:
+            UsageError: it has none, as that of a job which shares one.
+        """
+        if not isinstance(self.engine, Steps):
+            raise UsageError("this engine cannot be driven round by round; open a pair of its own.")
+        return self.engine
+
+
+OpenEngine: TypeAlias = Callable[[Spec, Manifest | None], Opened]  # None: it has not begun
 Observe: TypeAlias = Callable[[Tick], None]
 Stop: TypeAlias = Callable[[], bool]
 
 
 def open_pair(
     spec: Spec,
-    manifest: Manifest,
+    manifest: Manifest | None,
     on_download: Callable[["Download"], None] | None = None,
     num_items: int | None = None,
 ) -> Opened:
@@ -133,22 +180,25 @@ def open_pair(
 
 
 def load(
-    spec: Spec, manifest: Manifest, on_download: Callable[["Download"], None] | None = None
+    spec: Spec,
+    manifest: Manifest | None,
+    on_download: Callable[["Download"], None] | None = None,
 ) -> "Pair":
     """Load target, tokenizer and drafter as a job asks for them, or as it began with them."""
     from dspark_batch.models.thinking import settle_thinking
     from dspark_batch.pair import load_pair, load_reading
 
-    if manifest is not None:  # with some kernels their number decides bits
-        blas.set_num_threads(manifest["setup"]["blas_threads"])
+    if manifest and (setup := manifest["setup"]):  # with some kernels their number decides bits
+        blas.set_num_threads(setup["blas_threads"])
     if slow := blas.hint():
         log.warning("%s", slow)
     names = (spec.thinking, spec.family, spec.target)
     if spec.thinking is not None:  # refused before gigabytes are fetched
-        code = {"trust_remote_code": spec.trust_remote_code}
-        settle_thinking(load_reading(spec.family, target=spec.target, **code).tokenizer, *names)
+        trusts = spec.trust_remote_code
+        reading = load_reading(spec.family, target=spec.target, trust_remote_code=trusts)
+        settle_thinking(reading.tokenizer, *names)
     dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else None)
-    pair = load_pair(
+    return load_pair(
         spec.family,
         target=spec.target,
         drafter=spec.drafter,
@@ -158,9 +208,6 @@ def load(
         trust_remote_code=spec.trust_remote_code,
         on_download=on_download,
     )
-    if pair.tokenizer is None:
-        raise ModelError("the target has no tokenizer, so it cannot read a prompt; name another.")
-    return pair
 
 
 def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
@@ -169,7 +216,8 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking
 
-    thinking = settle_thinking(pair.tokenizer, spec.thinking, spec.family, spec.target)
+    tokenizer = pair.reader
+    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target)
     asked = number_or_none(spec.draft_length)
     setup = set_up(
         pair,
@@ -206,8 +254,8 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         partial(open_baseline, pair, setup, thinking.split),
         engine.leave_out,
         lambda: setup.keep_learnt(engine.costs),
-        pair.tokenizer.decode,
-        [mark for mark in (pair.tokenizer.think_start, pair.tokenizer.think_end) if mark],
+        tokenizer.decode,
+        [mark for mark in (tokenizer.think_start, tokenizer.think_end) if mark],
         pair.target.facts.vocab_size,
     )
 
@@ -238,6 +286,7 @@ def open_baseline(
     from dspark_batch.engine.margins import margins
     from dspark_batch.engine.outside import generate_outside
 
+    generate: Callable[[Iterable[Request | Failure]], Iterator[Outcome]]
     if against == "mlx-lm":
         generate = partial(generate_outside, pair, setup.plan.slots)
     else:
@@ -254,7 +303,7 @@ def open_baseline(
     def margin(request: Request, answer: Sequence[int], tokens: tuple[int, int]) -> Margin:
         return Margin(*margins(pair, request, answer, tokens))
 
-    return Baseline(generate, pair.tokenizer.decode, margin, pair.config.stop_ids, split)
+    return Baseline(generate, pair.reader.decode, margin, pair.config.stop_ids, split)
 
 
 def _ignore(tick: Tick) -> None:
@@ -376,7 +425,7 @@ class _Job:
     spec: Spec
     run_dir: RunDir
     run_id: str
-    manifest: Manifest
+    manifest: Manifest | None  # None: the job has not begun
     sources: Sequence[Source]
     journal: Journal
     found: Survey
@@ -384,6 +433,13 @@ class _Job:
     observe: Observe
     stop: Stop
     budget: Budget
+
+    def begun(self) -> Manifest:
+        """Read the manifest of a job that has begun."""
+        manifest = self.run_dir.manifest()
+        if manifest is None:
+            raise JournalError(f"{self.run_dir.path}: manifest.json is gone; restore it.")
+        return manifest
 
 
 def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
@@ -402,8 +458,9 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     began = time.monotonic()
     job.observe(tick)
     num_items = found.total - found.resumed
-    told = {"on_download": _told(job, tick), "num_items": num_items}
-    open_engine = open_engine or partial(open_pair, **told)
+    open_engine = open_engine or partial(
+        open_pair, on_download=_told(job, tick), num_items=num_items
+    )
     opened = open_engine(job.spec, job.manifest)
     _settle(job, opened)
     loaded = time.monotonic()
@@ -483,11 +540,13 @@ def _warn_of_growth(job: _Job) -> None:
             )
 
 
-def _nothing_to_do(saved: Mapping[str, Json]) -> Report:
-    idle = {"load_s": 0.0, "decode_s": 0.0, "finish_s": 0.0, "new_tokens": 0}
-    idle |= dict.fromkeys(("prefill_s", "round_s", "draft_s", "verify_s"))
-    idle |= dict.fromkeys(("idle_s", "audit_s", "peak_memory_bytes"))
-    return Report(**saved | idle | {"resumed": saved["total"]})
+def _nothing_to_do(saved: ReportJson) -> Report:
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("prefill_s", "round_s", "draft_s", "verify_s", "idle_s", "audit_s")
+    )
+    report = replace(Report(**saved), new_tokens=0, resumed=saved["total"])
+    report = replace(report, load_s=0.0, decode_s=0.0, finish_s=0.0, peak_memory_bytes=None)
+    return replace(report, **nothing)
 
 
 def _settle(job: _Job, opened: Opened) -> None:
@@ -499,7 +558,7 @@ def _settle(job: _Job, opened: Opened) -> None:
     manifest = new_manifest(
         job.spec, fields, opened.identity, job.found.inputs, job.run_id, opened.setup
     )
-    job.run_dir.write_manifest(manifest | {"ignored": job.found.ignored})
+    job.run_dir.write_manifest({**manifest, "ignored": job.found.ignored})
 
 
 def _note_start(job: _Job, load_s: float) -> None:
@@ -529,7 +588,7 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
             job.observe(tick)
     if TO_DO in job.found.offsets:
         _explain_missing_rows(job, tick)
-    return replace(tick, outcome=None, audit_s=auditor and auditor.seconds)
+    return replace(tick, outcome=None, audit_s=auditor.seconds if auditor else None)
 
 
 def _auditor(job: _Job, opened: Opened, tell: Callable[[str], None]) -> Auditor | None:
@@ -546,7 +605,7 @@ def _auditor(job: _Job, opened: Opened, tell: Callable[[str], None]) -> Auditor 
     if opened.baseline is None:
         raise UsageError("verify_greedy: this engine has no baseline; leave it out.")
 
-    def claims(item: Item, row: dict[str, Json]) -> list[Claim] | Failure:
+    def claims(item: Item, row: AnswerRow) -> list[Claim] | Failure:
         return claims_of(item, row, spec, opened.render, opened.context_length)
 
     divergence = divergence_of(job.run_dir.manifest())
@@ -700,9 +759,7 @@ def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     )
 
 
-def _finished(
-    job: _Job, tick: Tick, setup: Mapping[str, Json] | None = None, **times: float
-) -> Report:
+def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: float) -> Report:
     """Write the output and the report.
 
     Args:
@@ -715,7 +772,8 @@ def _finished(
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
     rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
-    manifest = job.run_dir.manifest()
+    manifest = job.begun()
+    setup = setup or manifest["setup"]
     begun = datetime.fromisoformat(manifest["created"])
     draft = write_output(job.run_dir.out, rows, job.spec, begun)
     report = Report.of_rows(
@@ -733,7 +791,7 @@ def _finished(
         audit_s=tick.audit_s,
         peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
         finish_s=time.monotonic() - began,
-        plan=plan_of(setup or manifest.get("setup")),
+        plan=plan_of(setup) if setup else None,
     )
     job.run_dir.publish(draft, report.to_json(), job.found.inputs)
     _warn_of_growth(job)

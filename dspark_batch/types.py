@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -21,7 +21,8 @@ _GREEDY_BELOW = 1e-5  # temperatures that DeepSpec and vLLM take for 0
 class Item(NamedTuple):
     """One input record, and what names it."""
 
-    index: int  # position of its row among all rows of the job, from 0
+    # Position of its row among all rows of the job, from 0. It hides a method of tuples.
+    index: int  # type: ignore[assignment]
     custom_id: str  # the record's `custom_id` or `id`, else its position: "#7"
     digest: str  # hex digest of the record as it was read
     where: str  # "prompts.jsonl:12", for people
@@ -242,6 +243,26 @@ class Gauge:
         """Estimate the part of `round_s` that is verifying; None: there are too few samples."""
         draft_s = self.draft_s
         return None if draft_s is None else self.round_s - draft_s
+
+
+class PlanJson(TypedDict):
+    """How a job begins."""
+
+    slots: int
+    draft_length: int  # 0: without speculation
+    why: str  # one sentence for people
+
+
+class SetupJson(TypedDict):
+    """How a pair decodes on its machine, as the manifest has it."""
+
+    plan: PlanJson
+    step_shape: Sequence[int] | None  # slots and tokens that every pass has; None: any
+    divergence: float  # how far logits lay from mlx-lm's own
+    dtype: str
+    most_positions: int  # that all slots may cache
+    machine: Mapping[str, Json]
+    blas_threads: int | None  # None: this MLX has no BLAS that we know
 
 
 class Failure(NamedTuple):

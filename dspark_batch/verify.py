@@ -9,10 +9,11 @@ import heapq
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 from dspark_batch.audit.audit_log import AuditLog, row_digest
 from dspark_batch.audit.output_audit import output_problems
@@ -31,6 +32,7 @@ from dspark_batch.intake.reader import Source, item_of
 from dspark_batch.output.finish import Rows, write_output
 from dspark_batch.output.look import Look, look
 from dspark_batch.output.report import COUNTS, Report, Tick
+from dspark_batch.record.formats import AuditJson, FindingJson, Manifest, Verdict
 from dspark_batch.record.journal import scan
 from dspark_batch.record.run_dir import (
     RunDir,
@@ -44,7 +46,7 @@ from dspark_batch.record.survey import TO_DO, Survey
 from dspark_batch.run import Opened, OpenEngine, open_pair
 from dspark_batch.spec.share import draw
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Item, Json
+from dspark_batch.types import Failure, Item
 
 _MOST_KEPT = 100  # findings of one kind; the others are counted
 
@@ -84,7 +86,7 @@ class Audit:
         return [each for each in self.differences if each.verdict == "defect"]
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """What it comes to, in a word or two."""
         if self.wrong:
             return "damaged"
@@ -97,12 +99,26 @@ class Audit:
         """0: all agrees; 3: something does not."""
         return EqualityError.exit_code if self.wrong or self.failing else 0
 
-    def to_json(self) -> dict[str, Json]:
+    def to_json(self) -> AuditJson:
         """Give what audit.json holds."""
-        told = [asdict(each) | {"says": str(each)} for each in self.differences]
-        counts = {"left_out": dict(self.left_out), "wrong": dict(self.wrong)}
-        plain = asdict(replace(self, left_out=Counter(), wrong=Counter()))
-        return plain | counts | {"verdict": self.verdict, "differences": told}
+        told: list[FindingJson] = [
+            cast("FindingJson", asdict(each) | {"says": str(each)}) for each in self.differences
+        ]
+        return {
+            "out": self.out,
+            "against": self.against,
+            "strict": self.strict,
+            "rows": self.rows,
+            "answers": self.answers,
+            "replayed": self.replayed,
+            "left_out": dict(self.left_out),
+            "looked_at": self.looked_at,
+            "wrong": dict(self.wrong),
+            "findings": [{"kind": each.kind, "says": each.says} for each in self.findings],
+            "differences": told,
+            "seconds": self.seconds,
+            "verdict": self.verdict,
+        }
 
     def see(self, step: str, count: int, says: Iterable[str]) -> bool:
         """Note what a step looked at and found; return whether all of it was right."""
@@ -167,7 +183,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
     return audit
 
 
-def _manifest_problems(run_dir: RunDir, manifest: Mapping[str, Json]) -> Iterator[str]:
+def _manifest_problems(run_dir: RunDir, manifest: Manifest) -> Iterator[str]:
     if not is_as_written(manifest):
         yield (
             f"{run_dir.path}/manifest.json was edited: its SHA-256 is not the one in it. Nothing "
@@ -256,7 +272,7 @@ class _Verification:
         """Yield what the chosen rows claim; those that were compared before are only counted."""
         for record, entry in rows.recorded():
             item = item_of(record)
-            if item.index not in chosen:
+            if item.index not in chosen or entry.row["status"] != "succeeded":
                 continue
             digest = row_digest(item, entry.row)
             claims = claims_of(
@@ -277,7 +293,7 @@ class _Verification:
             self.audit.differences.append(difference)
 
 
-def _subject(job: Look, against: Against) -> dict[str, Json]:
+def _subject(job: Look, against: Against) -> dict[str, object]:
     """Name what is compared with what, so that an audit goes on with its own comparisons only."""
     fields = job.manifest["fingerprint"]["fields"]
     return {"against": against, "fields": fields, "versions": versions()}

@@ -16,7 +16,8 @@ packaged = pytest.mark.skipif(
     find_spec("scipy_openblas32") is None, reason="scipy-openblas32 is not installed"
 )
 TELL = (
-    "from dspark_batch import blas; print(blas.ACTIVE, blas.identity(), blas.LOADED.why, sep='|')"
+    "from dspark_batch import blas; had = blas.LOADED;"
+    "print(had.kind, blas.identity(), had.why, sep='|')"
 )
 NO_PACKAGE = "import sys; sys.modules['scipy_openblas32'] = None"
 CHOSEN = ("DSPARK_BATCH_BLAS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "LD_PRELOAD")

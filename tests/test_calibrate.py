@@ -7,8 +7,8 @@ from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.calibrate import calibrate
 from dspark_batch.cli.main import main
+from dspark_batch.device import cache_folder
 from dspark_batch.drafters.calibration import (
-    cache_folder,
     calibration_path,
     keep_temperatures,
     kept_temperatures,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import dspark_batch
+
 PACKAGE = Path(__file__).parents[1] / "dspark_batch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -20,7 +22,7 @@ MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "wording": set(),
-    "device": set(),
+    "device": BASE,
     "blas": {"device"},
     "tiny": set(),
     "spec": BASE,
@@ -32,31 +34,35 @@ MAY_IMPORT = {
     "caches": {"numerics", *BASE, *MACHINE},
     "models": {"caches", "numerics", *BASE, *MACHINE},
     "drafters": {"models", "caches", "numerics", *BASE, *MACHINE},
-    "pair": {"drafters", "models", "numerics", *BASE, *MACHINE},
-    "tuning": {"drafters", "models", "numerics", *BASE, *MACHINE},
+    "pair": {"drafters", "models", *BASE, *MACHINE},
+    "tuning": {"numerics", *BASE, *MACHINE},
     "engine": {"tuning", "pair", "drafters", "models", "caches", "numerics", *BASE, *MACHINE},
-    "run": {"engine", "pair", "drafters", "models", *JOB, *BASE, *MACHINE},
-    "hub": {"run", *JOB, *BASE},
-    "serve": {"hub", "run", "engine", *JOB, *BASE},
-    "generate": {"run", "engine", "pair", "drafters", "models", *JOB, *BASE},
+    "run": {"engine", "pair", "models", *JOB, *BASE, *MACHINE},
+    "hub": {"run", "record", "intake", "spec", *BASE},
+    "serve": {"hub", "run", "engine", "output", "record", "intake", "spec", *BASE},
+    "generate": {"run", "engine", "pair", "drafters", "models", "intake", "spec", *BASE},
     "bench": {"run", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
-    "calibrate": {"pair", "drafters", "models", "numerics", *JOB, *BASE},
+    "calibrate": {"drafters", "numerics", "record", *BASE},
     "registry": {"models", *BASE},
-    "doctor": {"registry", "tuning", "drafters", "models", *BASE, *MACHINE},
-    "check": {"pair", "models", *JOB, *BASE},
+    "doctor": {"registry", "tuning", *BASE, *MACHINE},
+    "check": {"pair", "models", "output", "record", "intake", "spec", *BASE},
     "verify": {"run", *JOB, *BASE},
-    "diff": {"run", *JOB, *BASE},
-    "train": {"pair", "drafters", "models", "numerics", *JOB, *BASE, *MACHINE},
-    "train_drafter": {"train", "check", *JOB, *BASE},
+    "diff": {"run", "audit", "output", "record", *BASE},
+    "train": {
+        *("pair", "drafters", "models", "numerics", "output", "record", "intake", "spec"),
+        *BASE,
+        *MACHINE,
+    },
+    "train_drafter": {"train", "check", "output", "record", "spec", *BASE},
     "page": {"output", "record", "spec", *BASE},
-    "report": {"page", *JOB, *BASE},
+    "report": {"page", "output", "record", "intake", *BASE},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
         *("generate", "bench", "serve", "train", "train_drafter"),
         *JOB,
         *BASE,
     },
-    "__init__": {"blas"},
+    "__init__": {"blas", *(name.split(".")[0] for name in dspark_batch._MODULE_BY_NAME.values())},
     "__main__": {"cli"},
 }
 NO_MODELS = {*JOB, *BASE, "cli", "__init__", "__main__"}  # nor anything as heavy
@@ -111,6 +117,14 @@ def test_imports_point_down(path):
     assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT what it may import"
     upward = imported_parts(path.read_text()) - MAY_IMPORT[part] - {part}
     assert not upward, f"{path} imports {sorted(upward)}"
+
+
+def test_no_part_may_import_what_it_does_not():
+    used = {part: set() for part in MAY_IMPORT}
+    for path in FILES:
+        used[part_of(path)] |= imported_parts(path.read_text())
+    unused = {part: may - used[part] - BASE - MACHINE for part, may in MAY_IMPORT.items()}
+    assert not {part: names for part, names in unused.items() if names}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

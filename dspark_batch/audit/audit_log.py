@@ -1,21 +1,21 @@
 """What an interrupted audit has replayed already: `audit.jsonl`, gone when the audit is whole."""
 
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import orjson
 
 from dspark_batch.audit.replay import Difference
-from dspark_batch.types import Item, Json
+from dspark_batch.record.disk import AppendLog
+from dspark_batch.record.rows import Row
+from dspark_batch.types import Item
 
 _SAY_HOW = ("metrics", "verified")  # columns that tell how a row came, not what it answers
 
 
-def row_digest(item: Item, row: Mapping[str, Json]) -> str:
+def row_digest(item: Item, row: Row) -> str:
     """Name what a row says: replayed once, it need not be replayed again."""
     said = {name: value for name, value in row.items() if name not in _SAY_HOW}
     return sha256(orjson.dumps([item.digest, item.sample_index, said])).hexdigest()
@@ -29,24 +29,18 @@ class AuditLog:
         subject: what was compared with what; lines about anything else do not count.
     """
 
-    def __init__(self, path: Path, subject: Mapping[str, Json]) -> None:
+    def __init__(self, path: Path, subject: Mapping[str, object]) -> None:
         self._path = path
         self._subject = sha256(orjson.dumps(subject, option=orjson.OPT_SORT_KEYS)).hexdigest()
         self._known: dict[str, Difference | None] = {}  # row digest -> what was found
-        whole = self._read()
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.ftruncate(self._fd, whole)
+        # Every line could be found again, so the disk need not have each one at once.
+        self._log = AppendLog(path, self._read(), fsync_every=100)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        os.close(self._fd)
+    def __exit__(self, *error: object) -> None:
+        self._log.close()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._known
@@ -58,9 +52,8 @@ class AuditLog:
     def add(self, digest: str, difference: Difference | None) -> None:
         """Keep what replaying a row has shown."""
         self._known[digest] = difference
-        said = difference and difference.to_json()
-        line = {"subject": self._subject, "row": digest, "difference": said}
-        os.write(self._fd, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        line = {"subject": self._subject, "row": digest, "difference": difference}
+        self._log.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def discard(self) -> None:
         """Forget all: the audit is whole, and the next one begins anew."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dspark_batch.audit.replay import Baseline, Claim, Difference, replay
 from dspark_batch.errors import EqualityError
-from dspark_batch.record.rows import row_of
+from dspark_batch.record.rows import AnswerRow, answer_row
 from dspark_batch.spec.share import is_in_share
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, Item, Json, Outcome
+from dspark_batch.types import Completion, Failure, Item, Outcome
 
 log = logging.getLogger("dspark_batch")
 
-ClaimsOf = Callable[[Item, dict[str, Json]], "list[Claim] | Failure"]
+ClaimsOf = Callable[[Item, AnswerRow], "list[Claim] | Failure"]
 
 
 class Auditor:
@@ -61,7 +61,7 @@ class Auditor:
         """
         waiting: list[Completion] = []
         for outcome in outcomes:
-            if not self._is_due(outcome):
+            if isinstance(outcome, Failure) or not self._is_due(outcome):
                 yield outcome
                 continue
             waiting.append(outcome)
@@ -70,15 +70,13 @@ class Auditor:
                 waiting = []
         yield from self._compared(waiting)
 
-    def _is_due(self, outcome: Outcome) -> bool:
-        if isinstance(outcome, Failure):
-            return False
-        return is_in_share(outcome.item, self._spec.audited_share)
+    def _is_due(self, completion: Completion) -> bool:
+        return is_in_share(completion.item, self._spec.audited_share)
 
     def _compared(self, waiting: Sequence[Completion]) -> Iterator[Outcome]:
         asked = []
         for completion in waiting:
-            claims = self._claims_of(completion.item, row_of(completion))
+            claims = self._claims_of(completion.item, answer_row(completion))
             # What no baseline can answer again, such as a draw by the rejection rule, is passed on.
             if isinstance(claims, Failure) or not self._is_replayable(claims):
                 yield completion

@@ -1,13 +1,15 @@
 """What rows claim, compared with what a baseline answers to the same requests."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from dspark_batch.intake.mapping import Render, Split, said_in, to_request
+from dspark_batch.record.formats import Manifest
+from dspark_batch.record.rows import AnswerRow
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
+from dspark_batch.types import Completion, Failure, Item, Outcome, Request, Said
 
 T = TypeVar("T")
 
@@ -79,17 +81,13 @@ class Difference:
         margin = "" if self.margin is None else f"; top-2 margin there {self.margin:.3g}"
         return f"{name}: {self.verdict}{at}{turn}: {both}{margin}"
 
-    def to_json(self) -> dict[str, Json]:
-        """Give the fields as they stand in audit.json."""
-        return asdict(self)
-
 
 def _token(token: int | None, text: str) -> str:
     return text if token is None else f"{token} {text!r}"
 
 
 def claims_of(
-    item: Item, row: Mapping[str, Json], spec: Spec, render: Render, context_length: int
+    item: Item, row: AnswerRow, spec: Spec, render: Render, context_length: int
 ) -> list[Claim] | Failure:
     """List what a row with an answer claims, one claim for each turn.
 
@@ -110,7 +108,7 @@ def claims_of(
 
 
 def _said(
-    row: Mapping[str, Json], earlier: Sequence[str], turn: int
+    row: AnswerRow, earlier: Sequence[str], turn: int
 ) -> tuple[str, int, tuple[int, ...] | None, str | None, str | None]:
     if turn < len(earlier):
         return earlier[turn], turn, None, None, None
@@ -118,9 +116,9 @@ def _said(
     return row["completion"], turn, ids, reason, row["reasoning"]
 
 
-def divergence_of(manifest: Mapping[str, Json] | None) -> float:
+def divergence_of(manifest: Manifest | None) -> float:
     """Look up how far logits lay from mlx-lm's own where the job ran; 0: nobody measured."""
-    setup = (manifest or {}).get("setup")
+    setup = manifest and manifest["setup"]
     return setup["divergence"] if setup else 0.0
 
 
@@ -175,8 +173,8 @@ def compare(
     """Compare one answer with the baseline's; None: they are equal byte for byte."""
     if isinstance(outcome, Failure):
         return _difference(claim, None, "an answer", f"a failure ({outcome.message})")
-    if claim.is_whole and claim.token_ids != outcome.token_ids:
-        return _of_tokens(claim, outcome, baseline, divergence)
+    if claim.token_ids not in (None, outcome.token_ids):
+        return _of_tokens(claim, claim.token_ids, outcome, baseline, divergence)
     said = _split(claim, outcome.text, baseline.split)
     if claim.text != said.answer:
         row, other = _where_texts_part(claim.text, said.answer)
@@ -219,18 +217,22 @@ def text_of_token(decode: Callable[[Sequence[int]], str], token: int) -> str:
 
 
 def _of_tokens(
-    claim: Claim, outcome: Completion, baseline: Baseline, divergence: float
+    claim: Claim,
+    claimed: Sequence[int],
+    outcome: Completion,
+    baseline: Baseline,
+    divergence: float,
 ) -> Difference:
-    position = first_difference(claim.token_ids, outcome.token_ids)
+    position = first_difference(claimed, outcome.token_ids)
     row, other = (
-        ids[position] if position < len(ids) else None
-        for ids in (claim.token_ids, outcome.token_ids)
+        ids[position] if position < len(ids) else None for ids in (claimed, outcome.token_ids)
     )
     texts = [
         "the end" if token is None else text_of_token(baseline.decode, token)
         for token in (row, other)
     ]
-    found = _difference(claim, position, *texts, row_token=row, baseline_token=other)
+    found = _difference(claim, position, *texts)
+    found = replace(found, row_token=row, baseline_token=other)
     if row is None or other is None:
         return found
     margin = baseline.margin(claim.request, outcome.token_ids[:position], (row, other))
@@ -238,9 +240,7 @@ def _of_tokens(
     return replace(found, margin=margin.top_2, spread=margin.spread, verdict=verdict)
 
 
-def _difference(
-    claim: Claim, position: int | None, row: str, baseline: str, **tokens: int | None
-) -> Difference:
+def _difference(claim: Claim, position: int | None, row: str, baseline: str) -> Difference:
     item = claim.request.item
     return Difference(
         where=item.where,
@@ -250,7 +250,6 @@ def _difference(
         position=position,
         row=row,
         baseline=baseline,
-        **tokens,
     )
 
 

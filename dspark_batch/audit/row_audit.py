@@ -10,9 +10,17 @@ from dspark_batch.audit.replay import first_difference
 from dspark_batch.intake.mapping import Render, said_in, to_request
 from dspark_batch.intake.question import num_turns
 from dspark_batch.intake.reader import item_of
-from dspark_batch.record.rows import ROW_SCHEMA
+from dspark_batch.record.rows import (
+    ROW_SCHEMA,
+    AnswerRow,
+    FailureRow,
+    Metrics,
+    Row,
+    Speculation,
+    columns_of,
+)
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Item, Json, Request, Said
+from dspark_batch.types import Failure, Item, Request, Said
 
 _RECOMPUTED = ("bad_record", "prompt_too_long")  # codes of failures that no engine decides
 _OF_AN_ANSWER = ("completion", "finish_reason", "usage", "token_ids", "metrics")
@@ -42,21 +50,21 @@ class Reading(NamedTuple):
         return said_in(text, item.record, self.spec, self.split)
 
 
-def row_problems(
-    record: Item | Failure, row: Mapping[str, Json], reading: Reading
-) -> Iterator[str]:
+def row_problems(record: Item | Failure, row: Row, reading: Reading) -> Iterator[str]:
     """Say what about a row that `misfit` passes does not agree with its record, or with itself."""
     item = item_of(record)
-    for name, expected in (("custom_id", item.custom_id), ("sample_index", item.sample_index)):
-        if row[name] != expected:
-            yield f"{name} is {row[name]!r}, expected {expected!r}"
+    if row["custom_id"] != item.custom_id:
+        yield f"custom_id is {row['custom_id']!r}, expected {item.custom_id!r}"
+    if row["sample_index"] != item.sample_index:
+        yield f"sample_index is {row['sample_index']!r}, expected {item.sample_index!r}"
     asked = _turns_asked(record, row["earlier_answers"] or (), reading)
     if row["status"] != "succeeded":
         yield from _problems_of_failure(item, asked[0], row, reading)
     elif refused := next((turn for turn in asked if isinstance(turn, Failure)), None):
         yield f"has an answer, but its record cannot be asked: {refused.message}"
     else:
-        yield from _problems_of_answer(asked, row, reading)
+        requests = [turn for turn in asked if isinstance(turn, Request)]
+        yield from _problems_of_answer(requests, row, reading)
     if row["verified"] is False:
         yield "verified is false: the run itself found that plain decoding gives another answer"
 
@@ -70,7 +78,7 @@ def _turns_asked(
     return [reading.asked(record, earlier[:turn]) for turn in range(len(earlier) + 1)]
 
 
-def misfit(row: Mapping[str, Json]) -> str | None:
+def misfit(row: Row) -> str | None:
     """Say why a row cannot be read as one of ours; None: it can."""
     if list(row) != ROW_SCHEMA.names:
         return f"has the columns {', '.join(row)}, expected {', '.join(ROW_SCHEMA.names)}"
@@ -80,7 +88,8 @@ def misfit(row: Mapping[str, Json]) -> str | None:
         return f"does not fit the schema of a row ({error})"
     if row["status"] not in ("succeeded", "errored", "skipped"):
         return f"status is {row['status']!r}, expected succeeded, errored or skipped"
-    missing = [name for name in _OF_AN_ANSWER if row[name] is None]
+    ours = columns_of(row)
+    missing = [name for name in _OF_AN_ANSWER if ours[name] is None]
     if row["status"] == "succeeded":
         missing += [] if missing else _missing_counts(row)
         return f"is an answer without {missing[0]}" if missing else None
@@ -89,16 +98,17 @@ def misfit(row: Mapping[str, Json]) -> str | None:
     return None
 
 
-def _missing_counts(row: Mapping[str, Json]) -> list[str]:
+def _missing_counts(row: AnswerRow) -> list[str]:
     """List what every answer counts and this one does not."""
-    told = row["metrics"].get("speculative_decoding") or {}
+    told: Mapping[str, object] = row["metrics"].get("speculative_decoding") or {}
+    usage: Mapping[str, object] = row["usage"]
     return [name for name in _COUNTS if told.get(name) is None] + [
-        name for name in ("prompt_tokens", "completion_tokens") if row["usage"].get(name) is None
+        name for name in ("prompt_tokens", "completion_tokens") if usage.get(name) is None
     ]
 
 
 def _problems_of_failure(
-    item: Item, asked: Request | Failure, row: Mapping[str, Json], reading: Reading
+    item: Item, asked: Request | Failure, row: FailureRow, reading: Reading
 ) -> Iterator[str]:
     """Compare a failure with what mapping the record gives now."""
     found = {"code": row["error"]["code"], "message": row["error"]["message"]}
@@ -113,7 +123,7 @@ def _problems_of_failure(
 
 
 def _problems_of_answer(
-    asked: Sequence[Request], row: Mapping[str, Json], reading: Reading
+    asked: Sequence[Request], row: AnswerRow, reading: Reading
 ) -> Iterator[str]:
     ids, usage, request = row["token_ids"], row["usage"], asked[-1]
     turns = num_turns(request.item.record, reading.spec)
@@ -142,7 +152,7 @@ def _problems_of_count(earlier: Sequence[Request], tokens: int, counted: int) ->
         yield f"completion_tokens is {counted}, expected {expected}"
 
 
-def _problems_of_text(request: Request, row: Mapping[str, Json], reading: Reading) -> Iterator[str]:
+def _problems_of_text(request: Request, row: AnswerRow, reading: Reading) -> Iterator[str]:
     """Decode the tokens and end the answer again."""
     ids, stops = row["token_ids"], request.sampling.stop
     stop_ids, least = request.sampling.endings(reading.stop_ids), request.sampling.min_tokens
@@ -160,32 +170,38 @@ def _problems_of_text(request: Request, row: Mapping[str, Json], reading: Readin
         yield "goes on past its stop text"
     text = _cut(spoken, stops, said_least)
     said = reading.said(request.item, text)
-    for name, expected in (("completion", said.answer), ("reasoning", said.reasoning)):
-        if row[name] != expected:
-            yield f"{name} is not what token_ids decode to: {_apart(row[name], expected)}"
+    for name, told, expected in (
+        ("completion", row["completion"], said.answer),
+        ("reasoning", row["reasoning"], said.reasoning),
+    ):
+        if told != expected:
+            yield f"{name} is not what token_ids decode to: {_apart(told, expected)}"
     has_stopped = ids[-1] in stop_ids or text != spoken
     if has_stopped and len(ids) <= least:
         yield f"stops after {len(ids)} tokens, expected more than min_tokens, {least}"
     yield from _problems_of_end(request, row, has_stopped)
 
 
-def _problems_of_logprobs(request: Request, row: Mapping[str, Json]) -> Iterator[str]:
+def _problems_of_logprobs(request: Request, row: AnswerRow) -> Iterator[str]:
     """Count the log-probabilities; the replay does not compute them again."""
     num_top, told = request.sampling.logprobs, row["logprobs"]
     if (num_top is None) != (told is None):
-        wanted, found = (("some", "none"), ("none", "some"))[told is not None]
-        yield f"has {found} of the log-probabilities, expected {wanted}"
+        wanted = "none" if num_top is None else "some"
+        yield f"has log-probabilities or lacks them, expected {wanted}"
     if num_top is None or told is None:
         return
     tokens = len(row["token_ids"])
-    for name, each in (("token_logprobs", 1), ("tokens", 1), ("top_ids", num_top)):
-        if len(told[name]) != tokens * each:
-            yield f"logprobs.{name} has {len(told[name])} entries, expected {tokens * each}"
+    counts = {"token_logprobs": tokens, "tokens": tokens, "top_ids": tokens * num_top}
+    found = {"token_logprobs": len(told["token_logprobs"]), "tokens": len(told["tokens"])}
+    found["top_ids"] = len(told["top_ids"])
+    for name, expected in counts.items():
+        if found[name] != expected:
+            yield f"logprobs.{name} has {found[name]} entries, expected {expected}"
     if any(logprob > 0 for logprob in told["token_logprobs"]):
         yield "logprobs.token_logprobs has one above 0"
 
 
-def _problems_of_end(request: Request, row: Mapping[str, Json], has_stopped: bool) -> Iterator[str]:
+def _problems_of_end(request: Request, row: AnswerRow, has_stopped: bool) -> Iterator[str]:
     reason = "stop" if has_stopped else "length"
     if row["finish_reason"] != reason:
         yield f"finish_reason is {row['finish_reason']!r}, expected {reason!r}"
@@ -196,14 +212,13 @@ def _problems_of_end(request: Request, row: Mapping[str, Json], has_stopped: boo
         )
 
 
-def _problems_of_statistics(
-    tokens: int, metrics: Mapping[str, Json], prompt_tokens: int
-) -> Iterator[str]:
+def _problems_of_statistics(tokens: int, metrics: Metrics, prompt_tokens: int) -> Iterator[str]:
     """Add up what the row tells of its rounds."""
     if not 0 <= (metrics["cached_tokens"] or 0) <= prompt_tokens:
         yield f"cached_tokens is {metrics['cached_tokens']} of {prompt_tokens} prompt tokens"
     told = metrics["speculative_decoding"]
-    rounds, accepted, drafted, histogram = (told[name] for name in _COUNTS)
+    rounds, histogram = told["num_spec_steps"], told["acceptance_histogram"]
+    accepted, drafted = told["num_accepted_draft_tokens"], told["num_draft_tokens"]
     mean = told["mean_acceptance_length"] or 0.0
     if not _is_close(1 + mean * rounds, tokens):
         yield f"1 + the sum of accept lengths is {1 + mean * rounds:g}, expected {tokens} tokens"
@@ -220,7 +235,7 @@ def _problems_of_statistics(
 
 
 def _problems_of_lists(
-    told: Mapping[str, Json], rounds: int, drafted: int, histogram: Sequence[int]
+    told: Speculation, rounds: int, drafted: int, histogram: Sequence[int]
 ) -> Iterator[str]:
     """Compare the lists by round, where the row has them, with the sums."""
     per_accepted, per_drafted = told.get("per_step_accepted"), told.get("per_step_drafted")

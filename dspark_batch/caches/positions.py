@@ -56,7 +56,7 @@ class PositionCache:
 
         The caller has reserved the room.
         """
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             self.keys = _empty(keys, self._extent.capacity)
             self.values = _empty(values, self._extent.capacity)
         position = self._extent.lengths[:, None] + mx.arange(keys.shape[2])
@@ -73,7 +73,7 @@ class PositionCache:
 
     def held(self) -> Arrays:
         """List keys and values, [S, KV, capacity, D]; none before the first step."""
-        return [] if self.keys is None else [self.keys, self.values]
+        return [] if self.keys is None or self.values is None else [self.keys, self.values]
 
     def left(self) -> Arrays:
         """List the same: a step writes into them."""
@@ -95,7 +95,7 @@ class PositionCache:
 
     def resize(self, kept: Sequence[int], slots: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; zeros follow everywhere."""
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None:
             self.keys = _resized(self.keys, kept, slots, self._extent.capacity)
             self.values = _resized(self.values, kept, slots, self._extent.capacity)
 
@@ -104,10 +104,11 @@ class PositionCache:
 
         Zeros follow: a masked position has weight 0, and 0 times the NaN of a former owner is NaN.
         """
-        if other.keys is None:  # nothing was written, so nothing of it will be read
+        # Where nothing was written, nothing of it will be read.
+        if other.keys is None or other.values is None:
             return
         capacity = self._extent.capacity
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             self.keys = _empty(other.keys, capacity, self._extent.lengths.shape[0])
             self.values = _empty(other.values, capacity, self._extent.lengths.shape[0])
         self.keys[slots] = _resized(other.keys, chosen, len(chosen), capacity)
@@ -119,7 +120,8 @@ class PositionCache:
 
     def begin_with(self, joined: Joined, at: int) -> None:
         """Begin all slots with parts of which this layer's have the number `at`."""
-        runs = [run.layers[at] for run in joined.runs]
+        layers = [run.layers[at] for run in joined.runs]
+        runs = [layer for layer in layers if isinstance(layer, KeysValues)]
         self.keys = _taken([run.keys for run in runs], joined.index)
         self.values = _taken([run.values for run in runs], joined.index)
 
@@ -141,7 +143,7 @@ def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
 
 def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -> mx.array:
     if list(kept) != list(range(buffer.shape[0])):
-        buffer = buffer[mx.array(kept, dtype=mx.int32)]
+        buffer = buffer[mx.array(list(kept), dtype=mx.int32)]
     buffer = buffer[:, :, :capacity]
     missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
     return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])

@@ -210,7 +210,7 @@ class SlotCache:
 
         `positions` is the room per slot; it must cover what the kept slots hold.
         """
-        lengths = self.lengths[mx.array(kept, dtype=mx.int32)]
+        lengths = self.lengths[mx.array(list(kept), dtype=mx.int32)]
         self._resize(kept, slots, positions)
         self.lengths = mx.pad(lengths, (0, slots - len(kept)))
 
@@ -219,14 +219,14 @@ class SlotCache:
     ) -> None:
         """Replace slots by chosen ones of another cache, which hold lengths[i] positions."""
         self.reserve(max(lengths))
-        where = mx.array(slots)
+        where = mx.array(list(slots))
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.insert(where, theirs, chosen)
-        self.lengths[where] = mx.array(lengths)
+        self.lengths[where] = mx.array(list(lengths))
 
     def clear(self, slots: Sequence[int]) -> None:
         """Empty some slots."""
-        where = mx.array(slots)
+        where = mx.array(list(slots))
         self.lengths[where] = 0
         for layer in self.layers:
             layer.clear(where)

@@ -72,7 +72,7 @@ class StateCache:
     def update(self, inputs: Arrays) -> tuple[mx.array, mx.array]:
         """Run the recurrence over a step; return its outputs and its last state."""
         mask = self.make_mask(inputs[0].shape[1])
-        outputs, state = self._recurrence(inputs, self[1], mask)
+        outputs, state = self._run(inputs, self[1], mask)
         self._taped = [state] if mask is not None else inputs
         return outputs, state
 
@@ -82,7 +82,7 @@ class StateCache:
 
     def left(self) -> Arrays:
         """List the tape."""
-        return [self._convolved, *self._taped]
+        return [] if self._convolved is None else [self._convolved, *self._taped]
 
     def hold(self, arrays: Arrays) -> None:
         """Put others in place of window and state."""
@@ -94,6 +94,8 @@ class StateCache:
 
     def keep(self, counts: mx.array) -> None:
         """Let the first counts[s] tokens of the last step have happened, the others not."""
+        if self._convolved is None:
+            raise ValueError("keep needs a step before it")
         index = (counts[:, None] + mx.arange(self._window))[..., None]
         held = [mx.take_along_axis(self._convolved, index, axis=1)]
         if self._recurrence is not None:
@@ -116,7 +118,7 @@ class StateCache:
             return
         if not self._held:
             self._held = [mx.zeros((self._num_slots, *a.shape[1:]), a.dtype) for a in other._held]
-        where = mx.array(chosen, dtype=mx.int32)
+        where = mx.array(list(chosen), dtype=mx.int32)
         for mine, theirs in zip(self._held, other._held, strict=True):
             mine[slots] = theirs[where]
 
@@ -126,9 +128,11 @@ class StateCache:
 
     def begin_with(self, joined: Joined, at: int) -> None:
         """Begin all slots with parts of which this layer's have the number `at`."""
-        ends = [end and end.layers[at].arrays for end in joined.ends]
+        layers = [end and end.layers[at] for end in joined.ends]
+        ends = [layer.arrays if layer else None for layer in layers]
         blank = [mx.zeros_like(array) for array in next(filter(None, ends))]
-        self._held = [mx.stack(each) for each in zip(*(end or blank for end in ends), strict=True)]
+        rows = zip(*(end or blank for end in ends), strict=True)
+        self._held = [mx.stack(list(each)) for each in rows]
 
     @property
     def bytes_per_position(self) -> int:
@@ -140,6 +144,13 @@ class StateCache:
         """What a slot takes; known behind the first step."""
         return sum(array.nbytes // array.shape[0] for array in self._held)
 
+    def _run(
+        self, inputs: Arrays, state: mx.array | None, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        if self._recurrence is None:
+            raise ValueError("this layer has only a convolution")
+        return self._recurrence(inputs, state, mask)
+
     @property
     def _num_slots(self) -> int:
         return self._extent.lengths.shape[0]
@@ -150,9 +161,9 @@ class StateCache:
             return self._taped[0]
         mask = mx.arange(self._taped[0].shape[1]) < counts[:, None]
         state = self._held[1] if self._held else None
-        return self._recurrence(self._taped, state, mask)[1]
+        return self._run(self._taped, state, mask)[1]
 
 
 def _resized(array: mx.array, kept: Sequence[int], slots: int) -> mx.array:
-    rows = array[mx.array(kept, dtype=mx.int32)]
+    rows = array[mx.array(list(kept), dtype=mx.int32)]
     return mx.pad(rows, [(0, slots - len(kept)), *[(0, 0)] * (array.ndim - 1)])

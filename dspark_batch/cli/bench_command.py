@@ -1,7 +1,7 @@
 """`dspark-batch bench`: plain decoding, speculation and mlx-lm beside each other."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,12 +33,13 @@ _OF_RUN = (
 @click.pass_context
 def _bench(
     context: click.Context,
+    /,
     *,
     turns: int,
     no_mlx_lm: bool,
     as_json: bool,
     quiet: bool,
-    **choices: object,
+    **choices: Any,
 ) -> int:
     """Measure what speculation gains here, with your pair and on your prompts.
 

@@ -1,7 +1,7 @@
 """`dspark-batch check`: what a run would find, without its models."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,7 @@ _NOT_OF_CHECK = ("show", "quiet", "json_progress")
 
 
 @click.pass_context
-def _check(context: click.Context, *, prompts: int, **choices: object) -> int:
+def _check(context: click.Context, /, *, prompts: int, **choices: Any) -> int:
     """Check what `run` with the same options would do, without the weights.
 
     Reads every record, renders and counts the prompts, and finds what cannot be asked, duplicates

@@ -7,10 +7,10 @@ import click
 from dspark_batch.wording import count, one_line, table
 
 if TYPE_CHECKING:
-    from dspark_batch.diff import Compared
+    from dspark_batch.diff import Compared, Relation
 
 _MOST_SHOWN = 20
-_RELATIONS = ("same", "tied", "different", "only in A", "only in B")
+_RELATIONS: tuple["Relation", ...] = ("same", "tied", "different", "only in A", "only in B")
 
 
 @click.command("diff")

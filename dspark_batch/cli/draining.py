@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
@@ -30,7 +31,9 @@ class Draining:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {number: signal.getsignal(number) for number in numbers}
         # What is ignored or kills on the spot was meant so.
-        self._before = {n: handler for n, handler in handlers.items() if callable(handler)}
+        self._before: dict[int, Callable[[int, FrameType | None], object]] = {
+            number: handler for number, handler in handlers.items() if callable(handler)
+        }
 
     def __enter__(self) -> Self:
         for number in self._before:
@@ -78,7 +81,8 @@ class Draining:
 
     def _end_of_grace(self, number: int, frame: FrameType | None) -> None:
         self._step_aside()
-        self._before[self._number](self._number, frame)
+        if self._number is not None:  # it is: the alarm is set behind it
+            self._before[self._number](self._number, frame)
 
     def _step_aside(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)

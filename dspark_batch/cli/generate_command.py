@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) n
 
 @click.pass_context
 def _generate(
-    context: click.Context, *, prompt: str, compare: bool, accepted: bool, **choices: object
+    context: click.Context, /, *, prompt: str, compare: bool, accepted: bool, **choices: Any
 ) -> int:
     """Answer one prompt, and print the answer while it is made.
 

@@ -50,10 +50,12 @@ class _Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             if "." in args[0]:  # no command has one
-                error.message = f"No such command '{args[0]}'. Did you mean 'run {args[0]}'?"
-            elif "Did you mean" not in error.format_message():
-                error.message += " `dspark-batch --help` lists them."
-            raise
+                said = f"No such command '{args[0]}'. Did you mean 'run {args[0]}'?"
+            elif "Did you mean" in error.format_message():
+                raise
+            else:
+                said = f"{error.message} `dspark-batch --help` lists them."
+            raise click.UsageError(said, ctx) from error
 
 
 @click.group(

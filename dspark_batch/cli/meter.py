@@ -49,7 +49,9 @@ class Meter:
     @property
     def tokens_per_s(self) -> float:
         """Tokens of finished completions per second since decoding began."""
-        return self.tick.new_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        if self.tick is None or self.elapsed_s <= 0:
+            return 0.0
+        return self.tick.new_tokens / self.elapsed_s
 
     @property
     def recent_tokens_per_s(self) -> float:

@@ -1,6 +1,6 @@
 """Numbers on the command line: click's own ranges call a word "not a valid integer range"."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -22,9 +22,12 @@ class Number(click.FloatRange):
 class WholeOrAuto(Whole):
     """A whole number in a range, or auto."""
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
+    def convert(  # type: ignore[override]  # click's own gives a number and nothing else
+        self,
+        value: Any,  # noqa: ANN401  as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int | str:
         """Return the word or the number."""
         if value in get_args(Auto):
             return value

@@ -123,25 +123,25 @@ class JsonLines:
         """Count one tick, and write an object if it is time."""
         self._meter.add(tick)
         if tick.stage != self._stage or self._clock() - self._written_at >= _JSON_EVERY_S:
-            self._write()
+            self._write(tick)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._meter.tick is not None:
-            self._write()
+            self._write(self._meter.tick)
 
-    def _write(self) -> None:
-        self._stage, self._written_at = self._meter.tick.stage, self._clock()
+    def _write(self, tick: "Tick") -> None:
+        self._stage, self._written_at = tick.stage, self._clock()
         with suppress(OSError):  # whoever read it is gone; the run goes on without
-            self._stream.write(json.dumps(_as_object(self._meter)) + "\n")
+            self._stream.write(json.dumps(_as_object(tick, self._meter)) + "\n")
             self._stream.flush()
 
 
-def _as_object(meter: Meter) -> dict[str, object]:
+def _as_object(tick: "Tick", meter: Meter) -> dict[str, object]:
     """Say all that progress knows; null: not known, or not yet."""
-    tick, gauge = meter.tick, meter.tick.gauge
+    gauge = tick.gauge
     return {
         "stage": tick.stage,
         "doing": tick.doing or None,

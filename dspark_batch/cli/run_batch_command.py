@@ -1,5 +1,7 @@
 """`dspark-batch run-batch`: the words of `vllm run-batch` for a run in OpenAI's format."""
 
+from typing import Any
+
 import click
 
 from dspark_batch.cli.run_command import families, run_command, run_spec, typed
@@ -12,6 +14,7 @@ _ABOUT_ROWS = ("samples", "keep", "drop", "output_column", "output_prefix")
 @click.pass_context
 def _run_batch(  # noqa: PLR0913  each is an option
     context: click.Context,
+    /,
     *,
     show: int,
     quiet: bool,
@@ -19,7 +22,7 @@ def _run_batch(  # noqa: PLR0913  each is an option
     input_file: tuple[str, ...],
     output_file: str,
     model: str | None,
-    **choices: object,
+    **choices: Any,
 ) -> int:
     """Answer the OpenAI Batch requests of a file, one response line for each.
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from dspark_batch.output.report import Tick
 
 _YAML = (".yaml", ".yml")
+_F = TypeVar("_F", bound=Callable[..., object])
 _DEFAULT_BY_FIELD = {field.name: field.default for field in fields(Spec)}
 
 
-def _option(name: str, **settings: object) -> Callable:
+def _option(name: str, **settings: Any) -> Callable[[_F], _F]:
     default = _DEFAULT_BY_FIELD[name.removeprefix("--").replace("-", "_")]
     shown = default is not False and default not in (None, "", ())
     return click.option(name, default=default, show_default=shown, **settings)
@@ -51,26 +52,29 @@ def families(context: click.Context, param: click.Parameter, incomplete: str) ->
     return [pair.family for pair in list_pairs() if pair.family.startswith(incomplete)]
 
 
-class _BitsChoice(click.Choice):
+class _BitsChoice(click.Choice[str]):
     """Numbers of bits, and words besides them."""
 
     def __init__(self, *words: str) -> None:
         super().__init__([*words, *map(str, get_args(Bits))])
 
-    def convert(
+    def convert(  # type: ignore[override]  # click's own gives a word and nothing else
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
+    ) -> int | str:
         word = super().convert(str(value), param, ctx)
         return int(word) if word.isdigit() else word
 
 
-class _Share(click.ParamType):
+class _Share(click.ParamType[object]):
     """A share of the items, in one of the spellings of `share_of`."""
 
     name = "share"
 
     def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+        self,
+        value: Any,  # noqa: ANN401  as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
     ) -> object:
         try:
             share_of(value)
@@ -361,7 +365,7 @@ class _Share(click.ParamType):
 )
 @click.pass_context
 def run_command(
-    context: click.Context, *, show: int, quiet: bool, json_progress: bool, **choices: object
+    context: click.Context, /, *, show: int, quiet: bool, json_progress: bool, **choices: Any
 ) -> int:
     """Answer every record of INPUT..., one row of OUT for each.
 
@@ -421,7 +425,7 @@ def _page(out: str) -> str | None:
         return None
 
 
-def spec_of(context: click.Context, choices: Mapping[str, object]) -> Spec:
+def spec_of(context: click.Context, choices: Mapping[str, Any]) -> Spec:
     """Take options before the job file's keys, and both before the defaults."""
     given = typed(context, choices)
     first, *rest = given.pop("inputs")
@@ -437,7 +441,7 @@ def spec_of(context: click.Context, choices: Mapping[str, object]) -> Spec:
     return Spec(inputs=(first, *rest), **given)
 
 
-def _job(path: str, given: Mapping[str, object]) -> dict[str, object]:
+def _job(path: str, given: dict[str, Any]) -> dict[str, Any]:
     """Read a job file, which has to name what the options leave open."""
     fields = read_job(Path(path), datetime.now().astimezone().date()) | given
     if "inputs" not in fields:
@@ -447,7 +451,7 @@ def _job(path: str, given: Mapping[str, object]) -> dict[str, object]:
     return fields
 
 
-def typed(context: click.Context, choices: Mapping[str, object]) -> dict[str, object]:
+def typed(context: click.Context, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Select what the person gave, without the defaults."""
     given = {
         name: value

@@ -24,6 +24,7 @@ _MEGA = 1 << 20
 @click.pass_context
 def _serve(  # noqa: PLR0913  each is an option
     context: click.Context,
+    /,
     *,
     host: str,
     port: int,

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -47,7 +47,7 @@ def train_drafter_command(  # noqa: PLR0913  one for each option
     push_to_hub: str | None,
     private: bool,
     quiet: bool,
-    **asked: object,
+    **asked: Any,
 ) -> None:
     """Train a drafter for the target that answered the runs OUT...
 

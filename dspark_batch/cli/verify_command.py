@@ -1,7 +1,7 @@
 """`dspark-batch verify`: whether a run is what it says, recomputed and decoded again."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -48,7 +48,7 @@ _WHAT = {
 @click.option("--strict", is_flag=True, help="With mlx-lm, near-ties fail as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print what audit.json holds.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def verify_command(out: str, *, as_json: bool, quiet: bool, **choices: object) -> int:
+def verify_command(out: str, *, as_json: bool, quiet: bool, **choices: Any) -> int:
     """Prove that OUT is what its job had to give, finished or not.
 
     Recomputes digests, counts, order, texts, limits and statistics, decodes answers again without

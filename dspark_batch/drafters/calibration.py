@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from dspark_batch.device import cache_folder
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.types import Json
 
@@ -54,19 +55,3 @@ def calibration_path(identity: Identity) -> Path:
     """Name the file of a pair: target and drafter by their digests, wherever they lie."""
     pair = hashlib.sha256(f"{identity['target']} {identity['drafter']}".encode()).hexdigest()
     return cache_folder() / "calibration" / f"{pair[:32]}.json"
-
-
-def cache_folder() -> Path:
-    """Name the folder where this program keeps what it learned about pairs.
-
-    Raises:
-        UsageError: nobody has said where that is.
-    """
-    named = os.environ.get("DSPARK_BATCH_CACHE")
-    try:
-        return Path(named) if named else Path.home() / ".cache" / "dspark-batch"
-    except RuntimeError as error:
-        raise UsageError(
-            "this user has no home folder, and HOME is not set. Name a folder for what is kept "
-            "between runs in DSPARK_BATCH_CACHE."
-        ) from error

@@ -77,7 +77,7 @@ class BlockAttention(nn.Module):
             head_dim,
             base=config.rope_theta,
             traditional=False,
-            scaling_config=config.rope_scaling,
+            scaling_config=None if config.rope_scaling is None else dict(config.rope_scaling),
             max_position_embeddings=config.max_position_embeddings,
         )
 

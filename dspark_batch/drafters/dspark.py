@@ -86,19 +86,31 @@ class DSparkDrafter(nn.Module):
             own_head=self.config.own_head and not head,
         )
 
+    @property
+    def _borrowed(self) -> TargetEnds:
+        """The target's embedding and head, where the config says that the own ones are lacking."""
+        if self._ends is None:
+            raise ValueError("a drafter without its own embedding or head needs the target's")
+        return self._ends
+
     def fuse(self, features: mx.array) -> mx.array:
         """Fuse tapped features [B, T, m*E] into context [B, T, E]; DSpark, eq. 2."""
         return self.hidden_norm(self.fc(features))
 
-    def extend(self, context: SlotCache, features: mx.array) -> None:
+    def extend(self, context: SlotCache, features: mx.array | None) -> None:
         """Write keys and values of T further positions behind each slot's context.
 
         Args:
             context: written in place; its lengths stay, the caller says how many positions hold.
             features: [B, T, m*E], the target's tapped outputs at these positions.
+
+        Raises:
+            ValueError: there are no features.
         """
+        if features is None:
+            raise ValueError("the target gave no features, expected those of the tapped layers")
         fused, offset = self.fuse(features), context.lengths[:, None]
-        for layer, cache in zip(self.layers, context.layers, strict=True):
+        for layer, cache in zip(self.layers, _buffers(context), strict=True):
             cache.update_and_fetch(*layer.keys_values(fused, offset))
 
     def propose(
@@ -113,7 +125,7 @@ class DSparkDrafter(nn.Module):
         masks = mx.full((anchor.shape[0], slots - 1), self.config.mask_token_id)
         block = mx.concatenate([anchor[:, None], masks.astype(anchor.dtype)], axis=1)
         offset = context.lengths[:, None]
-        hidden = self._run(block, context.layers, offset, self._visible(context))
+        hidden = self._run(block, _buffers(context), offset, self._visible(context))
         return self._draft(anchor, hidden, num_drafts, choose)
 
     def block_hidden(
@@ -142,7 +154,7 @@ class DSparkDrafter(nn.Module):
         elif self.config.tied:
             logits = self.embed_tokens.as_linear(hidden)
         else:
-            logits = self._ends.head(hidden)
+            logits = self._borrowed.head(hidden)
         cap = self.config.settings.logit_softcap
         return logits if cap is None else cap * mx.tanh(logits / cap)
 
@@ -150,7 +162,7 @@ class DSparkDrafter(nn.Module):
         """Map block output [..., E] and Markov embeddings [..., r] to confidence logits [...]."""
         if self.confidence_head is None:
             return None
-        if self.config.confidence_head_with_markov:
+        if self.config.confidence_head_with_markov and embedding is not None:
             hidden = mx.concatenate([hidden, embedding], axis=-1)
         return self.confidence_head(hidden)
 
@@ -162,7 +174,9 @@ class DSparkDrafter(nn.Module):
         masks: Sequence[mx.array],
     ) -> mx.array:
         """Run blocks as `block_hidden` does, with a mask for each layer."""
-        rows = self.embed_tokens(block) if self.config.own_embedding else self._ends.embed(block)
+        rows = (
+            self.embed_tokens(block) if self.config.own_embedding else self._borrowed.embed(block)
+        )
         scale = self.config.settings.embed_scale
         hidden = rows if scale == 1 else rows * scale
         for layer, cache, mask in zip(self.layers, caches, masks, strict=True):
@@ -214,3 +228,8 @@ class DSparkDrafter(nn.Module):
         whole = mx.full((*logits.shape[:-1], self.config.vocab_size), -mx.inf, dtype=logits.dtype)
         ids = mx.arange(self.config.draft_vocab_size) + self.d2t
         return mx.put_along_axis(whole, mx.broadcast_to(ids, logits.shape), logits, axis=-1)
+
+
+def _buffers(context: SlotCache) -> list[PositionCache]:
+    """List the layers of a context that `make_cache` made."""
+    return [layer for layer in context.layers if isinstance(layer, PositionCache)]

@@ -32,4 +32,4 @@ def _same(own: nn.Module, its: nn.Module, *kinds: type[nn.Module]) -> bool:
     if type(its) not in kinds or "bias" in its or "scales" in own:
         return False
     mine, theirs = own.weight, its.weight
-    return mine.dtype == theirs.dtype and mx.array_equal(mine, theirs).item()
+    return mine.dtype == theirs.dtype and bool(mx.array_equal(mine, theirs).item())

@@ -56,7 +56,7 @@ def read_speculators(
         **read_heads(read),
     )
     if config.draft_vocab_size is not None:
-        _check_table(read, weights, config)
+        _check_table(read, weights, config.draft_vocab_size, config.vocab_size)
     return config, {name: w for name, w in weights.items() if name not in _TRAINING_ONLY}
 
 
@@ -93,15 +93,14 @@ def _attention(read: ConfigReader, inner: ConfigReader) -> tuple[Attention, ...]
     return read_attention(inner, sliding_is_causal=causal, from_anchor=True)
 
 
-def _check_table(read: ConfigReader, weights: Weights, config: DrafterConfig) -> None:
+def _check_table(read: ConfigReader, weights: Weights, size: int, vocab_size: int) -> None:
     """Check the table from the drafter's tokens to the target's."""
-    size = config.draft_vocab_size
-    if size > config.vocab_size:
-        read.refuse(f"draft_vocab_size is {size}, expected at most {config.vocab_size}.")
+    if size > vocab_size:
+        read.refuse(f"draft_vocab_size is {size}, expected at most {vocab_size}.")
     table = weights.get("d2t")
     if table is None or table.shape != (size,):
         found = "missing" if table is None else f"of shape {table.shape}"
         read.refuse(f"draft_vocab_size is {size}, but the table d2t is {found}.")
     ids = mx.arange(size) + table
-    if not mx.logical_and((ids[1:] > ids[:-1]).all(), ids[-1] < config.vocab_size).item():
+    if not mx.logical_and((ids[1:] > ids[:-1]).all(), ids[-1] < vocab_size).item():
         read.refuse("the table d2t does not name rising token ids of the target.")

@@ -14,7 +14,7 @@ at once, and are made while the host commits; they are made anew if others sit i
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -340,7 +340,8 @@ class Engine:
         ahead, self._next = self._next, None
         now = self._step.draft_length, slots.changes
         is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
-        proposed, rule, *_ = ahead if is_current else self._draft_now()
+        drafted = ahead if ahead is not None and is_current else self._draft_now()
+        proposed, rule = drafted.proposed, drafted.rule
         drafts, verify_len = self._choose_verified(proposed)
         anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
@@ -394,7 +395,8 @@ class Engine:
         mx.eval(launched)
         self._learn_cost(launched.drafts.shape[1], self._clock.end())
         *arrays, scores = launched
-        return _Step(*(array.tolist() for array in arrays), scores_of(scores))
+        fields: list[Any] = [*(array.tolist() for array in arrays), scores_of(scores)]
+        return _Step(*fields)
 
     def _commit(self, step: _Step) -> None:
         """Commit a round to all sequences; free the slots of those that ended."""
@@ -499,7 +501,7 @@ class Engine:
 
     def _decode(self, token_ids: ListLike[int]) -> str:
         try:
-            return self._pair.tokenizer.decode(token_ids)
+            return self._pair.reader.decode(token_ids)
         except FAULTS as error:
             raise _Undecodable(f"{type(error).__name__}: {error}") from error
 
@@ -534,7 +536,7 @@ class Engine:
     def _wish(self, request: Request) -> Wish | None:
         """Say what the request wants changed; None: nothing."""
         texts = request.sampling.bad_words
-        words = self._pair.tokenizer.spellings(texts) if texts else []
+        words = self._pair.reader.spellings(texts) if texts else []
         return wish_of(request, words, self._pair.config.stop_ids)
 
 

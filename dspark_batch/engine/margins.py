@@ -1,6 +1,7 @@
 """How clear the target's choice of one answer token is."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -41,8 +42,11 @@ def margins(
         nothing = mx.zeros((1, 0), dtype=mx.int32)
         logits = steering_of([Answer(wish, answer)])(logits[None, None], nothing)[0, 0]
     deciding = _deciding(logits, request, len(answer))
-    second, first = mx.topk(deciding, 2).tolist()
-    chosen = [deciding[t].item() if 0 <= t < deciding.shape[0] else -mx.inf for t in tokens]
+    two: Any = mx.topk(deciding, 2).tolist()
+    second, first = two
+    chosen: list[Any] = [
+        deciding[t].item() if 0 <= t < deciding.shape[0] else -mx.inf for t in tokens
+    ]
     return abs(first - second), max(first, second) - min(chosen)
 
 

@@ -66,7 +66,7 @@ def _admit(
             continue
         (uid,) = generator.insert([list(request.prompt_ids)], max_tokens=[request.max_tokens])
         stops = request.sampling.stop
-        looks = StopStrings(stops, pair.tokenizer.decode) if stops else None
+        looks = StopStrings(stops, pair.reader.decode) if stops else None
         sequences[uid] = Sequence(request, pair.config.stop_ids, looks)
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 
@@ -23,7 +23,7 @@ if device.is_cuda():
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
-Arrays: TypeAlias = tuple[mx.array | None, ...]
+Arrays: TypeAlias = tuple[Any, ...]  # arrays; None where there is none
 OverCache: TypeAlias = Callable[..., Arrays]  # of a cache, which it writes, and of arrays
 MakeCache: TypeAlias = Callable[[int, int], SlotCache]  # for slots and positions
 
@@ -176,7 +176,7 @@ def _compiled(over: OverCache, make: MakeCache) -> OverCache:
         known = cache.lengths, cache.expected, cache.held(), cache.capacity
         results, left = run(list(given), *known)
         cache.leave(left)  # nobody else holds the old buffers, so none is copied
-        results = iter(results)
-        return tuple(next(results) if is_there else None for is_there in present)
+        rest = iter(results)
+        return tuple(next(rest) if is_there else None for is_there in present)
 
     return compiled

@@ -40,7 +40,8 @@ def prefill(
         prompts: at most as many as one pass can take.
         prefixes: what is stored already.
     """
-    num_computed, tried = 0, set()
+    num_computed = 0
+    tried: set[Prompt] = set()
     while beginnings := _missing(prompts, prefixes, tried):
         tried.update(beginnings)
         found = [prefixes.find(ids) for ids in beginnings]
@@ -84,14 +85,20 @@ def _computed(
 ) -> Generator[None, None, Prefilled]:
     """Compute what is not found of some prompts."""
     filling = _Filling(passes, shapes, prompts, found)
-    filling.run()
+    logits = filling.run()
     while filling.left:
         yield
-        filling.run()
+        logits = filling.run()
     cached = [prefix.length for prefix in found]
-    logits = filling.logits[: len(prompts)]
     num_computed = sum(map(len, prompts)) - sum(cached)
-    return Prefilled(filling.cache, filling.context, logits, cached, num_computed, filling.fallback)
+    return Prefilled(
+        filling.cache,
+        filling.context,
+        logits[: len(prompts)],
+        cached,
+        num_computed,
+        filling.fallback,
+    )
 
 
 class _Filling:
@@ -106,7 +113,7 @@ class _Filling:
         self._ends = list(map(len, prompts))
         self._done = [prefix.length for prefix in found]
         self.fallback: str | None = None
-        self.logits: mx.array | None = None  # [P, V], right for the prompts that are through
+        self._logits: mx.array | None = None  # as `run` gives them; None: nothing ran
         slots, _ = shapes.prefill_pass(len(prompts), self.left)
         room = self._room()
         self.cache, self.context = passes.make_cache(slots, room), passes.make_context(slots, room)
@@ -128,8 +135,8 @@ class _Filling:
             done = [min(n + width, end) for n, end in zip(done, self._ends, strict=True)]
         return room
 
-    def run(self) -> None:
-        """Run one pass over all prompts."""
+    def run(self) -> mx.array:
+        """Run one pass over all prompts; return logits [S, V], right for those that are through."""
         slots, width = self._shapes.prefill_pass(len(self._prompts), self.left)
         tokens: list[int] = []
         counts = [0] * slots
@@ -146,13 +153,16 @@ class _Filling:
         self._extend(features)
         self.cache.keep(ran)
         self.context.keep(ran)
-        self._note(ran, logits)
+        self._logits = self._updated(ran, logits)
         self._done = [n + count for n, count in zip(self._done, counts, strict=False)]
-        mx.async_eval(self.logits, self.cache.arrays(), self.context.arrays())
+        mx.async_eval(self._logits, self.cache.arrays(), self.context.arrays())
+        return self._logits
 
-    def _note(self, ran: mx.array, last: mx.array) -> None:
-        """Keep logits [S, V] behind the last of the tokens that ran, [S], where there were any."""
-        self.logits = last if self.logits is None else mx.where(ran[:, None] > 0, last, self.logits)
+    def _updated(self, ran: mx.array, last: mx.array) -> mx.array:
+        """Take logits [S, V] behind the last of the tokens that ran, [S], where there were any."""
+        if self._logits is None:
+            return last
+        return mx.where(ran[:, None] > 0, last, self._logits)
 
     def _extend(self, features: mx.array | None) -> None:
         """Extend the drafter's context, and note why if that failed."""

@@ -160,6 +160,8 @@ class _Segment:
 
     def remove(self) -> None:
         """Leave the tree."""
+        if self.parent is None:  # the root stays
+            return
         siblings = self.parent.children
         del siblings[next(key for key, child in siblings.items() if child is self)]
 

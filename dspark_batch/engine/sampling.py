@@ -14,7 +14,10 @@ from dspark_batch.numerics.sampling import Filters, Settings
 from dspark_batch.numerics.scores import Scores
 from dspark_batch.types import Request, Sampling, SamplingRule
 
-RULES = {"coupled": Coupled, "rejection": Rejection}
+RULES: dict[SamplingRule, type[Coupled] | type[Rejection]] = {
+    "coupled": Coupled,
+    "rejection": Rejection,
+}
 
 _GREEDY = Sampling()
 
@@ -34,8 +37,8 @@ def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions:
     if steers(sequences):
         slots = [Answer(s.wish, s.token_ids) if s and s.wish else None for s in sequences]
         rule = Steered(rule, steering_of(slots))
-    asked = [s.request.sampling.logprobs for s in sequences if s is not None]
-    asked = [num_top for num_top in asked if num_top is not None]
+    told = [s.request.sampling.logprobs for s in sequences if s is not None]
+    asked = [num_top for num_top in told if num_top is not None]
     return Scored(rule, max(asked)) if asked else rule
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from collections.abc import Sequence as ListLike
 from itertools import chain, takewhile
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 
@@ -227,7 +227,7 @@ class Scheduler:
         while goes_on and num_tokens < _PROMPT_TOKENS:
             if not self._begun:
                 goes_on = self._begin_wave(may_begin)
-            if not self._begun:
+            if self._filling is None:
                 break
             num_tokens += sum(len(sequence.request.prompt_ids) for sequence in self._begun)
             self._clock.add_prompts()
@@ -260,8 +260,8 @@ class Scheduler:
         waves, self._through = self._through, []
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
-            first, finite = wave.first.tolist(), wave.finite.tolist()
-            scores = scores_of(wave.scores)
+            read: list[Any] = [wave.first.tolist(), wave.finite.tolist()]
+            (first, finite), scores = read, scores_of(wave.scores)
             stay = [
                 (n, s)
                 for n, s in wave.sequences

@@ -15,7 +15,7 @@ from dspark_batch.errors import UsageError
 from dspark_batch.pair import Pair
 from dspark_batch.tuning import kept
 from dspark_batch.tuning.pace import Costs, Weights
-from dspark_batch.types import Json
+from dspark_batch.types import SetupJson
 
 _CACHE_SHARE = 0.6  # of the memory that is left beside the weights
 _PREFIX_SHARE = 0.1  # of that, for the prefix cache
@@ -63,7 +63,7 @@ class Setup:
         if costs.is_worth_keeping:
             kept.keep_costs(self.name, costs.weights())
 
-    def to_json(self) -> dict[str, Json]:
+    def to_json(self) -> SetupJson:
         """Describe it for the manifest."""
         return {
             "plan": {
@@ -184,11 +184,12 @@ def _refuse_impossible(
 
 def _free_bytes() -> int:
     """Say how much memory is left for caches: of the GPU, or half of the machine's."""
+    whole: int
     if _IS_CPU:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     else:
         known = mx.device_info()  # by Metal's name, or by CUDA's
-        whole = known.get("max_recommended_working_set_size") or known["total_memory"]
+        whole = int(known.get("max_recommended_working_set_size") or known["total_memory"])
     return max(1, whole - mx.get_active_memory())
 
 

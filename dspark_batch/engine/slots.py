@@ -100,8 +100,9 @@ class Slots:
 
     def cancel(self, item: Item) -> list[Request]:
         """Free the slots of an item; return its requests."""
-        slots = [n for n, s in enumerate(self.sequences) if s and s.request.item.is_same(item)]
-        requests = [self.sequences[slot].request for slot in slots]
+        sequences = [(n, s) for n, s in enumerate(self.sequences) if s]
+        found = [(n, s.request) for n, s in sequences if s.request.item.is_same(item)]
+        slots, requests = [n for n, _ in found], [request for _, request in found]
         self.release(slots)
         return requests
 

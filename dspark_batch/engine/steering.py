@@ -109,7 +109,7 @@ def _penalties(steered: ListLike[Answer]) -> Penalties:
     )
 
 
-def _counted(tokens: ListLike[ListLike[int]]) -> Counted:
+def _counted(tokens: "ListLike[ListLike[int] | np.ndarray]") -> Counted:
     most = max(map(len, tokens))
     ids = np.zeros((len(tokens), most), dtype=np.int32)
     weights = np.zeros((len(tokens), most), dtype=np.float32)

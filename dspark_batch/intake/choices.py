@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dspark_batch.intake.messages import Fields, Unusable, from_text
 from dspark_batch.spec.nearest import nearest
@@ -63,7 +63,9 @@ def choices_of(
     if not isinstance(own, dict):
         raise Unusable(f"`{column}` is {own!r}, expected an object.")
     given = _in_our_words((fields or Fields()).given(own), column)
-    chosen = {name: _chosen(f"`{column}.{name}`", name, value) for name, value in given.items()}
+    chosen: dict[str, Any] = {
+        name: _chosen(f"`{column}.{name}`", name, value) for name, value in given.items()
+    }
     max_tokens = chosen.pop("max_tokens", spec.max_tokens)
     if max_tokens < 1:
         raise Unusable(f"`{column}.max_tokens` is {max_tokens}, expected 1 or more.")
@@ -131,16 +133,15 @@ def _way(name: str) -> str:
 def _chosen(where: str, name: str, value: Json) -> Chosen:
     if name in _READERS:
         return _READERS[name](where, value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and name in _WHOLE:
-        whole = _whole(value)
-        is_number, value = whole is not None, value if whole is None else whole
-    if not is_number or (name != "seed" and abs(value) > _MOST):
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if number is not None and name in _WHOLE:
+        number = _whole(number)
+    if number is None or (name != "seed" and abs(number) > _MOST):
         expected = "a whole number" if name in _WHOLE else "a number"
         raise Unusable(f"{where} is {value!r}, expected {expected}.")
     if name == "top_k":  # -1 is vLLM's word for all
-        return 0 if value == -1 else min(value, _MOST_TOP_K)
-    return value
+        return 0 if number == -1 else min(number, _MOST_TOP_K)
+    return number
 
 
 def _whole(value: float) -> int | None:
@@ -158,15 +159,17 @@ def _texts(where: str, value: Json) -> tuple[str, ...]:
 
 
 def _ids(where: str, value: Json) -> frozenset[int]:
-    ids = list(map(_id, value)) if isinstance(value, list) else [None]
+    ids = [_id(each) for each in value] if isinstance(value, list) else [None]
+    known = frozenset(each for each in ids if each is not None)
     if None in ids:
         raise Unusable(f"{where} is {value!r}, expected a list of token ids.")
-    return frozenset(ids)
+    return known
 
 
 def _id(value: Json) -> int | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-    return _whole(value) if is_number else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        return None
+    return _whole(value)
 
 
 def _biases(where: str, value: Json) -> tuple[tuple[int, float], ...]:
@@ -178,7 +181,7 @@ def _biases(where: str, value: Json) -> tuple[tuple[int, float], ...]:
         if bias is None:
             continue
         is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-        if not _TOKEN.fullmatch(name) or not is_number:
+        if not _TOKEN.fullmatch(name) or not isinstance(bias, int | float) or not is_number:
             raise Unusable(f"{where} has {name!r}: {bias!r}, expected a token id and a number.")
         if int(name) in biases:
             raise Unusable(f"{where} names token {int(name)} twice; keep one.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -29,19 +29,22 @@ from dspark_batch.intake.values import Unreadable, Values, taken_of, text_or_unr
 from dspark_batch.types import Json
 
 Form: TypeAlias = Literal["lines", "array", "objects", "csv", "tsv", "parquet", "arrow"]
+Unpacked: TypeAlias = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
+
+T = TypeVar("T")
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # the first ones also packed
 _ENDING = re.compile(
     r"\.(jsonl|ndjson|json|csv|tsv)(\.(gz|zst|bz2|xz))?$|\.(parquet|arrow|feather)$"
 )
-_PACKED: Mapping[bytes, Callable[[Path], BinaryIO]] = {
-    b"\x1f\x8b": gzip.open,
+_PACKED: Mapping[bytes, Callable[[Path], Unpacked]] = {
+    b"\x1f\x8b": gzip.GzipFile,
     # By pyarrow: others read a cut file short.
     b"\x28\xb5\x2f\xfd": lambda path: io.BufferedReader(
         pa.CompressedInputStream(path.open("rb"), "zstd")
     ),
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 _TABLES: Mapping[bytes, Form] = {
     b"PAR1": "parquet",
@@ -50,7 +53,9 @@ _TABLES: Mapping[bytes, Form] = {
 }
 _UTF_16 = "is text in UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`."
 _UTF_32 = "is text in UTF-32; convert it with `iconv -f UTF-32 -t UTF-8`."
-_WIDE = {  # which of every four bytes are ever zero -> what the text is in
+_WIDE: Mapping[
+    tuple[bool, ...], str
+] = {  # which of every four bytes are ever zero -> what the text is in
     (False, True, False, True): _UTF_16,
     (True, False, True, False): _UTF_16,
     (False, True, True, True): _UTF_32,
@@ -199,15 +204,15 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "replace").decode()
 
 
-def _by_magic(head: bytes, by_magic: Mapping[bytes, object]) -> object | None:
+def _by_magic(head: bytes, by_magic: Mapping[bytes, T]) -> T | None:
     return next((by_magic[magic] for magic in by_magic if head.startswith(magic)), None)
 
 
-def _unpacked(path: Path) -> BinaryIO:
+def _unpacked(path: Path) -> Unpacked:
     """Open a file for its plain bytes, behind a byte order mark."""
     with path.open("rb") as file:
         open_packed = _by_magic(file.read(8), _PACKED)
-    stream = open_packed(path) if open_packed else path.open("rb")
+    stream: Unpacked = open_packed(path) if open_packed else path.open("rb")
     try:
         if stream.peek(len(_BOM)).startswith(_BOM):
             stream.read(len(_BOM))
@@ -240,8 +245,10 @@ def _refuse(source: Source, head: bytes) -> None:
 def _form_of_text(source: Source, text: bytes) -> Form:
     name = source.path.name.lower()
     known = _ENDING.search(name)
-    if known and known[1] in ("csv", "tsv"):
-        return known[1]
+    if known and known[1] == "csv":
+        return "csv"
+    if known and known[1] == "tsv":
+        return "tsv"
     first, _, rest = text.partition(b"\n")
     if text.startswith(b"["):
         return "lines" if rest.strip() and _is_json(first) else "array"
@@ -298,7 +305,7 @@ def _raws(source: Source, form: Form) -> Iterator[Raw]:
             yield from (Raw(number, value) for number, value in enumerate(values, 1))
 
 
-def _lines(stream: BinaryIO) -> Iterator[Raw]:
+def _lines(stream: Unpacked) -> Iterator[Raw]:
     """Yield every line that is not blank, without its ending."""
     for number, raw in enumerate(stream, 1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
@@ -306,7 +313,7 @@ def _lines(stream: BinaryIO) -> Iterator[Raw]:
             yield Raw(number, line)
 
 
-def _marks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+def _marks(stream: Unpacked) -> Iterator[tuple[bytes, bytes]]:
     """Cut JSON behind each bracket, brace and comma outside strings: (text with it, it).
 
     The last piece has no mark.
@@ -325,7 +332,7 @@ def _marks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     yield rest, b""
 
 
-def _elements(source: Source, stream: BinaryIO) -> Iterator[bytes]:
+def _elements(source: Source, stream: Unpacked) -> Iterator[bytes]:
     """Yield the elements of a JSON array, each as it stands there."""
     marks = _marks(stream)
     next(marks)  # the bracket that opens it
@@ -350,7 +357,7 @@ def _elements(source: Source, stream: BinaryIO) -> Iterator[bytes]:
         )
 
 
-def _objects(source: Source, stream: BinaryIO) -> Iterator[bytes]:
+def _objects(source: Source, stream: Unpacked) -> Iterator[bytes]:
     """Yield JSON objects that are written over several lines, one after the other."""
     depth, value = 0, bytearray()
     for text, mark in _marks(stream):
@@ -363,7 +370,7 @@ def _objects(source: Source, stream: BinaryIO) -> Iterator[bytes]:
         raise UsageError(f"{source.name}: its last object has no end; copy or write it again.")
 
 
-def _rows(source: Source, stream: BinaryIO, form: Form) -> Iterator[Raw]:
+def _rows(source: Source, stream: Unpacked, form: Form) -> Iterator[Raw]:
     """Yield the rows of a table of text; all values are strings, as they stand there."""
     taken: list[str] = []  # the lines of the row
 
@@ -415,7 +422,7 @@ def _header(source: Source, form: Form) -> Sequence[str]:
         return _names(source, csv.reader(_texts(stream), strict=True, delimiter=delimiter))
 
 
-def _texts(stream: BinaryIO) -> Iterator[str]:
+def _texts(stream: Unpacked) -> Iterator[str]:
     return (line.decode("utf-8", "surrogateescape") for line in stream)
 
 

@@ -50,8 +50,8 @@ def _parse(line: bytes) -> Parsed:
     except orjson.JSONDecodeError as error:
         return _leniently(line, f"not JSON ({error}); repair the line.")
     if not isinstance(value, dict):
-        found = kind_of(value)
-        return Parsed({}, (), f'expected a JSON object such as {{"prompt": "…"}}, found {found}.')
+        expected = 'expected a JSON object such as {"prompt": "…"}'
+        return Parsed({}, (), f"{expected}, found {kind_of(value)}.")
     if _LONG_NUMBER.search(line):  # orjson makes floats of the longest ones
         found = _leniently(line, "nested too deep; make it flat.")
         return found if found.notes or len(found.record) < len(value) else Parsed(value)
@@ -127,14 +127,15 @@ def _leniently(line: bytes, problem: str) -> Parsed:
     """Read what strict JSON refuses; if no oddity explains that, there is a problem."""
     text = line.decode(errors="surrogateescape")
     try:
-        record = _loads(text)
-        is_whole = isinstance(record, dict) and is_utf8(line)
+        record: Json = _loads(text)
+        is_whole = is_utf8(line)
     except (ValueError, RecursionError):
-        is_whole = False
-    if not is_whole:
-        record = {
-            name: value for name, value in _pairs(text) if "\\udc" not in ascii([name, value])
-        }
+        record, is_whole = None, False
+    if not isinstance(record, dict) or not is_whole:
+        is_whole, record = (
+            False,
+            {name: value for name, value in _pairs(text) if "\\udc" not in ascii([name, value])},
+        )
     columns, notes = {}, []
     for name, value in record.items():
         try:
@@ -181,7 +182,8 @@ def _pairs(text: str) -> Iterator[tuple[str, Json]]:
         return
     try:
         while True:
-            name, place = _LENIENT.raw_decode(text, _SPACE_AND_COMMA.match(text, place).end())
+            before = _SPACE_AND_COMMA.match(text, place)  # always: it may be empty
+            name, place = _LENIENT.raw_decode(text, before.end() if before else place)
             colon = _COLON.match(text, place)
             if not isinstance(name, str) or colon is None:
                 return

@@ -116,7 +116,8 @@ def _told(render: Render, question: Question, spec: Spec) -> Render:
 
 def _rendered(conversation: Conversation, render: Render) -> Sequence[int]:
     messages = [] if isinstance(conversation, str) else conversation
-    said = [text for message in messages for text in message.values()] or [conversation]
+    said = [text for message in messages for text in message.values()]
+    said += [conversation] if isinstance(conversation, str) else []
     if not all(map(is_text, said)):
         raise Unusable("the prompt has half of a surrogate pair, which is no text; repair it.")
     try:

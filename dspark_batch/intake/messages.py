@@ -26,7 +26,15 @@ _OF_TOOLS = ("tool", "function", "function_call", "tool_call", "tool_response", 
 _TOOL_FIELDS = ("tools", "functions")  # beside a conversation: definitions of tools
 
 # Fields of a message that ask for more than its text.
-_MORE = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio", "image", "images")
+_MORE: tuple[str, ...] = (
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "refusal",
+    "audio",
+    "image",
+    "images",
+)
 _MORE += ("image_url", "video", "videos", "file", "files", "documents")
 _MORE += (*_TOOL_FIELDS, "function_calls", "tool_responses")  # a message of Kimi or OLMo has them
 _REASONING = ("reasoning_content", "reasoning")  # in vLLM's older and newer words
@@ -154,7 +162,9 @@ def _defines_tools(value: Json) -> bool:
 
 def _is_open(message: Json, fields: Fields) -> bool:
     """Whether a message is an answer that is not there yet."""
-    if not is_assistant(message) or message.get(words_of(message)[1]) is not None:
+    if not isinstance(message, dict) or not is_assistant(message):
+        return False
+    if message.get(words_of(message)[1]) is not None:
         return False
     return not any(map(fields.given(message).get, _MORE))
 
@@ -179,13 +189,15 @@ def _message(message: Json, where: str, fields: Fields) -> Message:
 def _more(given: Mapping[str, Json], where: str) -> Message:
     """Read what a message says besides role and content."""
     reasoning = next((given[name] for name in _REASONING if given.get(name)), None)
-    more = {"name": given.get("name") or None, "reasoning_content": reasoning}
-    for name, value in more.items():
-        if not isinstance(value, str | None):
+    more: Message = {}
+    for name, value in (("name", given.get("name") or None), ("reasoning_content", reasoning)):
+        if isinstance(value, str):
+            more[name] = value
+        elif value is not None:
             raise unsupported(where, name, f" that is {kind_of(value)}")
     if any(given.get(name) is True for name in CONTINUED):
         more["prefix"] = "true"
-    return {name: value for name, value in more.items() if value is not None}
+    return more
 
 
 def _role(word: Json, field: str, where: str) -> str:
@@ -215,8 +227,9 @@ def _part(part: Json, where: str) -> str:
         return part
     if isinstance(part, dict) and part.get("type") in _TEXT_PARTS:
         more = [name for name in _MORE if part.get(name)]
-        if isinstance(part.get("text"), str) and not more:
-            return part["text"]
+        text = part.get("text")
+        if isinstance(text, str) and not more:
+            return text
     found = part.get("type") if isinstance(part, dict) else kind_of(part)
     raise Unusable(f"{where} has a part that is {found}; only text is supported.")
 

@@ -1,27 +1,25 @@
-"""The dialect of the OpenAI Batch API: requests in, response lines out.
+"""The requests of the OpenAI Batch API. `output/responses.py` writes what answers them.
 
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
 
 Every field of a body is obeyed, known to change nothing here, or refused; none is ignored.
 """
 
-from collections.abc import Iterator, Mapping
-from hashlib import sha256
-from itertools import accumulate
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dspark_batch.intake.choices import CHOICES, ONLY, OTHER_WORDS
+from dspark_batch.intake.json_text import kind_of
 from dspark_batch.intake.messages import (
     Conversation,
     Fields,
     Unusable,
     from_text,
-    kind_of,
     read_messages,
     unsupported,
 )
 from dspark_batch.spec.nearest import nearest
-from dspark_batch.types import Item, Json
+from dspark_batch.types import Json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -31,7 +29,11 @@ HARMLESS = (
     *("prompt_cache_key", "parallel_tool_calls", "stream_options", "priority", "request_id"),
 )
 # How a chat is rendered: whether its last message goes on, and whether the model thinks.
-RENDERING = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
+RENDERING: tuple[str, ...] = (
+    "continue_final_message",
+    "add_generation_prompt",
+    "chat_template_kwargs",
+)
 RENDERING += ("add_special_tokens",)  # besides those of the chat template
 
 
@@ -65,8 +67,8 @@ def request_in(record: Mapping[str, Json], fields: Fields) -> Batched:
     method, url, body = record.get("method"), record.get("url"), body_of(record)
     if method is not None and str(method).upper() != "POST":
         raise Unusable(f"`method` is {method!r}, expected 'POST'.")
-    path = _path(url, body)
-    if path is None:
+    path = _path(url, body) if body is not None else None
+    if body is None or path is None:
         raise Unusable(f"`url` is {url!r}, expected {CHAT} or {COMPLETIONS}.")
     given = fields.given(body)
     is_chat = path == CHAT
@@ -115,25 +117,6 @@ def _goes_on(body: Mapping[str, Json]) -> bool:
     return goes_on
 
 
-def response_line(item: Item, row: Mapping[str, Json], model: str, created: int) -> dict[str, Json]:
-    """Write a row as a line of an output file; failures stand in it too, at their place.
-
-    Args:
-        item: what was asked.
-        row: our columns.
-        model: the name of what answered.
-        created: seconds since 1970.
-    """
-    name = sha256(f"{item.index}/{item.custom_id}/{item.digest}".encode()).hexdigest()[:24]
-    line = {"id": f"batch_req_{name}", "custom_id": row["custom_id"]}
-    if row["status"] != "succeeded":
-        return line | {"response": None, "error": row["error"]}
-    body = _completion if is_text(item.record) else _chat_completion
-    head = {"created": created, "model": model}
-    response = {"status_code": 200, "request_id": name, "body": body(name, head, row)}
-    return line | {"response": response, "error": None}
-
-
 def _text(body: Mapping[str, Json]) -> str:
     prompt = body.get("prompt")
     if not isinstance(prompt, str):
@@ -150,82 +133,3 @@ def _refuse_unknown(name: str) -> None:
             f"`body.{name}` is not supported{nearest(name, known)}. Take it out, or leave it aside "
             f"with --ignore-fields {name}."
         )
-
-
-def _chat_completion(
-    name: str, head: Mapping[str, Json], row: Mapping[str, Json]
-) -> dict[str, Json]:
-    message = {"role": "assistant", "content": row["completion"]}
-    if row["reasoning"] is not None:
-        message["reasoning_content"] = row["reasoning"]
-    choice = {"index": 0, "message": message, "logprobs": _chat_logprobs(row["logprobs"])}
-    return {
-        "id": f"chatcmpl-{name}",
-        "object": "chat.completion",
-        **head,
-        "choices": [choice | {"finish_reason": row["finish_reason"]}],
-        **_usage_and_metrics(row),
-    }
-
-
-def _completion(name: str, head: Mapping[str, Json], row: Mapping[str, Json]) -> dict[str, Json]:
-    choice = {"index": 0, "text": row["completion"], "logprobs": _logprobs(row["logprobs"])}
-    return {
-        "id": f"cmpl-{name}",
-        "object": "text_completion",
-        **head,
-        "choices": [choice | {"finish_reason": row["finish_reason"]}],
-        **_usage_and_metrics(row),
-    }
-
-
-def _chat_logprobs(told: Mapping[str, Json] | None) -> dict[str, Json] | None:
-    """Write log-probabilities as chats have them."""
-    if told is None:
-        return None
-    content = [
-        _token(token, logprob) | {"top_logprobs": [_token(*each) for each in top]}
-        for token, logprob, top in _by_token(told)
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _logprobs(told: Mapping[str, Json] | None) -> dict[str, Json] | None:
-    """Write log-probabilities as texts that are continued have them."""
-    if told is None:
-        return None
-    ends = list(accumulate(map(len, told["tokens"]), initial=0))
-    return {
-        "tokens": told["tokens"],
-        "token_logprobs": told["token_logprobs"],
-        "top_logprobs": [dict(reversed(top)) for _, _, top in _by_token(told)],
-        "text_offset": ends[:-1],
-    }
-
-
-def _by_token(told: Mapping[str, Json]) -> Iterator[tuple[str, float, list[tuple[str, float]]]]:
-    """Give each token with its log-probability and the likeliest ones beside it."""
-    beside = list(zip(told["top_tokens"], told["top_logprobs"], strict=True))
-    num_top = len(beside) // max(1, len(told["tokens"]))
-    pairs = zip(told["tokens"], told["token_logprobs"], strict=True)
-    for at, (token, logprob) in enumerate(pairs):
-        yield token, logprob, beside[at * num_top : (at + 1) * num_top]
-
-
-def _token(text: str, logprob: float) -> dict[str, Json]:
-    """Describe a token; a part of a character has no bytes that its text could tell."""
-    told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
-    return {"token": text, "logprob": logprob, "bytes": told}
-
-
-def _usage_and_metrics(row: Mapping[str, Json]) -> dict[str, Json]:
-    usage, metrics = row["usage"], row["metrics"]
-    return {
-        "usage": {
-            "prompt_tokens": usage["prompt_tokens"],
-            "completion_tokens": usage["completion_tokens"],
-            "total_tokens": usage["prompt_tokens"] + usage["completion_tokens"],
-            "prompt_tokens_details": {"cached_tokens": metrics["cached_tokens"]},
-        },
-        "metrics": metrics,
-    }

@@ -15,7 +15,7 @@ _SHOWN_IDS = 3
 class Prompts:
     """The prompts of a job, added up one by one."""
 
-    lengths: array = field(default_factory=lambda: array("q"))  # tokens
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))  # tokens
     longest: int = 0  # tokens
     longest_at: str | None = None  # the place of the longest one; None: there is none
     repeated_tokens: int = 0  # in whole blocks that begin an earlier prompt too

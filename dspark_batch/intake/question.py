@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dspark_batch.intake import openai
 from dspark_batch.intake.choices import COLUMN
+from dspark_batch.intake.json_text import kind_of
 from dspark_batch.intake.messages import (
     Conversation,
     Fields,
@@ -12,7 +13,6 @@ from dspark_batch.intake.messages import (
     Unusable,
     asked,
     from_text,
-    kind_of,
     listed,
     read_messages,
     read_turns,

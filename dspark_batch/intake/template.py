@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from jinja2 import (
     StrictUndefined,
@@ -39,14 +40,14 @@ class _NullError(ValueError):
     """A template that would write out a null as a word."""
 
 
-class _Object(dict):
+class _Object(dict[str, object]):
     """An object of a record, which reads as JSON wherever it becomes text."""
 
     def __repr__(self) -> str:
         return _json(self)
 
 
-class _List(list):
+class _List(list[object]):
     """A list of a record, which reads as JSON wherever it becomes text."""
 
     def __repr__(self) -> str:
@@ -72,7 +73,7 @@ class _Null:
 class _Method:
     """A method of a value: it can be called, and is no text."""
 
-    def __init__(self, method: Callable, name: str) -> None:
+    def __init__(self, method: Callable[..., object], name: str) -> None:
         self._method, self._name = method, name
 
     def __call__(self, *args: object, **named: object) -> object:
@@ -158,7 +159,7 @@ def _compiled(template: str) -> Template:
 def _takes_all_at_once(template: str) -> bool:
     """Whether a template takes all columns as one value, and not one of them: `row.x`."""
     tree = _environment().parse(template)
-    ones = [*tree.find_all(nodes.Getattr)]
+    ones: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr)]
     ones += [each for each in tree.find_all(nodes.Getitem) if isinstance(each.arg, nodes.Const)]
     names = {id(each.node) for each in ones}
     return any(n.name == ALL and id(n) not in names for n in tree.find_all(nodes.Name))
@@ -171,7 +172,7 @@ def _environment() -> _Environment:
     return environment
 
 
-def _spoken(value: Json) -> Json:
+def _spoken(value: Json) -> Any:  # noqa: ANN401  as `render` takes it
     """Let the values of a record read as JSON."""
     if value is None:
         return _Null()
@@ -180,7 +181,7 @@ def _spoken(value: Json) -> Json:
     return _List(map(_spoken, value)) if isinstance(value, list) else value
 
 
-def _written(value: object) -> object:
+def _written(value: object) -> str:
     """Write a value into the prompt.
 
     Raises:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import pyarrow as pa
 
-from dspark_batch.types import Json
-
-Values: TypeAlias = "list[Json | Unreadable]"
+Values: TypeAlias = list[Any]  # JSON, or Unreadable instead of it at any depth
 Say: TypeAlias = "Callable[[pa.Array], Values]"  # values_of, for what is nested
 
 _OUT_OF_RANGE = "<value out of range: "  # how Arrow prints a time that no calendar has
@@ -174,7 +172,7 @@ def _of_map(array: pa.MapArray, say: Say) -> Values:
     return [None if span is None else pairs[span[0] - first : span[1] - first] for span in spans]
 
 
-def _pairs(pairs: Iterator[tuple[Json, Json]]) -> list[Json]:
+def _pairs(pairs: Iterator[tuple[Any, Any]]) -> Values:
     return [list(pair) for pair in pairs]
 
 

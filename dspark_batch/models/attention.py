@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -35,9 +36,9 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     queries: mx.array,
     keys: mx.array,
     values: mx.array,
-    cache: object,
+    cache: Any,  # noqa: ANN401  ours, or one of many of mlx-lm's
     scale: float,
-    mask: mx.array | str | None,
+    mask: Any,  # noqa: ANN401  an array, or a word that mlx-lm knows
     sinks: mx.array | None = None,
 ) -> mx.array:
     """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`.

@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import orjson
-from mlx.utils import tree_flatten
 
 from dspark_batch.errors import ModelError
+from dspark_batch.numerics.arrays import named_arrays
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -96,7 +96,8 @@ def read_weights(directory: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for path in check_files(directory):
         try:
-            weights.update(mx.load(str(path)))
+            tensors: Any = mx.load(str(path))
+            weights.update(tensors)
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{path}: MLX cannot read it ({first_line(error)}). Download the checkpoint again."
@@ -115,7 +116,7 @@ def settle(module: nn.Module, finite: Mapping[str, mx.array], directory: Path) -
     Raises:
         ModelError: a tensor holds NaN or infinity; the message names it.
     """
-    arrays = dict(tree_flatten(module.parameters()))
+    arrays = dict(named_arrays(module))
     for name, flag in finite.items():
         owner = name.rpartition(".")[0]
         parts = (f"{owner}.{part}" for part in ("weight", "scales", "biases"))
@@ -133,7 +134,7 @@ def finiteness(module: nn.Module) -> dict[str, mx.array]:
     """Say, still lazily, of each tensor of a module whether it holds numbers only."""
     return {
         name: mx.isfinite(array).all()
-        for name, array in tree_flatten(module.parameters())
+        for name, array in named_arrays(module)
         if mx.issubdtype(array.dtype, mx.floating)
     }
 
@@ -144,7 +145,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], directory:
     Raises:
         ModelError: a tensor is missing, unknown or of another shape; the message names it.
     """
-    expected = dict(tree_flatten(module.parameters()))
+    expected = dict(named_arrays(module))
     for name, array in expected.items():
         if name not in weights:
             raise ModelError(

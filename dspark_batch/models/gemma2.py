@@ -4,10 +4,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.gemma2 import Attention
 
+from dspark_batch.caches.positions import PositionCache
 from dspark_batch.numerics.attention import ragged_attention
 
 
-def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: object) -> mx.array:
+def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
     """Do what `Attention.__call__` does, over slots of different lengths."""
     batch, width, _ = x.shape
     queries, keys, values = (

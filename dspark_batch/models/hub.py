@@ -149,7 +149,7 @@ def _reporting_bar(name: str, on_download: OnDownload) -> type[tqdm]:
     """Make the class of a progress bar that shows nothing and calls `on_download`."""
     most = 0  # bytes: one bar counts what comes in, another what was written
 
-    class Reporting(tqdm):
+    class Reporting(tqdm):  # type: ignore[misc]  # tqdm has no types
         def __init__(self, *args: object, **settings: object) -> None:
             super().__init__(*args, **settings | {"file": io.StringIO(), "mininterval": 0.5})
 

@@ -10,10 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import deepseek_v3, glm4_moe_lite
 
+from dspark_batch.caches.positions import PositionCache
 from dspark_batch.numerics.attention import ragged_attention
 
 
-def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: object) -> mx.array:
+def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
     """Do what `DeepseekV3Attention.__call__` does, over slots of different lengths.
 
     Source:

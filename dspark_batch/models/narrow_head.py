@@ -20,22 +20,22 @@ class NarrowHead:
     def __init__(self, head: nn.Module) -> None:
         self._positions: mx.array | None = None  # None: all
         self._shape: tuple[int, ...] = ()  # [B, T] of the step
+        self.has_narrowed = False  # in the last `at`; else the model does not call this head
         plain, narrowed = type(head), self._narrowed
 
-        class Narrow(plain):
-            """The head as it is, over some rows."""
+        name = "as_linear" if hasattr(plain, "as_linear") else "__call__"
+        multiply = getattr(plain, name)
 
-        if hasattr(plain, "as_linear"):
-            Narrow.as_linear = lambda self, hidden: plain.as_linear(self, narrowed(hidden))
-        else:
-            Narrow.__call__ = lambda self, hidden: plain.__call__(self, narrowed(hidden))
-        Narrow.__name__ = plain.__name__
-        head.__class__ = Narrow
+        def over_some(self: nn.Module, hidden: mx.array) -> mx.array:
+            result: mx.array = multiply(self, narrowed(hidden))
+            return result
+
+        head.__class__ = type(plain.__name__, (plain,), {name: over_some})
 
     @contextmanager
     def at(self, positions: mx.array, shape: tuple[int, ...]) -> Iterator[None]:
         """Let a step over tokens [B, T] give the logits [B, P, V] of positions [B, P]."""
-        self._positions, self._shape = positions, shape
+        self._positions, self._shape, self.has_narrowed = positions, shape, False
         try:
             yield
         finally:
@@ -44,4 +44,5 @@ class NarrowHead:
     def _narrowed(self, hidden: mx.array) -> mx.array:
         if self._positions is None or hidden.shape[:-1] != self._shape:
             return hidden
+        self.has_narrowed = True
         return mx.take_along_axis(hidden, self._positions[..., None], axis=1)

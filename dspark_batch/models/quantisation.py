@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model
 
 from dspark_batch import device
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.models.config_reader import ConfigReader
+from dspark_batch.numerics.arrays import named_arrays
 
 BITS = (2, 3, 4, 5, 6, 8)  # what MLX knows
 GROUP_SIZE = 64  # weights that share a scale and a bias
@@ -36,7 +36,7 @@ def default_drafter_bits(drafter: nn.Module) -> int | None:
     Elsewhere MLX multiplies quantised weights slower than plain ones (benchmarks/LOG.md), and a
     small drafter gains nothing anywhere.
     """
-    size = sum(array.nbytes for _, array in tree_flatten(drafter.parameters()))
+    size = sum(array.nbytes for _, array in named_arrays(drafter))
     gains = _on_apple_gpu() and size > _SMALL_BYTES and described(drafter) is None
     return 4 if gains else None
 

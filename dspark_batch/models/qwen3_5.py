@@ -5,7 +5,7 @@ from typing import Any
 
 _TEXT_TYPES = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 # What configs say and mlx-lm does not read: it computes these values, and no others.
-_ONLY = {
+_ONLY: dict[str, tuple[Any, ...]] = {
     "attn_output_gate": (True,),
     "output_gate_type": ("swish", "silu"),
     "mamba_ssm_dtype": ("float32",),

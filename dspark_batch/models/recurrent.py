@@ -1,6 +1,6 @@
 """Lets the cache of a step record what recurrent layers read, without copying a forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import FunctionType
 from typing import NamedTuple
@@ -140,9 +140,9 @@ def _gated_delta(  # noqa: PLR0913  the names that mlx-lm's models call it with
 ) -> tuple[mx.array, mx.array]:
     """Do what mlx-lm's `gated_delta_update` does, over a step's own cache."""
     if step.cache is None:
-        more = {"lower_bound": lower_bound, "allow_neg_eigval": allow_neg_eigval}
+        update = partial(gated_delta_update, use_kernel=use_kernel, lower_bound=lower_bound)
         first = (q, k, v, a, b, A_log, dt_bias, state, mask)
-        return gated_delta_update(*first, use_kernel=use_kernel, **more)
+        return update(*first, allow_neg_eigval=allow_neg_eigval)
     strength = mx.sigmoid(b) * 2.0 if allow_neg_eigval else mx.sigmoid(b)
     if lower_bound is None:
         decay = compute_g(A_log, a, dt_bias)
@@ -161,7 +161,7 @@ def _state_space(  # noqa: PLR0913  the names that mlx-lm's models call it with
     dt: mx.array,
     dt_bias: mx.array,
     state: mx.array | None = None,
-    time_step_limit: Sequence[float] = (0.001, 100.0),
+    time_step_limit: tuple[float, float] = (0.001, 100.0),
     mask: mx.array | None = None,
     lengths: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:

@@ -6,6 +6,7 @@ from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from dspark_batch.numerics.rows import (
+    Multiply,
     Product,
     are_as_they_come,
     over_safe_heads,
@@ -39,7 +40,8 @@ class _SafeEmbedding(nn.Module):
     """An embedding that may be a head, quantised or not."""
 
     def as_linear(self, hidden: mx.array) -> mx.array:
-        return _by_rows(self, hidden, super().as_linear)
+        as_linear = super().as_linear  # type: ignore[misc]  # of the embedding that it is mixed into
+        return _by_rows(self, hidden, as_linear)
 
 
 class _SafeExperts(nn.Module):
@@ -83,15 +85,16 @@ class _SafeRouter(nn.Module):
     """A router of experts that multiplies by itself: rows to experts and their weights."""
 
     def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
-        call, dtypes = super().__call__, []
+        call = super().__call__
+        dtypes: list[mx.Dtype] = []
 
         def chosen(rows: mx.array) -> mx.array:
             experts, weights = call(rows[None])
             dtypes[:] = experts.dtype, weights.dtype
             return mx.concatenate([each[0].astype(mx.float32) for each in (experts, weights)], -1)
 
-        both = _by_rows(self, hidden, chosen)
-        return tuple(map(mx.array.astype, mx.split(both, 2, axis=-1), dtypes))
+        experts, weights = mx.split(_by_rows(self, hidden, chosen), 2, axis=-1)
+        return experts.astype(dtypes[0]), weights.astype(dtypes[1])
 
 
 _SAFE = {
@@ -113,7 +116,7 @@ def _is_router(module: nn.Module) -> bool:
     return is_matrix and code is not None and {"weight", "T"} <= set(code.co_names)
 
 
-def _by_rows(layer: nn.Module, hidden: mx.array, multiply: object) -> mx.array:
+def _by_rows(layer: nn.Module, hidden: mx.array, multiply: Multiply) -> mx.array:
     product = _product(layer, hidden.shape[-1], hidden.dtype)
     return over_safe_rows(product, hidden, multiply)
 

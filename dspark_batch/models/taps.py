@@ -1,6 +1,7 @@
 """Reads the outputs of some layers of a target without changing the target's code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -48,26 +49,24 @@ class Taps:
 def _record_output(layer: nn.Module, layer_id: int, outputs: dict[int, mx.array]) -> None:
     plain = type(layer)
 
-    class Recording(plain):
-        def __call__(self, *args: object, **kwargs: object) -> object:
-            result = super().__call__(*args, **kwargs)
-            outputs[layer_id] = result[0] if isinstance(result, tuple) else result
-            return result
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> object:
+        result = plain.__call__(self, *args, **kwargs)
+        outputs[layer_id] = result[0] if isinstance(result, tuple) else result
+        return result
 
-    _change_class(layer, Recording)
+    _change_class(layer, call)
 
 
 def _record_input(layer: nn.Module, outputs: dict[int, mx.array]) -> None:
     plain = type(layer)
 
-    class Recording(plain):
-        def __call__(self, *args: object, **kwargs: object) -> object:
-            outputs[EMBEDDING] = next(iter((*args, *kwargs.values())))
-            return super().__call__(*args, **kwargs)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> object:
+        outputs[EMBEDDING] = next(iter((*args, *kwargs.values())))
+        return plain.__call__(self, *args, **kwargs)
 
-    _change_class(layer, Recording)
+    _change_class(layer, call)
 
 
-def _change_class(layer: nn.Module, recording: type) -> None:
-    recording.__name__ = type(layer).__name__
-    layer.__class__ = recording
+def _change_class(layer: nn.Module, call: Callable[..., object]) -> None:
+    plain = type(layer)
+    layer.__class__ = type(plain.__name__, (plain,), {"__call__": call})

@@ -118,7 +118,7 @@ def why_not(model: nn.Module) -> str | None:
             "or states whose recurrence is known here, since nothing else can be rolled back"
         )
     text = text_model(model)
-    if not hasattr(getattr(text, "args", None), "vocab_size") or embedding_of(text) is None:
+    if not hasattr(getattr(text, "args", None), "vocab_size") or _embedding_in(text) is None:
         return "is described otherwise by mlx-lm than the models that are known here"
     return None
 
@@ -126,7 +126,8 @@ def why_not(model: nn.Module) -> str | None:
 def layers_of(model: nn.Module) -> list[Layers]:
     """List what stands for each cache of mlx-lm's; for those that `why_not` refuses, nothing."""
     recurrent, caches = iter(recurrent_layers(model)), make_prompt_cache(model)
-    return [tuple(_maker(each, recurrent) for each in _members(cache)) for cache in caches]
+    made = [[_maker(each, recurrent) for each in _members(cache)] for cache in caches]
+    return [tuple(make for make in layer if make is not None) for layer in made]
 
 
 def _unknown(model: nn.Module) -> list[object]:
@@ -147,7 +148,7 @@ def _maker(cache: object, recurrent: Iterator[Recurrent]) -> MakeLayer | None:
     if type(cache) in _KEYS_AND_VALUES:
         return PositionCache
     kind = next(recurrent, None) if isinstance(cache, ArraysCache) else None
-    if kind is None or kind.num_arrays != len(cache.cache):
+    if not isinstance(cache, ArraysCache) or kind is None or kind.num_arrays != len(cache.cache):
         return None
     return partial(StateCache, window=kind.window, recurrence=kind.recurrence)
 
@@ -205,8 +206,15 @@ def ends_of(model: nn.Module) -> TargetEnds:
     return TargetEnds(embedding, embedding.as_linear if own is embedding else own)
 
 
-def embedding_of(text: nn.Module) -> nn.Module | None:
-    """Find the token embedding of a text model; None: it has none that we see."""
+def embedding_of(text: nn.Module) -> nn.Module:
+    """Find the token embedding of a text model that `why_not` has nothing against."""
+    found = _embedding_in(text)
+    if found is None:
+        raise ModelError("has no token embedding that we see")
+    return found
+
+
+def _embedding_in(text: nn.Module) -> nn.Module | None:
     found = (m for _, m in _outside_layers(text) if isinstance(m, _EMBEDDINGS))
     return next((m for m in found if m.weight.shape[0] >= text.args.vocab_size), None)
 
@@ -215,7 +223,8 @@ def head_of(text: nn.Module) -> nn.Module:
     """Find the head of a text model: the embedding, if it is tied."""
     heads = (m for _, m in _outside_layers(text) if isinstance(m, _ENDS))
     fitting = (m for m in heads if m.weight.shape[0] >= text.args.vocab_size)
-    return next(fitting, embedding_of(text))
+    head = next(fitting, None)
+    return embedding_of(text) if head is None else head
 
 
 def _outside_layers(text: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -290,7 +299,7 @@ class Target:
             return self._run(tokens, caches)
         with self._head.at(at[:, None], tokens.shape):
             logits, features = self._run(tokens, caches)
-        if logits.shape[1] > 1:  # not by the head that we know
+        if not self._head.has_narrowed:  # not by the head that we know
             logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
         return logits, features
 

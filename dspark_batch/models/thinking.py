@@ -75,7 +75,7 @@ class Thinking:
         begins_in_it = self._begins_in_it
         if thinking is not None:
             begins_in_it = _begins_in_it(tokenizer, thinking)
-        if tokenizer.think_start is None:
+        if tokenizer.think_start is None or tokenizer.think_end is None:
             return Said(None, text)
         if spoken.startswith(tokenizer.think_start):
             text = spoken.removeprefix(tokenizer.think_start)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
@@ -65,8 +66,10 @@ class Tokenizer:
             if messages[-1]["role"] == "assistant":
                 return self._encoded(self._up_to_the_end(messages, thinking, end), cut)
             if is_plain:
-                return self._templated(messages, thinking)
-            return self._encoded(self._templated(messages, thinking, tokenize=False), cut)
+                how = {"tokenize": True, "add_generation_prompt": True}
+                ids: list[int] = self._templated(messages, thinking, **how)
+                return ids
+            return self._encoded(self._text_of(messages, thinking), cut)
         if len(messages) != 1:
             raise ValueError(
                 f"the target has no chat template, so it takes one prompt, not {len(messages)} "
@@ -79,11 +82,8 @@ class Tokenizer:
         self,
         messages: Messages,
         thinking: bool | None,
-        *,
-        tokenize: bool = True,
-        add_generation_prompt: bool = True,
-    ) -> list[int] | str:
-        how = {"tokenize": tokenize, "add_generation_prompt": add_generation_prompt}
+        **how: bool,
+    ) -> Any:  # noqa: ANN401  ids or text, as it is told
         if thinking is not None:
             return self._wrapped.apply_chat_template(
                 list(messages), **how, enable_thinking=thinking
@@ -93,11 +93,18 @@ class Tokenizer:
             list(messages), **how, return_dict=False
         )
 
+    def _text_of(
+        self, messages: Messages, thinking: bool | None, *, add_generation_prompt: bool = True
+    ) -> str:
+        how = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        text: str = self._templated(messages, thinking, **how)
+        return text
+
     def _up_to_the_end(self, messages: Messages, thinking: bool | None, end: str) -> str:
         """Render a conversation up to where the text of its last message ends."""
-        last = messages[-1] | {"content": messages[-1]["content"] + end}
-        how = {"tokenize": False, "add_generation_prompt": False}
-        text, mark, _ = self._templated([*messages[:-1], last], thinking, **how).rpartition(end)
+        last = {**messages[-1], "content": messages[-1]["content"] + end}
+        whole = self._text_of([*messages[:-1], last], thinking, add_generation_prompt=False)
+        text, mark, _ = whole.rpartition(end)
         if not mark:
             raise ValueError("it leaves out the assistant turn to go on with")
         return text
@@ -106,7 +113,7 @@ class Tokenizer:
         """Cut the names of control tokens apart; an assistant's own marks stay."""
         kept = self._marks if message["role"] == "assistant" else ()
 
-        def apart(found: re.Match) -> str:
+        def apart(found: re.Match[str]) -> str:
             name = found[0]
             return name if name in kept else f"{name[0]}{cut}{name[1:]}"
 

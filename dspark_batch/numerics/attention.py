@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
+from typing import Any
 
 import mlx.core as mx
 
@@ -135,7 +136,7 @@ def _has_kernel(queries: mx.array, values: mx.array) -> bool:
 @cache
 def _has_tensor_cores() -> bool:
     """Whether the GPU is one of CUDA's that multiply bfloat16."""
-    return mx.cuda.is_available() and mx.device_info()["compute_capability_major"] >= 8
+    return mx.cuda.is_available() and int(mx.device_info()["compute_capability_major"]) >= 8
 
 
 @cache
@@ -145,7 +146,7 @@ def _source() -> str:
 
 @cache
 def _kernel() -> Callable[..., list[mx.array]]:
-    return mx.fast.cuda_kernel(
+    kernel: Any = mx.fast.cuda_kernel(  # its stub says no more than `object`
         name=kernel_name(),
         input_names=["queries", "keys", "values", "mask", "lengths", "scale"],
         output_names=["attended"],
@@ -155,3 +156,5 @@ def _kernel() -> Callable[..., list[mx.array]]:
             "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);"
         ),
     )
+    made: Callable[..., list[mx.array]] = kernel
+    return made

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
@@ -108,7 +109,7 @@ def _by_kernel(  # noqa: PLR0913  the terms of the recurrence
 @cache
 def _kernel() -> Callable[..., list[mx.array]]:
     source = (files(__package__) / "gated_delta.cu").read_text()
-    return mx.fast.cuda_kernel(
+    kernel: Any = mx.fast.cuda_kernel(
         name=f"gated_delta_{hashlib.sha256(source.encode()).hexdigest()[:16]}",
         input_names=["queries", "keys", "values", "decay", "strength", "before", "mask"],
         output_names=["outputs", "after"],
@@ -118,6 +119,8 @@ def _kernel() -> Callable[..., list[mx.array]]:
             "after, keys_shape[1], keys_shape[2], values_shape[2], values_shape[3]);"
         ),
     )
+    made: Callable[..., list[mx.array]] = kernel
+    return made
 
 
 @mx.compile

@@ -12,7 +12,7 @@ Nothing is timed.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -318,11 +318,12 @@ def _sample(product: Product) -> Multiply:
     bias = mx.zeros(product.width, dtype) if product.has_bias else None  # any other would hide it
     if product.quantised is not None:
         bits, group_size, mode = product.quantised
-        settings = {"bits": bits, "group_size": group_size, "mode": mode}
-        stored = mx.quantize(weight, **settings)
+        settings: dict[str, Any] = {"bits": bits, "group_size": group_size, "mode": mode}
+        stored: Any = mx.quantize(weight, **settings)  # weight and scales, and biases for some
 
         def quantised(rows: mx.array) -> mx.array:
-            result = mx.quantized_matmul(rows, *stored, transpose=True, **settings)
+            weight, *scales = stored
+            result = mx.quantized_matmul(rows, weight, *scales, **settings)
             return result if bias is None else result + bias
 
         return quantised

@@ -195,7 +195,7 @@ class Scored:
         """Decide what stays; see `Rule`."""
         accepted, bonus = self._rule.verify(drafts, verify_len, logits)
         is_bonus = mx.arange(logits.shape[1]) == accepted[:, None]
-        padded = mx.pad(drafts.astype(mx.int32), ((0, 0), (0, 1)))
+        padded = mx.pad(drafts.astype(mx.int32), [(0, 0), (0, 1)])
         tokens = mx.where(is_bonus, bonus[:, None], padded)
         self.scores = score(logits, tokens, self._num_top)
         return accepted, bonus

@@ -66,8 +66,8 @@ def _models(job: Look) -> Iterator[tuple[str, str]]:
         # A directory of the machine that ran it is nobody's business.
         if named and not named.startswith(("/", ".", "~")):
             yield part, named
-        if identity.get(part):
-            yield f"{part} digest", identity[part]
+        if digest := identity.get(part):
+            yield f"{part} digest", digest
     yield "number type", str(identity.get("dtype"))
 
 

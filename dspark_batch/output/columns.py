@@ -4,7 +4,7 @@ A Parquet input brings its types. Those of JSON lines are inferred from all reco
 column may begin with nulls. Where no Arrow type holds every value, the column becomes JSON text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -85,7 +85,7 @@ def _types_in(chunk: Chunk) -> ColumnTypes:
     return {name: _inferred(column) for name, column in values.items()}
 
 
-def _records(chunk: Chunk) -> list[dict[str, Json]]:
+def _records(chunk: Chunk) -> list[Mapping[str, Json]]:
     """List the columns of each record; one that could not be read has none."""
     return [item_of(record).record for record in chunk.records]
 

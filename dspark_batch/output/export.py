@@ -23,8 +23,9 @@ from dspark_batch.output.columns import (
 )
 from dspark_batch.output.finish import write_output
 from dspark_batch.output.look import Look, look
-from dspark_batch.record.rows import ROW_SCHEMA, Layout, layout_of
-from dspark_batch.record.run_dir import RunDir, full_disk_is_resumable, sync_file
+from dspark_batch.record.disk import full_disk_is_resumable, sync_file
+from dspark_batch.record.rows import ROW_SCHEMA, Layout, columns_of, layout_of
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.spec.spec import OUTPUTS
 from dspark_batch.spec.where import Meant, Where
 from dspark_batch.types import Failure, Item
@@ -82,7 +83,7 @@ def export_inputs(
     with _draft_at(out, to, overwrite=overwrite) as draft, draft.open("wb") as file:
         for item in _answered(job, Meant(where), out):
             name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
-            file.write(dump(name | item.record, is_odd=bool(item.notes)) + b"\n")
+            file.write(dump({**name, **item.record}, is_odd=bool(item.notes)) + b"\n")
             written += 1
     return written
 
@@ -94,7 +95,8 @@ def _answered(job: Look, is_meant: Meant, out: str) -> Iterator[Item]:
         for record, entry in rows.recorded():
             if isinstance(record, Failure):
                 continue
-            row = record.record | {names[name]: value for name, value in entry.row.items()}
+            ours = columns_of(entry.row)
+            row = dict(record.record) | {names[name]: value for name, value in ours.items()}
             # The samples of a record stand beside each other.
             if record.where != last and is_meant(row):
                 last = record.where
@@ -180,7 +182,7 @@ class _Rows:
     def chunks(self) -> Iterator[Chunk]:
         is_meant = Meant(self._where)
         for chunk in self.all_chunks():
-            yield chunk.only([is_meant(item.record) for item in chunk.records])
+            yield chunk.only([is_meant(item_of(each).record) for each in chunk.records])
         is_meant.check(self._source.name)
 
 

@@ -1,6 +1,6 @@
 """Write the output: every row, in input order, or no file at all."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from dspark_batch.errors import Resumable
 from dspark_batch.intake.json_text import dump
-from dspark_batch.intake.openai import response_line
 from dspark_batch.intake.reader import Chunk, Source, item_of, read, read_chunks
 from dspark_batch.output.columns import (
     ColumnTypes,
@@ -20,14 +19,15 @@ from dspark_batch.output.columns import (
     write_batch,
 )
 from dspark_batch.output.regenerate import written_back
+from dspark_batch.output.responses import response_line
+from dspark_batch.record.disk import full_disk_is_resumable, sync_file
 from dspark_batch.record.journal import Entry, Journal
-from dspark_batch.record.rows import ROW_SCHEMA, layout_of
-from dspark_batch.record.run_dir import full_disk_is_resumable, sync_file
+from dspark_batch.record.rows import ROW_SCHEMA, Row, columns_of, layout_of
 from dspark_batch.record.survey import TO_DO
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item, Json
 
-Row: TypeAlias = dict[str, Json]
+Line: TypeAlias = Mapping[str, Json]
 Joined: TypeAlias = Iterator[tuple[Chunk, list[Row]]]
 
 
@@ -48,7 +48,11 @@ class Rows:
         return len(self._offsets) - self._offsets.count(TO_DO)
 
     def __iter__(self) -> Iterator[Row]:
-        return (self._journal.read(offset).row for offset in self._offsets if offset != TO_DO)
+        return (entry.row for entry in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the lines of the journal, without reading a record again."""
+        return (self._journal.read(offset) for offset in self._offsets if offset != TO_DO)
 
     def records(self) -> Iterator[Item | Failure]:
         """Read all records again, also those without a row."""
@@ -128,7 +132,7 @@ def _write(path: Path, rows: Rows, spec: Spec, begun: datetime) -> int:
     return _write_jsonl(path, rows, line_maker(spec, begun))
 
 
-def line_maker(spec: Spec, begun: datetime) -> Callable[[Item, Row], Row]:
+def line_maker(spec: Spec, begun: datetime) -> Callable[[Item, Row], Line]:
     """Make the function that joins an item and its row to a line of the output.
 
     Args:
@@ -141,14 +145,15 @@ def line_maker(spec: Spec, begun: datetime) -> Callable[[Item, Row], Row]:
     layout = layout_of(spec)
     names = layout.our_names
 
-    def line_of(item: Item, row: Row) -> Row:
+    def line_of(item: Item, row: Row) -> Line:
         record = written_back(item.record, row, spec)
-        return layout.passed_through(record) | {names[name]: row[name] for name in names}
+        ours = columns_of(row)
+        return layout.passed_through(record) | {names[name]: ours[name] for name in names}
 
     return line_of
 
 
-def _write_jsonl(path: Path, rows: Rows, line_of: Callable[[Item, Row], Row]) -> int:
+def _write_jsonl(path: Path, rows: Rows, line_of: Callable[[Item, Row], Line]) -> int:
     written = 0
     with path.open("wb") as file:
         for chunk, ours in rows.joined():

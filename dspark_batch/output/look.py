@@ -1,26 +1,26 @@
 """Look at a job, running or not, without touching it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dspark_batch.errors import UsageError
 from dspark_batch.intake.reader import locate
 from dspark_batch.output.finish import Rows
+from dspark_batch.record.formats import Manifest
 from dspark_batch.record.journal import Journal
 from dspark_batch.record.named_columns import wanted_columns
 from dspark_batch.record.run_dir import RunDir, Start
 from dspark_batch.record.survey import Survey, survey
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Json
 
 
 class Look(NamedTuple):
     """A job as its run directory tells it."""
 
     run_dir: RunDir
-    manifest: Mapping[str, Json]
+    manifest: Manifest
     spec: Spec  # of the last start
     starts: Sequence[Start]
 
@@ -69,7 +69,9 @@ def look(out: str) -> Look:
         raise UsageError(f"{run_dir.path}: no job here. Name the --out of a run.")
     starts = run_dir.starts()
     # Through JSON a tuple became a list.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()
+    }
     spec = Spec(**fields)
     if starts:
         spec = replace(spec, inputs=tuple(starts[-1].inputs), limit=starts[-1].limit)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dspark_batch.record.rows import committed_in, ratio
-from dspark_batch.types import Json
+from dspark_batch.record.rows import Row, Speculation, committed_in, ratio
 
 _BINS = 10
 _MOST_STRETCHES = 60
@@ -61,8 +60,8 @@ class Group:
 class Measures:
     """What the rows of a job add up to."""
 
-    prompt_lengths: array = field(default_factory=lambda: array("q"))
-    completion_lengths: array = field(default_factory=lambda: array("q"))
+    prompt_lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    completion_lengths: "array[int]" = field(default_factory=lambda: array("q"))
     finish_reasons: Counter[str] = field(default_factory=Counter)
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     accepted_per_round: Counter[int] = field(default_factory=Counter)  # drafts -> rounds
@@ -70,10 +69,10 @@ class Measures:
     accepted: Counter[int] = field(default_factory=Counter)  # position -> drafts that stayed
     confidence_bins: list[Bin] = field(default_factory=lambda: [Bin() for _ in range(_BINS)])
     groups: dict[str, Group] = field(default_factory=dict)  # value of the chosen column
-    finished_at: array = field(default_factory=lambda: array("d"))  # Unix time, s
-    tokens: array = field(default_factory=lambda: array("q"))  # finished then
+    finished_at: "array[float]" = field(default_factory=lambda: array("d"))  # Unix time, s
+    tokens: "array[int]" = field(default_factory=lambda: array("q"))  # finished then
 
-    def add(self, row: dict[str, Json], finished_at: float | None, group: str | None) -> None:
+    def add(self, row: Row, finished_at: float | None, group: str | None) -> None:
         """Count one row.
 
         Args:
@@ -98,11 +97,11 @@ class Measures:
             its.rounds += row["metrics"]["speculative_decoding"]["num_spec_steps"]
             its.committed += committed_in(row)
 
-    def _add_rounds(self, log: dict[str, Json]) -> None:
+    def _add_rounds(self, log: Speculation) -> None:
         self.accepted_per_round.update(log["per_step_accepted"])
-        drafted = log["per_step_drafted"]
-        confidence = log["per_step_confidence"] or [[]] * len(drafted)
-        rounds = zip(log["per_step_accepted"], drafted, confidence, strict=True)
+        per_step = log["per_step_drafted"]
+        confidence = log["per_step_confidence"] or [[]] * len(per_step)
+        rounds = zip(log["per_step_accepted"], per_step, confidence, strict=True)
         # A stop or a limit may have cut the last one, so it says nothing about the drafts behind.
         for accepted, drafted, logits in list(rounds)[:-1]:
             # The draft behind the last accepted one was judged too, and refused.

@@ -1,20 +1,17 @@
 """How a job is decoded on its machine: what reports and people are told of the set-up."""
 
-from collections.abc import Mapping
+from dspark_batch.record.formats import TellingPlan
+from dspark_batch.types import SetupJson
 
-from dspark_batch.types import Json
 
-
-def plan_text(plan: Mapping[str, Json]) -> str:
+def plan_text(plan: TellingPlan) -> str:
     """Say a plan in one line."""
     first = f"slots {plan['slots']}, draft length {plan['draft_length']} at first"
     return f"{plan['dtype']}, {first}; {plan['why']}"
 
 
-def plan_of(setup: Mapping[str, Json] | None) -> dict[str, Json] | None:
-    """Take the plan out of a set-up, as the manifest has it; None: there is no set-up."""
-    if setup is None:
-        return None
+def plan_of(setup: SetupJson) -> TellingPlan:
+    """Take the plan out of a set-up, as the manifest has it."""
     shape = setup["step_shape"]
     return {
         **setup["plan"],

@@ -1,6 +1,7 @@
 """Write new answers back into the conversation that they were made for, in its own shape."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 
@@ -11,6 +12,7 @@ from dspark_batch.intake.question import (
     places_of_answers,
     without_last_answer,
 )
+from dspark_batch.record.rows import AnswerRow, Row
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Json
 
@@ -18,27 +20,25 @@ _REASONING = ("reasoning_content", "reasoning")
 _STALE = ("tool_calls", "function_call", "refusal", "annotations", "audio")  # of the old answer
 
 
-def written_back(
-    record: Mapping[str, Json], row: Mapping[str, Json], spec: Spec
-) -> Mapping[str, Json]:
+def written_back(record: Mapping[str, Json], row: Row, spec: Spec) -> Mapping[str, Json]:
     """Put the answers of a row into a record's conversation; one without an answer stays."""
     if spec.regenerate is None or row["status"] != "succeeded":
         return record
     column = column_of(record, spec)
-    there = from_text(record[column], "{" if column == BODY else "[")
+    there: Any = from_text(record[column], "{" if column == BODY else "[")
     if column != BODY:
-        return record | {column: _as_it_was(_answered(there, row, spec), record[column])}
-    messages = from_text(there["messages"], "[")
+        return {**record, column: _as_it_was(_answered(there, row, spec), record[column])}
+    messages: Any = from_text(there["messages"], "[")
     new = there | {"messages": _as_it_was(_answered(messages, row, spec), there["messages"])}
-    return record | {column: _as_it_was(new, record[column])}
+    return {**record, column: _as_it_was(new, record[column])}
 
 
 def _as_it_was(value: Json, old: Json) -> Json:
     return orjson.dumps(value).decode() if isinstance(old, str) else value
 
 
-def _answered(messages: Sequence[Json], row: Mapping[str, Json], spec: Spec) -> list[Json]:
-    """Put the answers at their places."""
+def _answered(messages: Sequence[Any], row: AnswerRow, spec: Spec) -> list[Json]:
+    """Put the answers at their places, in messages that have been read once before."""
     read = read_messages(messages, "", Fields(spec.ignore_fields))
     answers = [*(row["earlier_answers"] or ()), row["completion"]]
     if spec.regenerate == "last":
@@ -54,7 +54,7 @@ def _answered(messages: Sequence[Json], row: Mapping[str, Json], spec: Spec) -> 
 
 
 def _message(
-    messages: Sequence[Json], place: int, answer: str, reasoning: str | None
+    messages: Sequence[Any], place: int, answer: str, reasoning: str | None
 ) -> dict[str, Json]:
     """Say an answer as the message that stood there, else as the others of the assistant."""
     others = [message for message in messages if is_assistant(message)]
@@ -62,6 +62,8 @@ def _message(
     word = others[-1][role] if others else {"from": "gpt", "role": "assistant"}[role]
     old = messages[place] if place < len(messages) else {role: word}
     is_parts = isinstance(old.get(content), list)
-    new = old | {content: [{"type": "text", "text": answer}] if is_parts else answer}
+    new: dict[str, Json] = old | {
+        content: [{"type": "text", "text": answer}] if is_parts else answer
+    }
     new |= {name: None for name in _STALE if old.get(name)}
     return new | {name: reasoning for name in _REASONING if name in old}

@@ -23,6 +23,8 @@ from dspark_batch.types import Failure, Item, Json
 
 Row: TypeAlias = Mapping[str, Json]
 
+_ACCEPT_LENGTH = ("metrics", "speculative_decoding", "mean_acceptance_length")
+
 
 class Shown(NamedTuple):
     """One row for people."""
@@ -113,23 +115,33 @@ def _items(run_dir: RunDir, spec: Spec) -> Iterator[Item]:
 def _shown(line: Row, item: Item | None, spec: Spec) -> Shown:
     row = _of_response(line) if "response" in line and "custom_id" in line else _of_row(line, spec)
     custom_id = str(row.get("custom_id"))
-    is_its = item is not None and item.custom_id == custom_id
-    speed = (row.get("metrics") or {}).get("speculative_decoding") or {}
+    length, sample = _at(row, *_ACCEPT_LENGTH), row.get("sample_index")
     return Shown(
         custom_id,
-        last_question(item.record if is_its else line, spec),
+        last_question(item.record if item and item.custom_id == custom_id else line, spec),
         _answer(row),
-        speed.get("mean_acceptance_length"),
-        row.get("reasoning"),
-        row.get("sample_index"),
-        row.get("finish_reason"),
+        length if isinstance(length, float) else None,
+        _text(row.get("reasoning")),
+        sample if isinstance(sample, int) else None,
+        _text(row.get("finish_reason")),
     )
 
 
 def _answer(row: Row) -> str:
     if row.get("error"):
-        return f"{row['error'].get('code')}: {row['error'].get('message')}"
-    return row.get("completion") or ""
+        return f"{_at(row, 'error', 'code')}: {_at(row, 'error', 'message')}"
+    return _text(row.get("completion")) or ""
+
+
+def _at(value: Json, *path: str) -> Json:
+    """Look into objects; None: nothing is there. A line may be no row of ours at all."""
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _text(value: Json) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _of_row(line: Row, spec: Spec) -> Row:
@@ -140,14 +152,15 @@ def _of_row(line: Row, spec: Spec) -> Row:
 
 def _of_response(line: Row) -> Row:
     """Read a line of the OpenAI format as a row."""
-    body = (line["response"] or {}).get("body") or {}
-    choice = next(iter(body.get("choices") or []), {})
-    message = choice.get("message") or {"content": choice.get("text")}
+    body = _at(line, "response", "body")
+    choices = _at(body, "choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = _at(choice, "message") or {"content": _at(choice, "text")}
     return {
         "custom_id": line["custom_id"],
-        "completion": message.get("content"),
-        "reasoning": message.get("reasoning_content"),
-        "finish_reason": choice.get("finish_reason"),
+        "completion": _at(message, "content"),
+        "reasoning": _at(message, "reasoning_content"),
+        "finish_reason": _at(choice, "finish_reason"),
         "error": line.get("error"),
-        "metrics": body.get("metrics"),
+        "metrics": _at(body, "metrics"),
     }

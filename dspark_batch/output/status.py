@@ -1,16 +1,16 @@
 """Where a job stands, from what its run directory says; nothing is locked and nothing changed."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from dspark_batch.output.look import Look, look
 from dspark_batch.output.plan import plan_of
+from dspark_batch.record.formats import TellingPlan
 from dspark_batch.record.journal import Entry, scan
 from dspark_batch.record.row_index import RowIndex, key_of
 from dspark_batch.record.rows import committed_in, ratio
-from dspark_batch.types import Json
 
 State = Literal["running", "stopped", "finished"]
 _RECENT_S = 60.0
@@ -34,7 +34,7 @@ class Status:
     recent_tokens_per_s: float | None  # in the last minute
     seconds_per_row: float | None
     remaining_s: float | None  # None: unknown, or nobody runs it
-    plan: Mapping[str, Json] | None  # of the first start; None: there is none
+    plan: TellingPlan | None  # of the first start; None: there is none
 
 
 def status(out: str, now: float | None = None) -> Status:
@@ -82,12 +82,15 @@ class _Count:
 
     def status(self, holder: str | None) -> Status:
         job, (done, failed) = self._job, self._rows.count()
+        setup = job.manifest["setup"]
         total = job.starts[-1].total if job.starts else None
         # While it runs the clock goes on; then it stood still at the last row.
         until = self._now if holder else self._last or self._began
         worked_s = max(0.0, until - self._began)
         seconds_per_row = ratio(worked_s, self._new_rows)
-        is_going = holder is not None and seconds_per_row is not None and total is not None
+        remaining_s = None
+        if holder is not None and seconds_per_row is not None and total is not None:
+            remaining_s = (total - done) * seconds_per_row
         return Status(
             out=job.spec.out,
             state="running" if holder else _rest(job),
@@ -104,8 +107,8 @@ class _Count:
             if holder and self._new_tokens and worked_s
             else None,
             seconds_per_row=seconds_per_row,
-            remaining_s=(total - done) * seconds_per_row if is_going else None,
-            plan=plan_of(job.manifest.get("setup")),
+            remaining_s=remaining_s,
+            plan=plan_of(setup) if setup else None,
         )
 
 

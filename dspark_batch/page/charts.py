@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ _VARIABLES = {
     "#050505": "var(--two)",
 }
 _INK, _MUTED, _GRID, _ONE, _TWO = _VARIABLES
-_STYLE = {
+_STYLE: dict[Any, object] = {  # matplotlib has a type with all names
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "dspark-batch",  # the same numbers give the same bytes
     "font.size": 10,
@@ -171,7 +172,7 @@ def accept_length_by(groups: Mapping[str, Group]) -> str:
     """Draw the accept length of each value of a column."""
     shown = {name: its for name, its in groups.items() if its.accept_length is not None}
     names = [_label(name, its) for name, its in shown.items()]
-    lengths = [its.accept_length for its in shown.values()]
+    lengths = [its.accept_length or 0.0 for its in shown.values()]
     with _drawing(_WIDE, 0.6 + 0.2 * len(names)) as (chart, axes):
         bars = axes.barh(range(len(names)), lengths, color=_ONE, height=0.7)
         axes.bar_label(bars, fmt="%.2f", padding=3, color=_MUTED)

@@ -12,8 +12,8 @@ from dspark_batch.output.look import Look
 from dspark_batch.output.measures import Group, Measures, Pace
 from dspark_batch.output.report import Report
 from dspark_batch.page import charts
+from dspark_batch.record.formats import AuditJson, Manifest, TellingPlan
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Json
 from dspark_batch.wording import count, duration, size, speed
 
 _MOST_GROUPS = 20
@@ -185,7 +185,7 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         yield Table("Audit", "What dspark-batch verify found.", list(_audit(audit)))
     if report.plan:
         says = "How the last start decoded; the draft length may change with every round."
-        yield Table("Plan", says, list(_plan(report)), is_wide=True)
+        yield Table("Plan", says, list(_plan(report.plan, report)), is_wide=True)
     yield Table("Settings", "Those that are not the defaults.", list(_settings(look.spec)))
     yield Table("Models and versions", "What ran.", list(_versions(look.manifest)))
     if len(look.starts) > 1:
@@ -197,8 +197,7 @@ def _tables(look: Look, report: Report) -> Iterator[Table]:
         yield Table("Starts", says, rows, ("began to decode", "rows there already"))
 
 
-def _plan(report: Report) -> Iterator[tuple[str, str]]:
-    plan = report.plan
+def _plan(plan: TellingPlan, report: Report) -> Iterator[tuple[str, str]]:
     yield "number type", plan["dtype"]
     yield "slots", count(plan["slots"])
     yield "first draft length", count(plan["draft_length"])
@@ -208,7 +207,7 @@ def _plan(report: Report) -> Iterator[tuple[str, str]]:
         yield "device idle", f"at most {report.idle_share:.0%} of rounds and prefill"
 
 
-def _audit(audit: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+def _audit(audit: AuditJson) -> Iterator[tuple[str, str]]:
     yield "verdict", audit["verdict"]
     yield "against", audit["against"]
     yield "rows checked", count(audit["rows"])
@@ -231,15 +230,15 @@ def _said(value: object) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _versions(manifest: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+def _versions(manifest: Manifest) -> Iterator[tuple[str, str]]:
     identity, spec = manifest["identity"], manifest["spec"]
     pair = spec["family"] or ("tiny" if spec["target"] is None else None)
     for name, value in (("pair", pair), ("target", spec["target"]), ("drafter", spec["drafter"])):
         if value:
             yield name, value
     for name in ("target", "drafter", "tokenizer"):
-        if identity.get(name):
-            yield f"{name} digest", identity[name][:16]
+        if digest := identity.get(name):
+            yield f"{name} digest", digest[:16]
     yield "number type", str(identity.get("dtype"))
     yield from manifest["versions"].items()
     yield "machine", " ".join(manifest["platform"].values())

@@ -10,17 +10,17 @@
 It decides nothing about what is finished; without it, a crash only teaches less.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 
 from dspark_batch.errors import DsparkBatchError, Resumable, is_out_of_memory
-from dspark_batch.types import Failure, Item, Json
+from dspark_batch.record.disk import AppendLog
+from dspark_batch.types import Failure, Item
 
 MOST_CRASHES = 3  # of an item that is alone in flight, before it is given up
 
@@ -30,7 +30,7 @@ class Event(NamedTuple):
 
     end: int  # just after its newline
     name: str
-    fields: dict[str, Json]
+    fields: Mapping[str, Any]  # what they are follows from the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,9 @@ class Attempts:
             slots: of this start.
             fsync_every: admissions that a power cut may take.
         """
-        self._path = path
         self._slots = slots
-        self._fsync_every = fsync_every
-        self._unsynced = 0
         whole = max((event.end for event in _events(path)), default=0)
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.ftruncate(self._fd, whole)  # what a crash has torn goes
+        self._log = AppendLog(path, whole, fsync_every=fsync_every)
         suspects = [asdict(suspect) for suspect in learnt.suspects]
         self._write("start", {"rows": rows, "suspects": suspects, "slots": learnt.slots})
 
@@ -127,7 +123,7 @@ class Attempts:
             if kind is None or issubclass(kind, (KeyboardInterrupt, DsparkBatchError)):
                 self._write("stopped", {})
         finally:
-            os.close(self._fd)
+            self._log.close()
 
     def admit(self, item: Item) -> None:
         """Write down that an item is about to be generated.
@@ -138,18 +134,8 @@ class Attempts:
         names = {"index": item.index, "custom_id": item.custom_id, "digest": item.digest}
         self._write("admitted", names)
 
-    def _write(self, name: str, fields: dict[str, Json]) -> None:
-        try:
-            os.write(self._fd, orjson.dumps({name: fields}, option=orjson.OPT_APPEND_NEWLINE))
-            self._unsynced += 1
-            if self._unsynced >= self._fsync_every:
-                os.fsync(self._fd)
-                self._unsynced = 0
-        except OSError as error:
-            raise Resumable(
-                f"{self._path}: cannot be written ({error.strerror}). The finished rows are safe; "
-                "make room for it and run the same command again."
-            ) from error
+    def _write(self, name: str, fields: Mapping[str, object]) -> None:
+        self._log.append(orjson.dumps({name: fields}, option=orjson.OPT_APPEND_NEWLINE))
 
 
 class _LastStart:

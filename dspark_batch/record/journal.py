@@ -5,19 +5,19 @@ So a flipped byte, a lost line, a foreign one, or two journals in one file are a
 crash leaves is a prefix, at worst with a torn last line, and every prefix is a valid journal.
 """
 
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 import orjson
 
-from dspark_batch.errors import JournalError, Resumable
+from dspark_batch.errors import JournalError
+from dspark_batch.record.disk import AppendLog
 from dspark_batch.record.row_index import RowIndex, key_of
+from dspark_batch.record.rows import Row, columns_of
 from dspark_batch.types import Item, Json
 
 Retries: TypeAlias = Callable[[Mapping[str, Json]], bool]  # a failure -> whether to run it again
@@ -33,7 +33,7 @@ class Entry:
     index: int  # position among all records when it was written
     where: str  # the record's file and line at that time
     digest: str  # of the record
-    row: dict[str, Json]  # our columns; the input columns stay in the input
+    row: Row  # our columns; the input columns stay in the input
     finished_at: float | None = None  # Unix time in s; the output never has it; None: unknown
 
 
@@ -67,45 +67,30 @@ class Journal:
             fsync_every: rows that a power cut may take.
             read_only: change nothing, not even a torn tail: another process may be writing it.
         """
-        self._path = path
-        self._fsync_every = fsync_every
-        self._unsynced = 0
-        self._end, self._crc = 0, _seed_crc(seed)
+        self._crc = _seed_crc(seed)
         self._unclaimed = RowIndex()
-        mode = os.O_RDONLY if read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT
-        self._fd = os.open(path, mode, 0o644)
-        try:
-            self._recover(seed)
-            if not read_only:  # else the next line would be glued to a torn one
-                os.ftruncate(self._fd, self._end)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        if not read_only:
+            path.touch(mode=0o644)
+        self._end = self._recovered(path, seed)
+        self._log = None if read_only else AppendLog(path, self._end, fsync_every=fsync_every)
         self._stream = path.open("rb")  # after the cut: its buffer must not know the torn bytes
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
     def size(self) -> int:
         """Bytes of the verified and appended rows."""
-        return self._end
+        return self._end if self._log is None else self._log.size
 
     def close(self) -> None:
         """Flush what fsync_every held back, and let go of the file."""
         self._stream.close()
-        try:
-            self._sync()
-        finally:
-            os.close(self._fd)
+        if self._log is not None:
+            self._log.close()
 
     def claim(self, item: Item, retries: Retries) -> Found | None:
         """Take a finished row of this very record, at most once; None: it has to run.
@@ -129,7 +114,7 @@ class Journal:
         self._unclaimed.take(row)
         offset = self._unclaimed.offset(row)
         entry = self.read(offset)
-        if entry.where != item.where or retries(entry.row):
+        if entry.where != item.where or retries(columns_of(entry.row)):
             return None
         return Found(offset, errored=entry.row["status"] == "errored")
 
@@ -139,15 +124,13 @@ class Journal:
         Raises:
             Resumable: the disk refused it; every row before it is safe.
         """
+        if self._log is None:
+            raise ValueError("the journal was opened to be read only")
         body = orjson.dumps(entry)[1:]
         crc = zlib.crc32(body, self._crc)
         line = b'{"crc":"%08x",%b\n' % (crc, body)
-        offset = self._end
-        self._write(line)
-        self._end, self._crc = offset + len(line), crc
-        self._unsynced += 1
-        if self._unsynced >= self._fsync_every:
-            self._sync()
+        offset = self._log.append(line)
+        self._crc = crc
         return offset
 
     def read(self, offset: int) -> Entry:
@@ -155,42 +138,20 @@ class Journal:
         self._stream.seek(offset)
         return _entry(self._stream.readline())
 
-    def _recover(self, seed: str) -> None:
-        """Verify every line, and index the rows."""
-        with self._path.open("rb") as stream:
-            for line in scan(stream, seed, str(self._path)):
+    def _recovered(self, path: Path, seed: str) -> int:
+        """Verify every line, and index the rows; return where the whole lines end."""
+        end = 0
+        with path.open("rb") as stream:
+            for line in scan(stream, seed, str(path)):
                 row = line.entry.row
                 key = key_of(row["custom_id"], line.entry.digest, row["sample_index"])
                 failed = row["status"] != "succeeded"
                 self._unclaimed.add(key, line.entry.index, line.offset, failed=failed)
-                self._end, self._crc = line.end, line.crc
-
-    def _write(self, line: bytes) -> None:
-        rest = memoryview(line)
-        try:
-            while rest:  # a nearly full disk takes a part
-                rest = rest[os.write(self._fd, rest) :]
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._fd, self._end)
-            raise self._refused(error) from error
-
-    def _sync(self) -> None:
-        if self._unsynced:
-            try:
-                os.fsync(self._fd)
-            except OSError as error:
-                raise self._refused(error) from error
-        self._unsynced = 0
-
-    def _refused(self, error: OSError) -> Resumable:
-        return Resumable(
-            f"{self._path}: cannot be written ({error.strerror}). The finished rows are safe; "
-            "make room for it and run the same command again."
-        )
+                end, self._crc = line.end, line.crc
+        return end
 
 
-def scan(stream: BinaryIO, seed: str, name: str) -> Iterator[Line]:
+def scan(stream: BufferedReader, seed: str, name: str) -> Iterator[Line]:
     """Yield every whole line from the start of a journal, verified; stop at a torn tail.
 
     Raises:

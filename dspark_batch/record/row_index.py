@@ -92,12 +92,12 @@ class RowIndex:
                 self._states[row] = _GONE
 
 
-def _arrow(column: array) -> pa.Array:
+def _arrow(column: "array[int]") -> pa.Array:
     """See a column as Arrow does, without a copy."""
     return pa.Array.from_buffers(_TYPES[column.typecode], len(column), [None, pa.py_buffer(column)])
 
 
-def _reorder(column: array, order: pa.Array) -> None:
+def _reorder(column: "array[int]", order: pa.Array) -> None:
     """Put a column in order, in its place."""
     whole = memoryview(column).cast("B")
     ordered = memoryview(_arrow(column).take(order).buffers()[1]).cast("B")

@@ -1,16 +1,16 @@
 """What an output record looks like: one fixed schema from the first row on."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, Json, Logprobs, Outcome
+from dspark_batch.types import Completion, Failure, FinishReason, Json, Logprobs, Outcome
 
 T = TypeVar("T")
 
@@ -70,32 +70,147 @@ ROW_SCHEMA = pa.schema(
 `verified`, which tells who looked."""
 
 
-def row_of(outcome: Outcome) -> dict[str, Json]:
+class ErrorJson(TypedDict):
+    """Why a row has no answer."""
+
+    code: str
+    message: str
+
+
+class Usage(TypedDict):
+    """Tokens of all turns."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Speculation(TypedDict):
+    """How drafts fared in the last turn."""
+
+    mean_acceptance_length: float | None  # None: no rounds
+    draft_acceptance_rate: float | None  # None: no drafts
+    acceptance_histogram: Sequence[int]
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+    per_step_accepted: Sequence[int]
+    per_step_drafted: Sequence[int]
+    per_step_confidence: Sequence[Sequence[float]] | None  # None: not logged
+
+
+class LogprobsJson(TypedDict):
+    """Log-probabilities of an answer's tokens; flat lists."""
+
+    tokens: Sequence[str]
+    token_logprobs: Sequence[float]
+    top_ids: Sequence[int]
+    top_tokens: Sequence[str]
+    top_logprobs: Sequence[float]
+
+
+class Metrics(TypedDict):
+    """How an answer was made."""
+
+    cached_tokens: int
+    prefill_s: float
+    decode_s: float
+    tokens_per_s: float | None  # None: it had one token
+    fallback: str | None
+    speculative_decoding: Speculation
+
+
+class AnswerRow(TypedDict):
+    """A row with an answer."""
+
+    custom_id: str
+    sample_index: int
+    status: Literal["succeeded"]
+    completion: str
+    reasoning: str | None
+    earlier_answers: Sequence[str] | None
+    finish_reason: FinishReason
+    error: None
+    usage: Usage
+    token_ids: Sequence[int]
+    logprobs: LogprobsJson | None  # None: nobody asked
+    verified: bool | None
+    input_notes: Sequence[str] | None
+    metrics: Metrics
+
+
+class FailureRow(TypedDict):
+    """A row without one."""
+
+    custom_id: str
+    sample_index: int
+    status: Literal["errored", "skipped"]
+    completion: None
+    reasoning: None
+    earlier_answers: None
+    finish_reason: None
+    error: ErrorJson
+    usage: None
+    token_ids: None
+    logprobs: None
+    verified: None
+    input_notes: Sequence[str] | None
+    metrics: None
+
+
+Row: TypeAlias = AnswerRow | FailureRow
+"""Our columns, by the names of the schema."""
+
+
+def row_of(outcome: Outcome) -> Row:
     """Write an outcome as our columns, in the order of the schema."""
-    row: dict[str, Json] = dict.fromkeys(ROW_SCHEMA.names)
-    row["custom_id"] = outcome.item.custom_id
-    row["sample_index"] = outcome.item.sample_index
-    row["input_notes"] = list(outcome.item.notes) or None
-    if isinstance(outcome, Failure):
-        return row | {
-            "status": "skipped" if outcome.is_skipped else "errored",
-            "error": {"code": outcome.code, "message": outcome.message},
-        }
-    return row | {
-        "status": "succeeded",
-        "completion": outcome.text,
-        "reasoning": outcome.reasoning,
-        "earlier_answers": [turn.text for turn in outcome.earlier] or None,
-        "finish_reason": outcome.finish_reason,
-        "usage": {
-            "prompt_tokens": sum(turn.prompt_tokens for turn in outcome.turns),
-            "completion_tokens": outcome.num_generated,
-        },
-        "token_ids": list(outcome.token_ids),
-        "logprobs": _logprobs(outcome.logprobs),
-        "verified": outcome.verified,
-        "metrics": _metrics(outcome),
+    return _failure_row(outcome) if isinstance(outcome, Failure) else answer_row(outcome)
+
+
+def _failure_row(failure: Failure) -> FailureRow:
+    return {
+        "custom_id": failure.item.custom_id,
+        "sample_index": failure.item.sample_index,
+        "status": "skipped" if failure.is_skipped else "errored",
+        "completion": None,
+        "reasoning": None,
+        "earlier_answers": None,
+        "finish_reason": None,
+        "error": {"code": failure.code, "message": failure.message},
+        "usage": None,
+        "token_ids": None,
+        "logprobs": None,
+        "verified": None,
+        "input_notes": list(failure.item.notes) or None,
+        "metrics": None,
     }
+
+
+def answer_row(completion: Completion) -> AnswerRow:
+    """Write an answer as our columns, in the order of the schema."""
+    return {
+        "custom_id": completion.item.custom_id,
+        "sample_index": completion.item.sample_index,
+        "status": "succeeded",
+        "completion": completion.text,
+        "reasoning": completion.reasoning,
+        "earlier_answers": [turn.text for turn in completion.earlier] or None,
+        "finish_reason": completion.finish_reason,
+        "error": None,
+        "usage": {
+            "prompt_tokens": sum(turn.prompt_tokens for turn in completion.turns),
+            "completion_tokens": completion.num_generated,
+        },
+        "token_ids": list(completion.token_ids),
+        "logprobs": _logprobs(completion.logprobs),
+        "verified": completion.verified,
+        "input_notes": list(completion.item.notes) or None,
+        "metrics": _metrics(completion),
+    }
+
+
+def columns_of(row: Row) -> Mapping[str, Json]:
+    """See a row as any other mapping to JSON."""
+    return cast("Mapping[str, Json]", row)  # no checker takes a TypedDict for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +267,7 @@ def layout_of(spec: Spec) -> Layout:
     return layout
 
 
-def _metrics(completion: Completion) -> dict[str, Json]:
+def _metrics(completion: Completion) -> Metrics:
     decoded = len(completion.token_ids) - 1  # the first token comes from prefill
     return {
         "cached_tokens": sum(turn.cached_tokens for turn in completion.turns),
@@ -164,7 +279,7 @@ def _metrics(completion: Completion) -> dict[str, Json]:
     }
 
 
-def _speculative_decoding(completion: Completion) -> dict[str, Json]:
+def _speculative_decoding(completion: Completion) -> Speculation:
     rounds = len(completion.accept_lengths)
     accepted, drafted = sum(completion.num_accepted), sum(completion.num_drafted)
     histogram = Counter(completion.num_accepted)
@@ -188,7 +303,7 @@ def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float
     return [[round(logit, 4) for logit in drafts] for drafts in confidence]
 
 
-def _logprobs(logprobs: Logprobs | None) -> dict[str, Json] | None:
+def _logprobs(logprobs: Logprobs | None) -> LogprobsJson | None:
     """Round logarithms to what float32 knows of them; None: nobody asked."""
     if logprobs is None:
         return None
@@ -201,7 +316,7 @@ def _logprobs(logprobs: Logprobs | None) -> dict[str, Json] | None:
     }
 
 
-def committed_in(row: Mapping[str, Json]) -> int:
+def committed_in(row: AnswerRow) -> int:
     """Count the tokens that the rounds of an answer committed: the first is prefill's."""
     return len(row["token_ids"]) - 1
 

@@ -22,11 +22,18 @@ from typing import BinaryIO
 
 import orjson
 
-from dspark_batch.errors import JournalError, OutputInUse, Resumable, ResumeMismatch, UsageError
+from dspark_batch.errors import JournalError, OutputInUse, ResumeMismatch, UsageError
 from dspark_batch.intake import remote
 from dspark_batch.intake.reader import STDIN_NAME, Source, printable, spool
+from dspark_batch.record.disk import (
+    full_disk_is_resumable,
+    make_directory,
+    sync_directory,
+    write_json,
+)
+from dspark_batch.record.formats import AuditJson, InputJson, Manifest, ReportJson, SavedReport
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Json
+from dspark_batch.types import Json, SetupJson
 
 MANIFEST_VERSION = 2
 SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
@@ -118,7 +125,7 @@ class RunDir:
         self.withdraw_output()
         self.attempts.unlink(missing_ok=True)
         self.rows.unlink(missing_ok=True)
-        _sync_directory(self.path)  # rows must not come back to a job without a manifest
+        sync_directory(self.path)  # rows must not come back to a job without a manifest
         shutil.rmtree(self.fetched, ignore_errors=True)
         self._starts.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
@@ -131,7 +138,7 @@ class RunDir:
         self.audit.unlink(missing_ok=True)
         self.audited.unlink(missing_ok=True)
 
-    def manifest(self) -> dict[str, Json] | None:
+    def manifest(self) -> Manifest | None:
         """Read what this directory holds; None: no job yet.
 
         Raises:
@@ -145,7 +152,7 @@ class RunDir:
                 )
             return None
         try:
-            manifest = orjson.loads(self._manifest.read_bytes())
+            manifest: Manifest = orjson.loads(self._manifest.read_bytes())
         except orjson.JSONDecodeError as error:
             raise JournalError(
                 f"{self._manifest}: damaged ({error}); restore it, or start over with --overwrite."
@@ -157,7 +164,7 @@ class RunDir:
             )
         return manifest
 
-    def take_stdin(self, stream: BinaryIO, manifest: Mapping[str, Json] | None) -> None:
+    def take_stdin(self, stream: BinaryIO, manifest: Manifest | None) -> None:
         """Keep a copy of standard input; a job that goes on must be given the same again.
 
         Raises:
@@ -166,7 +173,8 @@ class RunDir:
         draft = self.stdin.with_name(self.stdin.name + ".tmp")
         with full_disk_is_resumable(self.stdin):
             digest = spool(stream, draft)
-        known = {file["path"]: file["sha256"] for file in (manifest or {}).get("inputs", ())}
+        inputs = manifest["inputs"] if manifest else ()
+        known = {file["path"]: file["sha256"] for file in inputs}
         if known.get(STDIN_NAME, digest) != digest:
             size = draft.stat().st_size
             draft.unlink()
@@ -177,13 +185,13 @@ class RunDir:
             )
         draft.replace(self.stdin)
 
-    def write_manifest(self, manifest: Mapping[str, Json]) -> None:
+    def write_manifest(self, manifest: Manifest) -> None:
         """Begin a job; the manifest gets a digest of itself."""
-        _write_whole(self._manifest, {**manifest, SEAL: _digest(manifest)})
+        write_json(self._manifest, {**manifest, SEAL: _digest(manifest)})
 
     def add_start(self, start: Start) -> None:
         """Note a start; for people, nothing depends on it."""
-        _write_whole(self._starts, {"starts": [*map(asdict, self.starts()), asdict(start)]})
+        write_json(self._starts, {"starts": [*map(asdict, self.starts()), asdict(start)]})
 
     def starts(self) -> list[Start]:
         """List the starts that generated, the first one first."""
@@ -214,48 +222,50 @@ class RunDir:
         """Whether a job of this directory was completed and its output is still there."""
         return self.out.exists() and self._report.exists()
 
-    def report(self) -> dict[str, Json] | None:
+    def report(self) -> ReportJson | None:
         """Read the report of the output; None: the job is not complete."""
-        return orjson.loads(self._report.read_bytes())["report"] if self.has_output() else None
+        return self._saved()["report"] if self.has_output() else None
 
-    def inputs(self) -> list[dict[str, Json]] | None:
+    def inputs(self) -> Sequence[InputJson] | None:
         """Read which inputs the output was written of; None: the job is not complete."""
-        return orjson.loads(self._report.read_bytes())["inputs"] if self.has_output() else None
+        return self._saved()["inputs"] if self.has_output() else None
 
-    def write_audit(self, audit: Mapping[str, Json]) -> None:
+    def _saved(self) -> SavedReport:
+        saved: SavedReport = orjson.loads(self._report.read_bytes())
+        return saved
+
+    def write_audit(self, audit: AuditJson) -> None:
         """Keep what an audit found."""
-        _write_whole(self.audit, audit)
+        write_json(self.audit, audit)
 
-    def last_audit(self) -> dict[str, Json] | None:
+    def last_audit(self) -> AuditJson | None:
         """Read what the last audit of these rows found; None: there was none."""
         return orjson.loads(self.audit.read_bytes()) if self.audit.exists() else None
 
     def finished_report(
-        self, inputs: Sequence[Mapping[str, Json]], total: int, samples: int
-    ) -> dict[str, Json] | None:
+        self, inputs: Sequence[InputJson], total: int, samples: int
+    ) -> ReportJson | None:
         """Read the report of the output if `total` rows about these inputs are in it, else None."""
         if not self.has_output():
             return None
-        saved = orjson.loads(self._report.read_bytes())
+        saved = self._saved()
         report = saved["report"]
         same = saved["inputs"] == list(inputs) and report["total"] == total
         return report if same and report["samples"] == samples else None
 
-    def publish(
-        self, whole: Path, report: Mapping[str, Json], inputs: Sequence[Mapping[str, Json]]
-    ) -> None:
+    def publish(self, whole: Path, report: ReportJson, inputs: Sequence[InputJson]) -> None:
         """Make a written and synced file the output."""
         if self.url is not None:
             remote.put(whole, self.url)
-        _write_whole(self._report, {"report": report, "inputs": inputs})
+        write_json(self._report, {"report": report, "inputs": inputs})
         with full_disk_is_resumable(self.out):
             whole.replace(self.out)
-            _sync_directory(self.out.parent)
+            sync_directory(self.out.parent)
 
     def _open_lock(self) -> int:
         try:
             if not self.path.is_dir():
-                _make_directory(self.path)
+                make_directory(self.path)
             return os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(
@@ -313,7 +323,7 @@ def check_out(run_dir: RunDir, sources: Sequence[Source]) -> None:
             raise UsageError(f"{out} is an input as well; choose another output.")
 
 
-def check_resume(spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | None) -> None:
+def check_resume(spec: Spec, run_dir: RunDir, manifest: Manifest | None) -> None:
     """Refuse a start that the options, another job, or a file that is not ours rule out.
 
     Raises:
@@ -336,7 +346,9 @@ def check_resume(spec: Spec, run_dir: RunDir, manifest: Mapping[str, Json] | Non
         refuse_another_job(run_dir, manifest, _spec_fields(spec))
 
 
-def fingerprint(spec: Spec, identity: Mapping[str, Json], context_length: int) -> dict[str, Json]:
+def fingerprint(
+    spec: Spec, identity: Mapping[str, str | None], context_length: int
+) -> dict[str, Json]:
     """Collect everything that can change a row."""
     names = MODEL_FIELDS + DRAFTER_FIELDS if _depends_on_drafts(spec) else MODEL_FIELDS
     model = {name: identity.get(name) for name in names}
@@ -346,11 +358,11 @@ def fingerprint(spec: Spec, identity: Mapping[str, Json], context_length: int) -
 def new_manifest(
     spec: Spec,
     fields: Mapping[str, Json],
-    identity: Mapping[str, Json],
-    inputs: Sequence[Mapping[str, Json]],
+    identity: Mapping[str, str | None],
+    inputs: Sequence[InputJson],
     run_id: str,
-    setup: Mapping[str, Json] | None,
-) -> dict[str, Json]:
+    setup: SetupJson | None,
+) -> Manifest:
     """Describe a job before its first token."""
     return {
         "version": MANIFEST_VERSION,
@@ -373,7 +385,7 @@ def _printable(value: Json) -> Json:
     return printable(value) if isinstance(value, str) else value
 
 
-def is_as_written(manifest: Mapping[str, Json]) -> bool:
+def is_as_written(manifest: Manifest) -> bool:
     """Whether a manifest has the digest of all else that is in it."""
     return manifest.get(SEAL) == _digest({k: v for k, v in manifest.items() if k != SEAL})
 
@@ -385,9 +397,9 @@ def new_run_id() -> str:
 
 def refuse_another_job(
     run_dir: RunDir,
-    manifest: Mapping[str, Json],
+    manifest: Manifest,
     fields: Mapping[str, Json],
-    setup: Mapping[str, Json] | None = None,
+    setup: SetupJson | None = None,
 ) -> None:
     """Compare a fingerprint, or a part of it, with the one in the manifest.
 
@@ -402,7 +414,7 @@ def refuse_another_job(
     """
     differing = differences(manifest, fields)
     if any(each.startswith("numerics ") for each in differing):
-        differing += _machine_differences(manifest["setup"] or {}, setup or {})
+        differing += _machine_differences(manifest["setup"], setup)
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
@@ -410,18 +422,18 @@ def refuse_another_job(
         )
 
 
-def _machine_differences(there: Mapping[str, Json], here: Mapping[str, Json]) -> list[str]:
+def _machine_differences(there: SetupJson | None, here: SetupJson | None) -> list[str]:
     """Say what rounds otherwise, in whole, since a kernel's name stands at the end."""
-    before = there.get("machine", {})
+    before = there["machine"] if there else {}
     return [
         f"its {name} was {before.get(name)} there and is {value} here"
-        for name, value in here.get("machine", {}).items()
+        for name, value in (here["machine"] if here else {}).items()
         if before.get(name) != value
     ]
 
 
 def differences(
-    manifest: Mapping[str, Json],
+    manifest: Manifest,
     fields: Mapping[str, Json],
     there_and_here: tuple[str, str] = ("there", "here"),
 ) -> list[str]:
@@ -437,28 +449,10 @@ def differences(
     ]
 
 
-def asks_for_same_model(spec: Spec, manifest: Mapping[str, Json]) -> bool:
+def asks_for_same_model(spec: Spec, manifest: Manifest) -> bool:
     """Whether the model options are those of the manifest, so that no model has to be loaded."""
     names = MODEL_OPTIONS + DRAFTER_OPTIONS if _depends_on_drafts(spec) else MODEL_OPTIONS
     return all(getattr(spec, name) == manifest["spec"].get(name) for name in names)
-
-
-@contextmanager
-def full_disk_is_resumable(path: Path) -> Iterator[None]:
-    """Turn a disk that takes no more into the promise that the same command continues."""
-    try:
-        yield
-    except OSError as error:
-        raise Resumable(
-            f"{path}: cannot be written ({error.strerror or error}). The finished rows are safe; "
-            "make room for it and run the same command again."
-        ) from error
-
-
-def sync_file(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _spec_fields(spec: Spec) -> dict[str, Json]:
@@ -470,47 +464,7 @@ def _depends_on_drafts(spec: Spec) -> bool:
     return spec.sampling == "rejection"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        Resumable: the disk refused it.
-    """
-    _write_bytes(path, text.encode())
-
-
-def _write_whole(path: Path, value: Mapping[str, Json]) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    _write_bytes(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    with full_disk_is_resumable(path):
-        draft.write_bytes(content)
-        sync_file(draft)
-        draft.replace(path)
-        _sync_directory(path.parent)
-
-
-def _make_directory(path: Path) -> None:
-    """Make a directory and those above it, and have them survive a power cut."""
-    if not path.parent.exists():
-        _make_directory(path.parent)
-    path.mkdir(exist_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename survive a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _digest(fields: Mapping[str, Json]) -> str:
+def _digest(fields: Mapping[str, object]) -> str:
     return sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

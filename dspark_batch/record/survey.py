@@ -10,11 +10,12 @@ from typing import Protocol
 from dspark_batch.errors import UsageError
 from dspark_batch.intake.mapping import ignored_in
 from dspark_batch.intake.reader import Source, count_records, item_of, read
+from dspark_batch.record.formats import InputJson
 from dspark_batch.record.journal import Found, Retries
 from dspark_batch.record.named_columns import NamedColumns
 from dspark_batch.record.rows import Layout, layout_of
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Item, Json
+from dspark_batch.types import Item
 
 TO_DO = -1
 
@@ -35,8 +36,8 @@ _ROW_BYTES, _TOKEN_BYTES = 900, 20
 class Survey:
     """What a start finds. The array is the run's only memory of its items."""
 
-    inputs: tuple[Mapping[str, Json], ...]  # path, bytes, sha256 and records of each file
-    offsets: array  # Item.index -> offset of its row in the journal, or TO_DO
+    inputs: tuple[InputJson, ...]  # path, bytes, sha256 and records of each file
+    offsets: "array[int]"  # Item.index -> offset of its row in the journal, or TO_DO
     resumed: int  # rows that earlier starts left
     failed: int  # of these, how many are failures; what the job says to skip is none
     ignored: Mapping[str, int]  # field that is left aside -> records that have it
@@ -89,7 +90,7 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
     return Survey(inputs, offsets, resumed, failed, dict(ignored), named.hints())
 
 
-def _describe(source: Source) -> dict[str, Json]:
+def _describe(source: Source) -> InputJson:
     with source.path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
         size = file.tell()

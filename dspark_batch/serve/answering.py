@@ -3,18 +3,18 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dspark_batch.hub import CANCELLED, Hub, News, Ticket
-from dspark_batch.intake.openai import response_line
-from dspark_batch.record.rows import row_of
+from dspark_batch.output.responses import body_of
+from dspark_batch.record.rows import answer_row
 from dspark_batch.run import split
 from dspark_batch.serve.asking import Asked
 from dspark_batch.serve.growing import Delta, Growing, Unkept
@@ -78,7 +78,7 @@ class Answers:
         self._partials: list[Partial | None] = [None] * len(asked.requests)
         self._ends: list[News | None] = [None] * len(asked.requests)
         prefix = "chatcmpl" if asked.is_chat else "cmpl"
-        self._head = {
+        self._head: dict[str, Json] = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": service.model_names[0],
@@ -110,9 +110,9 @@ class Answers:
         """
         while None in self._ends:
             await self._news()
-        return self._body([self._completion(end) for end in self._ends])
+        return self._body([self._completion(end) for end in self._ends if end is not None])
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes]:
         """Give the answer as a stream of events."""
         try:
             async for event in self._deltas():
@@ -172,7 +172,7 @@ class Answers:
     ) -> bytes:
         """Write an event; about no choice, if `n` is None."""
         if self._asked.is_chat:
-            said = {"delta": delta or {}}
+            said: dict[str, object] = {"delta": delta or {}}
         else:
             said = {"text": (delta or {}).get("content", "")}
         choice = {"index": n, **said, "logprobs": None, "finish_reason": finish}
@@ -182,10 +182,9 @@ class Answers:
 
     def _body(self, completions: list[Completion]) -> dict[str, Json]:
         """Write the answer as a job writes it; several texts are choices of one answer."""
-        bodies = []
-        for completion in completions:
-            line = response_line(completion.item, row_of(completion), self._head["model"], 0)
-            bodies.append(line["response"]["body"] | self._head)
+        bodies: list[dict[str, Any]] = [
+            body_of(each.item, answer_row(each), self._head) for each in completions
+        ]
         first, *others = bodies
         if not others:
             return first
@@ -198,6 +197,8 @@ class Answers:
             raise ended(end)
         if isinstance(end, Failure):
             raise self._late() if end.code == CANCELLED else problem_of(end)
+        if isinstance(end, Partial):  # no ticket ends so
+            raise ended(TypeError("an answer that still grows was taken for its end"))
         return split(self._service.spec, self._opened, end)
 
     async def _news_or_nothing(self) -> bool:
@@ -241,7 +242,7 @@ class Answers:
         self._has_news.set()
 
 
-def _sum(first: dict[str, Json], *others: dict[str, Json]) -> dict[str, Json]:
+def _sum(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """Add up counts, and counts inside counts."""
     total = dict(first)
     for other in others:

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import orjson
 import python_multipart  # noqa: F401  Starlette would miss it only when somebody uploads
@@ -76,10 +77,12 @@ class Endpoints:
         ]
         guards = [Middleware(Guard, service=self._service, is_stopping=self._is_stopping)]
         if self._service.cors_origins:
-            who = {"allow_origins": self._service.cors_origins}
-            how = {"allow_methods": ["*"], "allow_headers": ["*"]}
-            guards.insert(0, Middleware(CORSMiddleware, **who, **how))
-        handlers = {
+            origins, every = self._service.cors_origins, ("*",)
+            cors = Middleware(
+                CORSMiddleware, allow_origins=origins, allow_methods=every, allow_headers=every
+            )
+            guards.insert(0, cors)
+        handlers: dict[Any, Any] = {  # a handler takes the error that it is for
             Problem: _say,
             HTTPException: _say_http,
             DsparkBatchError: _say_own,
@@ -124,7 +127,7 @@ class Endpoints:
         return JSONResponse(self._model(name))
 
     def _model(self, name: str) -> Json:
-        told = {"id": name, "object": "model", "created": self._began_s}
+        told: dict[str, Json] = {"id": name, "object": "model", "created": self._began_s}
         length = self._hub.opened().context_length if self._hub.is_open else None
         return told | {"owned_by": "dspark-batch", "max_model_len": length}
 

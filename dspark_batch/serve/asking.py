@@ -102,8 +102,9 @@ def _prompts(prompt: Json, opened: Opened) -> Sequence[Json]:
 
 
 def _are_ids(values: Sequence[Json], vocab_size: int) -> bool:
-    are_numbers = all(type(each) is int for each in values)
-    return bool(values) and are_numbers and all(0 <= each < vocab_size for each in values)
+    numbers = [each for each in values if isinstance(each, int) and not isinstance(each, bool)]
+    are_below = all(0 <= each < vocab_size for each in numbers)
+    return bool(values) and len(numbers) == len(values) and are_below
 
 
 def _request(
@@ -115,7 +116,7 @@ def _request(
     if isinstance(prompt, list):  # as they are; the record says them as text
         body = body | {"prompt": opened.decode(prompt) or " "}
         opened = opened._replace(render=partial(_as_they_are, prompt))
-    record = {"method": "POST", "url": path, "body": body}
+    record: dict[str, Json] = {"method": "POST", "url": path, "body": body}
     request = ask(service.spec, opened, Item(0, _NAME, digest, "request", record))
     if isinstance(request, Failure):
         raise problem_of(request)

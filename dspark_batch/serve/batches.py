@@ -93,7 +93,7 @@ class Batches:
         if upload["purpose"] != "batch":
             raise bad_field("input_file_id", "`input_file_id` is no upload for a batch.")
         batch_id, now = new_id("batch_"), int(time.time())
-        told = {
+        told: Object = {
             "id": batch_id,
             "object": "batch",
             **fields,
@@ -207,7 +207,9 @@ class Batches:
         if path.stat().st_size > service.max_batch_bytes:
             message = f"The input has more than {service.max_batch_bytes} bytes; split it."
             return 0, [_error("file_too_large", message)]
-        total, errors, seen = 0, [], {}
+        total = 0
+        errors: list[Json] = []
+        seen: dict[str, int] = {}
         for number, line in _lines(path):
             total += 1
             if total > service.max_batch_requests:
@@ -269,8 +271,8 @@ class Batches:
                 done.add(line["custom_id"])
                 yield line
             partial.unlink()
-        for _, line in _lines(self._input(batch_id)):
-            custom_id = orjson.loads(line)["custom_id"]
+        for _, asked in _lines(self._input(batch_id)):
+            custom_id = orjson.loads(asked)["custom_id"]
             if custom_id not in done:
                 error = {"code": f"batch_{status}", "message": _WHY[status]}
                 name = f"batch_req_{digest_of(custom_id.encode())[:24]}"
@@ -337,7 +339,7 @@ def _checked(asked: Json) -> Object:
     for name in asked:
         if name not in _FIELDS and asked[name] is not None:
             raise Problem(400, f"`{name}` is not supported.", param=name, code="unsupported")
-    given = {name: asked.get(name) for name in _FIELDS}
+    given: Object = {name: asked.get(name) for name in _FIELDS}
     for name in ("input_file_id", "endpoint", "completion_window"):
         if not isinstance(given[name], str):
             raise bad_field(name, f"`{name}` is {given[name]!r}, expected a string.")

@@ -11,15 +11,14 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 
-from dspark_batch.record.run_dir import full_disk_is_resumable, sync_file, write_text
+from dspark_batch.record.disk import full_disk_is_resumable, sync_file, write_text
 from dspark_batch.serve.problems import Problem, bad_field, not_found
-from dspark_batch.types import Json
 
-Object = dict[str, Json]
+Object: TypeAlias = dict[str, Any]  # what clients are told of a file or a batch
 
 PURPOSES = ("batch",)
 _ID = re.compile(r"file-[0-9a-f]{16,40}")
@@ -60,7 +59,7 @@ class Files:
         """Take a whole file of ours in; the same again changes nothing."""
         path = self.path(file_id)
         draft.replace(path)
-        told = {
+        told: Object = {
             "id": file_id,
             "object": "file",
             "bytes": path.stat().st_size,

@@ -59,10 +59,9 @@ class Growing:
         return delta
 
     def _new(self, said: Said) -> Delta:
-        before, now = self._sent, Said(said.reasoning or "", said.answer)
-        if not (
-            now.reasoning.startswith(before.reasoning) and now.answer.startswith(before.answer)
-        ):
+        before, now = self._sent.reasoning or "", said.reasoning or ""
+        if not (now.startswith(before) and said.answer.startswith(self._sent.answer)):
             return Delta("", "")
-        self._sent = now
-        return Delta(now.reasoning[len(before.reasoning) :], now.answer[len(before.answer) :])
+        new = Delta(now[len(before) :], said.answer[len(self._sent.answer) :])
+        self._sent = Said(now, said.answer)
+        return new

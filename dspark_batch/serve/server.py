@@ -151,7 +151,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 class _Protocol(H11Protocol):
     """HTTP, without connections that say nothing and without more of them than there is room."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(  # type: ignore[override]  # as uvicorn's own has it
+        self, transport: asyncio.Transport
+    ) -> None:
         super().connection_made(transport)
         self._limit = self.loop.call_later(_HEADERS_S, self.transport.close)
         if len(self.connections) > _MOST_CONNECTIONS:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.nearest import nearest
@@ -26,7 +26,7 @@ _ELSEWHERE = re.compile(r"-$|/|~|[a-zA-Z][a-zA-Z0-9+.-]*://")  # names that no d
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
-def read_job(path: Path, today: date) -> dict[str, Value]:
+def read_job(path: Path, today: date) -> dict[str, Any]:
     """Read the fields of a Spec that a job file sets.
 
     Names of files are relative to the job file, and `{date}` in them becomes `today`.
@@ -34,7 +34,9 @@ def read_job(path: Path, today: date) -> dict[str, Value]:
     Raises:
         UsageError: it cannot be read, or has a key or a value that no option has.
     """
-    fields = {key: _checked(path, key, value) for key, value in _parsed(path).items()}
+    fields: dict[str, Any] = {
+        key: _checked(path, key, value) for key, value in _parsed(path).items()
+    }
     for key in fields.keys() & _FILES:
         fields[key] = _each(fields[key], lambda name: _located(path, _dated(path, name, today)))
     for key in fields.keys() & _MODELS:
@@ -67,7 +69,7 @@ def text_of(argument: str, folder: Path) -> str:
     return text
 
 
-def _parsed(path: Path) -> Mapping[str, object]:
+def _parsed(path: Path) -> Mapping[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -77,7 +79,7 @@ def _parsed(path: Path) -> Mapping[str, object]:
         raise UsageError(f"{path}: cannot be read ({reason}); check the path.") from error
 
 
-def _checked(path: Path, key: str, value: object) -> Value:
+def _checked(path: Path, key: str, value: Any) -> Value:  # noqa: ANN401  of TOML
     if isinstance(value, dict) and key not in _HINT_BY_KEY:
         raise UsageError(
             f"{path}: unknown key `{key}`, a table. Job files have no [sections]; leave out the "
@@ -112,7 +114,7 @@ def _fits(value: object, hint: object) -> bool:
     return type(value) is hint
 
 
-def _expected(hint: object) -> str:
+def _expected(hint: Any) -> str:  # noqa: ANN401  any annotation
     if get_origin(hint) in (Union, UnionType) or NoneType in get_args(hint):
         kinds = (each for each in get_args(hint) if each is not NoneType)
         return " or ".join(map(_expected, kinds))
@@ -130,7 +132,7 @@ def _toml(value: object) -> str:
     return "a table" if isinstance(value, dict) else str(value)
 
 
-def _each(names: Value, change: Callable[[str], str]) -> Value:
+def _each(names: str | tuple[str, ...], change: Callable[[str], str]) -> Value:
     return tuple(map(change, names)) if isinstance(names, tuple) else change(names)
 
 

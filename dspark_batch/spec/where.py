@@ -45,7 +45,8 @@ class Meant:
 
     def __init__(self, conditions: Sequence[Where]) -> None:
         self._conditions = tuple(conditions)
-        self._unseen = {each: {} for each in conditions}  # condition -> names in rows without it
+        # Condition -> names in rows without it.
+        self._unseen: dict[Where, dict[str, None]] = {each: {} for each in conditions}
 
     def __call__(self, row: Mapping[str, Json]) -> bool:
         """Whether a row is meant."""

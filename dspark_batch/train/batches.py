@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +11,8 @@ from dspark_batch.train.blocks import Answers
 
 _LEAST_WIDTH = 64
 
-Pair = tuple[Sequence[int], Sequence[int]]  # a prompt's ids and its answer's
+Ids: TypeAlias = "Sequence[int] | np.ndarray"
+Pair: TypeAlias = tuple[Ids, Ids]  # a prompt's ids and its answer's
 
 
 class Chosen(NamedTuple):

@@ -1,6 +1,6 @@
 """The model card of a drafter: what it was made of, and what it was measured to do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dspark_batch.output.look import Look
 from dspark_batch.train.training import Reports, Training
@@ -49,7 +49,7 @@ def _measured(training: Training) -> str:
         "verification would. Accept length counts the target's own token of a round; accept rate k "
         "is the share of rounds that kept draft k."
     )
-    heads = ("answers of", "tokens", "accept length", "accept rate by position")
+    heads: tuple[str, ...] = ("answers of", "tokens", "accept length", "accept rate by position")
     rows = list(_rows(training.after))
     if training.before is None:
         return f"{says}\n\n{_table(heads, rows)}"
@@ -79,7 +79,7 @@ def _said(value: object) -> str:
     return count(value) if isinstance(value, int) else str(value)
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     cells = (" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in r) for r in lines)
     return "\n".join(f"| {line} |" for line in cells)

@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from dspark_batch.errors import UsageError
 from dspark_batch.intake.mapping import Render, to_request
+from dspark_batch.intake.reader import item_of
 from dspark_batch.output.look import Look
+from dspark_batch.record.disk import write_text
 from dspark_batch.record.journal import Entry
-from dspark_batch.record.run_dir import write_text
-from dspark_batch.train.batches import Pair
+from dspark_batch.train.batches import Ids, Pair
 from dspark_batch.train.measure import ALL, Sample
 from dspark_batch.types import Failure, Item, Json
 
@@ -71,7 +72,7 @@ class Corpus:
         """Count the tokens of rows, prompts included."""
         return (self.index["prompt"][rows] + self.index["answer"][rows]).tolist()
 
-    def pair(self, row: int) -> Pair:
+    def pair(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Give a prompt's ids and its answer's."""
         entry = self.index[row]
         middle = entry["start"] + entry["prompt"]
@@ -118,7 +119,7 @@ def gather(
     return _opened(folder, orjson.loads(written.read_bytes()))
 
 
-def _opened(folder: Path, known: Mapping[str, Json]) -> Corpus:
+def _opened(folder: Path, known: Mapping[str, Any]) -> Corpus:
     tokens = np.memmap(folder / "tokens.bin", np.int32, mode="r")
     index = np.load(folder / "index.npy", allow_pickle=False)
     return Corpus(tokens, index, known["groups"], known["left_out"], known["runs"])
@@ -127,7 +128,8 @@ def _opened(folder: Path, known: Mapping[str, Json]) -> Corpus:
 def _write(
     jobs: Sequence[Look], reads: Rendering, folder: Path, by: str | None, most_tokens: int
 ) -> None:
-    entries, groups = [], {}
+    entries: list[tuple[object, ...]] = []
+    groups: dict[str, int] = {}
     left_out: Counter[str] = Counter()
     with (folder / "tokens.bin").open("wb") as file:
         start = 0
@@ -163,7 +165,7 @@ def _answers(
     by: str | None,
     most_tokens: int,
     left_out: Counter[str],
-) -> Iterator[tuple[str, str, Sequence[int], Sequence[int]]]:
+) -> Iterator[tuple[str, str, Ids, Ids]]:
     """Yield group, digest, prompt and answer of each row that teaches something."""
     for job in jobs:
         with job.rows() as rows:
@@ -172,7 +174,7 @@ def _answers(
                 if isinstance(found, str):
                     left_out[found] += 1
                 else:
-                    yield _group(record, by, job), entry.digest, *found
+                    yield _group(item_of(record), by, job), entry.digest, *found
 
 
 def _taught(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +10,7 @@ from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from dspark_batch import device
+from dspark_batch.numerics.arrays import named_arrays
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
 Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
@@ -33,7 +33,7 @@ class Schedule:
         fall = optimizers.cosine_decay(self.peak_lr, max(1, self.steps - self.warmup))
         return optimizers.AdamW(
             optimizers.join_schedules([rise, fall], [self.warmup]),
-            betas=(0.9, self.beta2),
+            betas=[0.9, self.beta2],
             weight_decay=0.0,
             bias_correction=True,
         )
@@ -64,12 +64,11 @@ class Trainer:
         self._optimizer = schedule.optimizer()
         self._optimizer.init(self._masters["params"])
         self._loss, self._clip = loss, schedule.clip
-        self._step = self._compiled()
 
     def step(self, *batch: mx.array) -> tuple[mx.array, ...]:
         """Update once, and return the loss with its terms."""
-        values = self._step(*batch)
-        mx.async_eval(values, self._state())
+        values = self._update(*batch)
+        mx.async_eval(values, self._masters, self._optimizer.state)
         return values
 
     def finish(self) -> None:
@@ -87,16 +86,6 @@ class Trainer:
         self._masters = tree["masters"]
         self._optimizer.state = tree["optimizer"]
         self._optimizer.init(self._masters["params"])
-        self._step = self._compiled()
-
-    def _state(self) -> list[Params]:
-        return [self._masters, self._optimizer.state]
-
-    def _compiled(self) -> Callable[..., tuple[mx.array, ...]]:
-        if device.is_cpu():  # there MLX would need a compiler of the user's, and gain nothing
-            return self._update
-        state = self._state()
-        return partial(mx.compile, inputs=state, outputs=state)(self._update)
 
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
@@ -110,15 +99,17 @@ class Trainer:
 
 
 def initialize(model: nn.Module, key: mx.array, scale: float = 0.02) -> None:
-    """Draw every matrix from a normal distribution; norms and biases stay as they are.
+    """Draw every matrix from a normal distribution; biases become 0, and norms stay 1.
 
     Source:
         transformers' default (`initializer_range`), which DeepSpec starts from.
     """
     weights = []
-    for name, value in tree_flatten(model.parameters()):
+    for name, value in named_arrays(model):
         key, own = mx.random.split(key)
         if value.ndim == 2:
             value = mx.random.normal(value.shape, scale=scale, key=own)
+        elif name.endswith("bias"):  # MLX drew it, from a state that nobody set
+            value = mx.zeros_like(value)
         weights.append((name, value))
     model.load_weights(weights)

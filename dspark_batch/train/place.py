@@ -4,16 +4,17 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import orjson
-from mlx.utils import tree_flatten
 
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.errors import ResumeMismatch, UsageError
-from dspark_batch.record.run_dir import full_disk_is_resumable, sync_file, write_text
+from dspark_batch.numerics.arrays import named_arrays
+from dspark_batch.record.disk import full_disk_is_resumable, sync_file, write_text
 from dspark_batch.train.teacher import Ends
+from dspark_batch.train.training import Point
 from dspark_batch.types import Json
 
 _WEIGHTS = "model.safetensors"
@@ -87,7 +88,8 @@ class Place:
         """Read the last state; None: nothing was trained yet."""
         if not self._state.exists():
             return None
-        arrays, about = mx.load(str(self._state), return_metadata=True)
+        loaded: Any = mx.load(str(self._state), return_metadata=True)
+        arrays, about = loaded
         mx.eval(arrays)  # the file is about to be replaced
         return State(int(about["step"]), arrays)
 
@@ -96,7 +98,7 @@ class Place:
         with full_disk_is_resumable(self._curve), self._curve.open("ab") as file:
             file.write(orjson.dumps(point, option=orjson.OPT_APPEND_NEWLINE))
 
-    def curve(self, up_to: int) -> list[dict[str, Json]]:
+    def curve(self, up_to: int) -> list[Point]:
         """Read the points up to a step; those behind it, which a crash left, go."""
         if not self._curve.exists():
             return []
@@ -129,7 +131,7 @@ class Place:
         """Whether the drafter of the training here is there."""
         return self.plan() is not None and (self.out / "report.json").exists()
 
-    def report(self) -> dict[str, Json]:
+    def report(self) -> dict[str, Any]:
         """Read what was measured of a finished drafter."""
         return orjson.loads((self.out / "report.json").read_bytes())
 
@@ -143,7 +145,7 @@ def stored_weights(drafter: DSparkDrafter, ends: Ends) -> dict[str, mx.array]:
     ends_by_name = {"embed_tokens.weight": ends.embedding, "lm_head.weight": ends.head}
     trained = {
         name: array.astype(mx.bfloat16)
-        for name, array in tree_flatten(drafter.parameters())
+        for name, array in named_arrays(drafter)
         if name not in ends_by_name
     }
     return trained | {name: _smallest_exact(array) for name, array in ends_by_name.items()}

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import orjson
-from mlx.utils import tree_flatten
 
 from dspark_batch import device
 from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
@@ -18,10 +17,11 @@ from dspark_batch.models.checkpoint import read_config, read_weights
 from dspark_batch.models.hub import locate
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.target import text_model
+from dspark_batch.numerics.arrays import named_arrays
 from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.output.look import Look
 from dspark_batch.pair import Pair, load_pair
-from dspark_batch.record.run_dir import write_text
+from dspark_batch.record.disk import write_text
 from dspark_batch.spec.budget import Budget
 from dspark_batch.train.batches import choose, padded, steps_of_a_pass
 from dspark_batch.train.card import model_card
@@ -33,8 +33,7 @@ from dspark_batch.train.measure import measure
 from dspark_batch.train.place import Place, State, stored_weights
 from dspark_batch.train.sizes import anchors_of, peak_rate, sizes_for, tokens_per_step
 from dspark_batch.train.teacher import Ends, TappedTarget, ends_for_drafter
-from dspark_batch.train.training import Asked, Lesson, Observe, Reports, Training
-from dspark_batch.types import Json
+from dspark_batch.train.training import Asked, Lesson, Observe, Point, Reports, Training
 
 _PASSES = 10  # over all answers, as DeepSpec trains
 _WARM_UP = 25  # one step in so many
@@ -97,8 +96,8 @@ class Session:
         if there != here:
             raise UsageError(
                 f"{job.run_dir.out} is a run of another target: {target} has the digest "
-                f"{here[:12]}… now and had {there[:12]}… then. Put the old weights back, or run "
-                "the job again."
+                f"{str(here)[:12]}… now and had {str(there)[:12]}… then. Put the old weights back, "
+                "or run the job again."
             )
         return pair
 
@@ -116,7 +115,7 @@ class Session:
         curve = self._learn(trainer, schedule, corpus, tokens, budget)
         trainer.finish()
         weights = stored_weights(drafter, student.ends)
-        own = [name for name, _ in tree_flatten(drafter.parameters())]
+        own = [name for name, _ in named_arrays(drafter)]
         drafter.load_weights([(name, weights[name].astype(compute_dtype())) for name in own])
         self._observe(Lesson("measuring", schedule.steps, schedule.steps, curve))
         result = Training(
@@ -139,14 +138,15 @@ class Session:
 
     def _learn(
         self, trainer: Trainer, schedule: Schedule, corpus: Corpus, tokens: int, budget: Budget
-    ) -> list[dict[str, Json]]:
+    ) -> list[Point]:
         """Take the steps that are left, and return the whole curve."""
         place, steps, learnt = self._place, schedule.steps, corpus.learnt
         state = place.state()
         if state is not None:
             trainer.restore(state.arrays)
         done = 0 if state is None else state.step
-        curve, seen, every = place.curve(done), [], max(1, steps // _CURVE_POINTS)
+        curve, every = place.curve(done), max(1, steps // _CURVE_POINTS)
+        seen: list[tuple[mx.array, ...]] = []
         for step, rows, width in choose(corpus.lengths(learnt), steps, tokens, schedule.seed, done):
             batch = padded([corpus.pair(learnt[row]) for row in rows], width)
             seen.append(trainer.step(batch.tokens, batch.answers, schedule.key(step)))
@@ -210,6 +210,8 @@ def _trained_student(pair: Pair, init: str) -> Student:
         weights.get("lm_head.weight", weights["embed_tokens.weight"]),
     )
     drafter = pair.drafter
+    if not isinstance(drafter, DSparkDrafter):  # it is one: `load_pair` was given it
+        raise UsageError(f"--init {init}: expected a DSpark drafter.")
     freeze_ends(drafter)
     mix = DSPARK if drafter.has_confidence else DFLASH
     target = TappedTarget(pair.target.model, drafter.tap_ids)
@@ -222,7 +224,7 @@ def _mask_token(embedding: mx.array, corpus: Corpus, stop_ids: frozenset[int]) -
     A row of zeros would make all slots behind the anchor alike.
     """
     norms = mx.linalg.norm(embedding.astype(mx.float32), axis=-1)
-    has_row = (norms > 0.1 * norms.mean()).tolist()
+    has_row: Any = (norms > 0.1 * norms.mean()).tolist()
     seen = corpus.seen(len(has_row))
     ids = range(len(has_row) - 1, -1, -1)
     fits = (i for i in ids if has_row[i] and not seen[i] and i not in stop_ids)
@@ -241,9 +243,9 @@ def _schedule(asked: Asked, corpus: Corpus, tokens: int, hidden_size: int) -> Sc
     return Schedule(steps=steps, peak_lr=rate, warmup=max(1, steps // _WARM_UP), seed=asked.seed)
 
 
-def _point(step: int, seen: Sequence[Terms]) -> dict[str, Json]:
+def _point(step: int, seen: Sequence[tuple[mx.array, ...]]) -> Point:
     """Average the terms of some steps."""
-    terms = [mx.stack(each).mean().item() for each in zip(*seen, strict=True)]
+    terms = [mx.stack(list(each)).mean().item() for each in zip(*seen, strict=True)]
     return {"step": step} | dict(zip(Terms._fields, terms, strict=True))
 
 
@@ -252,7 +254,7 @@ def _measured(student: Student, corpus: Corpus) -> Reports:
     return measure(student.drafter, student.target, samples, batch=_MEASURED_TOGETHER)
 
 
-def _about(student: Student, schedule: Schedule, tokens: int) -> dict[str, Json]:
+def _about(student: Student, schedule: Schedule, tokens: int) -> dict[str, Any]:
     config, drafter = student.config, student.drafter
     sizes = Sizes(
         kind="dspark" if student.mix is DSPARK else "dflash",
@@ -261,7 +263,7 @@ def _about(student: Student, schedule: Schedule, tokens: int) -> dict[str, Json]
         taps=drafter.tap_ids,
         rank=config["markov_rank"],
     )
-    trained = sum(a.size for _, a in tree_flatten(drafter.parameters()))
+    trained = sum(a.size for _, a in named_arrays(drafter))
     ends = sum(a.size for a in student.ends)
     if drafter.config.own_embedding:
         trained -= ends

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -44,8 +44,13 @@ class TappedTarget:
         """Read tokens [N, T], and predict what follows at positions [N, P]."""
         with self._rows.at(positions, tokens.shape):
             logits = self._model(tokens)
+        features = self._taps.take()
+        if features is None:
+            raise ValueError("the target has no taps, expected those of the drafter")
+        if not self._rows.has_narrowed:  # not by the head that we know
+            logits = mx.take_along_axis(logits, positions[..., None], axis=1)
         return Teacher(
-            mx.stop_gradient(self._taps.take().astype(compute_dtype())),
+            mx.stop_gradient(features.astype(compute_dtype())),
             mx.stop_gradient(logits[..., : self._vocab]),
         )
 
@@ -54,11 +59,13 @@ class TappedTarget:
         positions = mx.arange(_PROBE_TOKENS)[None]
         with _recorded(self._head) as outputs:
             logits = self.teach(positions + 1, positions).logits.astype(mx.float32)
+        if not outputs:
+            return 1.0
         head = outputs[0][..., : self._vocab].astype(mx.float32)
         if softcap is not None:
             logits = softcap * mx.arctanh(mx.clip(logits / softcap, -0.99, 0.99))
-        scale = ((logits * head).sum() / (head * head).sum()).item()
-        return 1.0 if abs(scale - 1) < _IS_ONE else scale
+        scale: Any = ((logits * head).sum() / (head * head).sum()).item()
+        return 1.0 if abs(scale - 1) < _IS_ONE else float(scale)
 
 
 class Ends(NamedTuple):

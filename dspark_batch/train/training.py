@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from dspark_batch.types import Json
-
-Reports = dict[str, dict[str, Json]]  # group, "all" among them -> what `measure` says of it
+Point: TypeAlias = dict[str, Any]  # a step, and the mean of each term of the loss since the last
+# Group, "all" among them -> what `measure` says of it.
+Reports: TypeAlias = dict[str, dict[str, Any]]
 
 
 class Lesson(NamedTuple):
@@ -15,7 +15,7 @@ class Lesson(NamedTuple):
     doing: str
     step: int = 0
     steps: int = 0  # in all; 0: not known yet
-    curve: Sequence[dict[str, Json]] = ()  # earlier starts included
+    curve: Sequence[Point] = ()  # earlier starts included
 
 
 Observe = Callable[[Lesson], None]
@@ -48,10 +48,10 @@ class Training:
     """What came out."""
 
     to: str  # name of the drafter's directory
-    about: dict[str, Json]  # sizes, steps, seed, rate
+    about: dict[str, Any]  # sizes, steps, seed, rate
     answers: int  # that it learnt from
     held_out: int  # that it was measured on
     left_out: dict[str, int]  # rows, by why
     before: Reports | None  # of the drafter it began with; None: it began with a new one
     after: Reports
-    curve: list[dict[str, Json]] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)

@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import orjson
 
 from dspark_batch import blas
-from dspark_batch.drafters.calibration import cache_folder
+from dspark_batch.device import cache_folder
 from dspark_batch.numerics import rows
 from dspark_batch.numerics.attention import kernel_name
 from dspark_batch.tuning.pace import Weights
@@ -48,7 +49,10 @@ def keep_verdicts() -> None:
 def read_costs(pair: str) -> Weights | None:
     """Read what the parts of a round of this pair cost here; None: nobody knows."""
     kept = _read(f"costs-{_digest(pair)}")
-    return None if kept is None else tuple(kept["costs"])
+    if kept is None:
+        return None
+    target, token, drafter, slot = kept["costs"]
+    return target, token, drafter, slot
 
 
 def keep_costs(pair: str, costs: Weights) -> None:
@@ -85,7 +89,7 @@ def _path(name: str) -> Path:
     return folder() / f"{name}-{_digest(machine())}.json"
 
 
-def _read(name: str) -> dict[str, Json] | None:
+def _read(name: str) -> dict[str, Any] | None:
     try:
         content = orjson.loads(_path(name).read_bytes())
         body = content["kept"]
@@ -95,7 +99,7 @@ def _read(name: str) -> dict[str, Json] | None:
     return body if is_whole else None
 
 
-def _keep(name: str, body: Mapping[str, Json]) -> None:
+def _keep(name: str, body: Mapping[str, object]) -> None:
     path = _path(name)
     draft = path.with_suffix(f".{os.getpid()}")
     content = {"machine": machine(), "kept": body, "seal": _digest([_FORMAT, body])}
@@ -107,7 +111,7 @@ def _keep(name: str, body: Mapping[str, Json]) -> None:
         return
 
 
-def _digest(value: Json) -> str:
+def _digest(value: object) -> str:
     encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(encoded).hexdigest()[:32]
 
@@ -120,7 +124,9 @@ def _bits() -> str:
     return digest.hexdigest()
 
 
-def _product(fields: Sequence[Json]) -> rows.Product:
+def _product(fields: Sequence[Any]) -> rows.Product:
     product = rows.Product(*fields)
-    quantised = product.quantised
-    return product._replace(quantised=None if quantised is None else tuple(quantised))
+    if product.quantised is None:
+        return product
+    bits, group_size, mode = product.quantised  # a list, through JSON
+    return product._replace(quantised=(bits, group_size, mode))

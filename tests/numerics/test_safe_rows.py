@@ -340,7 +340,7 @@ ENVIRONMENTS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_so_they_have_with_other_kernels_and_threads(name):
-    if blas.ACTIVE != "openblas" and "DSPARK_BATCH_BLAS" not in ENVIRONMENTS[name]:
+    if blas.LOADED.kind != "openblas" and "DSPARK_BATCH_BLAS" not in ENVIRONMENTS[name]:
         pytest.skip("there is no OpenBLAS here")
     script = Path(__file__).parent / "several_rows.py"
     said = subprocess.run(

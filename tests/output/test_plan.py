@@ -17,7 +17,3 @@ def test_a_plan_says_how_a_job_began_and_in_which_numbers():
 
 def test_a_target_of_one_shape_is_named_with_it():
     assert plan_of(SETUP | {"step_shape": [16, 8]})["step_shape"] == "16 slots by 8 tokens, always"
-
-
-def test_an_engine_that_does_not_plan_has_no_plan():
-    assert plan_of(None) is None

@@ -1,7 +1,10 @@
+from dataclasses import fields
+
 from fakes import fake_answer
 from small_jobs import start, write_lines
 
 from dspark_batch.output.report import Report
+from dspark_batch.record.formats import ReportJson
 from dspark_batch.record.rows import row_of
 from dspark_batch.types import Failure, Item, Request
 
@@ -25,3 +28,7 @@ def test_a_report_of_answers_alone_is_a_success(tmp_path):
     assert report.exit_code == 0
     assert report.load_s >= 0
     assert report.out == f"{tmp_path}/out.jsonl"
+
+
+def test_a_report_in_a_file_has_the_fields_of_a_report():
+    assert list(ReportJson.__annotations__) == [field.name for field in fields(Report)]

@@ -92,7 +92,7 @@ def differences(name, seed):
         found = answers(name, work[:middle], **settings) | answers(name, work[middle:], **settings)
         for index in range(COUNT):
             if found[index] != expected[index]:
-                yield f"{name} {seed} {settings} {blas.ACTIVE}: item {index}"
+                yield f"{name} {seed} {settings} {blas.LOADED.kind}: item {index}"
 
 
 def main():
@@ -100,7 +100,7 @@ def main():
     for seed in map(int, seeds):
         for difference in differences(name, seed):
             sys.stdout.write(f"{difference}\n")
-    sys.stdout.write(f"blas {blas.ACTIVE}\n")
+    sys.stdout.write(f"blas {blas.LOADED.kind}\n")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_so_does_a_quantised_target(bits):
 
 def said(name, seed, slots, variables):
     """Run the script in a process of its own; give what differed, and the BLAS."""
-    if blas.ACTIVE != "openblas" and "DSPARK_BATCH_BLAS" not in variables:
+    if blas.LOADED.kind != "openblas" and "DSPARK_BATCH_BLAS" not in variables:
         pytest.skip("there is no OpenBLAS here")
     command = [sys.executable, str(SCRIPT), name, str(seed), *map(str, slots)]
     environment = os.environ | variables
@@ -70,6 +70,6 @@ def test_so_do_many_steps_of_many_targets(name, environment):
 def test_the_check_sees_products_that_run_as_they_come(monkeypatch):
     monkeypatch.setattr(rows, "pieces", lambda product, count: (count,))
     found = list(differences(random_target("320x5x1x640"), 1, (1, 3)))
-    if blas.ACTIVE == "bundled":  # the reference BLAS multiplies row by row
+    if blas.LOADED.kind == "bundled":  # the reference BLAS multiplies row by row
         pytest.skip("here any product is safe")
     assert found

@@ -101,3 +101,8 @@ def test_a_prefix_moves_our_names_out_of_the_way():
     assert Layout(output_prefix="gen_").clashes(record) == set()
     assert Layout(output_prefix="gen_").passed_through(record) == record
     assert Layout(output_prefix="gen_").clashes({"gen_custom_id": "x"}) == {"gen_custom_id"}
+
+
+def test_every_row_has_the_columns_of_the_schema_in_their_order():
+    for outcome in (completion(), Failure(ITEM, "bad_record", "why")):
+        assert list(row_of(outcome)) == ROW_SCHEMA.names

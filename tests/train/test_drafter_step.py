@@ -1,11 +1,15 @@
 """One training step against DeepSpec's own, loss terms and gradients."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
 
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.train.blocks import (
     Answers,
     block_mask,
@@ -16,7 +20,7 @@ from dspark_batch.train.blocks import (
 )
 from dspark_batch.train.learn import freeze_ends
 from dspark_batch.train.loss import DFLASH, DSPARK, draft_loss
-from recipes.tiny.checkpoint import load_drafter
+from dspark_batch.train.teacher import TappedTarget
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [("qwen3_vanilla", DSPARK), ("qwen3_dflash", DFLASH)]
@@ -25,9 +29,16 @@ CASES = [("qwen3_vanilla", DSPARK), ("qwen3_dflash", DFLASH)]
 @pytest.fixture(params=CASES, ids=[name for name, _ in CASES])
 def step(request):
     name, mix = request.param
-    drafter = load_drafter(GOLDEN / name / "drafter")
+    drafter = _drafter(GOLDEN / name / "drafter")
     freeze_ends(drafter)
     return drafter, mx.load(str(GOLDEN / name / "train.safetensors")), mix
+
+
+def _drafter(directory):
+    config = json.loads((directory / "config.json").read_text())
+    drafter = DSparkDrafter(DrafterConfig.from_dict(config))
+    drafter.load_weights(str(directory / "model.safetensors"))
+    return drafter
 
 
 def _parts(golden):
@@ -69,6 +80,19 @@ def test_logits_are_the_reference_ones(step):
     counts = blocks.counts[..., None]
     aligned = _target_logits(drafter, golden, blocks)
     assert _largest_gap(aligned * counts, golden["aligned_target_logits"] * counts) < 1e-4
+
+
+def test_the_target_teaches_what_the_reference_target_knows(step):
+    drafter, golden, _ = step
+    model, _ = load_model(GOLDEN / "targets" / "qwen3_tiny")
+    target = TappedTarget(model, drafter.tap_ids)
+    batch, blocks, _ = _parts(golden)
+    positions = slot_positions(blocks, batch.tokens.shape[1])
+    features, logits = target.teach(batch.tokens, positions)
+    assert _largest_gap(features, golden["target_hidden_states"]) < 1e-4
+    counts = blocks.counts[..., None]
+    logits = logits.reshape(*blocks.labels.shape, -1)
+    assert _largest_gap(logits * counts, golden["aligned_target_logits"] * counts) < 1e-4
 
 
 def test_loss_terms_and_gradients_are_the_reference_ones(step):
