@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "verify": {"run", *JOB, *BASE},
     "diff": {"run", "audit", "output", "record", *BASE},
     "train": {
-        *("pair", "drafters", "models", "numerics", "output", "record", "intake", "spec"),
+        *("page", "pair", "drafters", "models", "numerics"),
+        *("output", "record", "intake", "spec"),
         *BASE,
         *MACHINE,
     },

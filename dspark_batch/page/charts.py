@@ -109,6 +109,27 @@ def throughput(pace: Pace) -> str:
     return chart.svg
 
 
+def curve(steps: Sequence[int], values: Sequence[float], name: str) -> str:
+    """Draw a number over the steps of a training."""
+    with _drawing() as (chart, axes):
+        axes.plot(steps, values, color=_ONE)
+        axes.set(xlabel="step", ylabel=name)
+    return chart.svg
+
+
+def rates_by_position(now: Sequence[float], before: Sequence[float] | None) -> str:
+    """Draw the share of rounds that kept a draft, by its position; and what it was before."""
+    positions = range(1, len(now) + 1)
+    with _drawing() as (chart, axes):
+        axes.plot(positions, now, marker="o", color=_ONE, label="this drafter")
+        if before is not None:
+            axes.plot(range(1, len(before) + 1), before, marker="o", color=_TWO, label="before")
+            axes.legend(loc="upper right")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel="position in the block", ylim=(0, 1.05), xticks=positions)
+    return chart.svg
+
+
 def tokens_per_round(rounds_by_accepted: Mapping[int, int]) -> str:
     """Draw how many rounds committed how many tokens."""
     tokens = range(1, max(rounds_by_accepted) + 2)

@@ -73,17 +73,35 @@ def page(look: Look, report: Report, measures: Measures, by: str | None) -> str:
         by: the column that `measures` was grouped by; None: none was chosen.
     """
     pace = measures.pace([start.began for start in look.starts])
+    return filled(
+        report.out,
+        _headline(look, report),
+        list(_numbers(report, measures, pace)),
+        list(_pictures(measures, pace, by)),
+        list(_tables(look, report)),
+        list(_times(report)),
+    )
+
+
+def filled(
+    title: str,
+    headline: str,
+    numbers: Sequence[Number],
+    pictures: Sequence[Picture],
+    tables: Sequence[Table],
+    times: Sequence[Time] = (),
+) -> str:
+    """Lay out a page of these parts."""
     source = (files("dspark_batch.page") / "report.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    times = list(_times(report))
     return template.from_string(source).render(
-        report=report,
-        headline=_headline(look, report),
-        numbers=list(_numbers(report, measures, pace)),
-        pictures=list(_pictures(measures, pace, by)),
+        title=title,
+        headline=headline,
+        numbers=numbers,
+        pictures=pictures,
         times=times,
         times_whole=duration(sum(time.seconds for time in times)),
-        tables=list(_tables(look, report)),
+        tables=tables,
     )
 
 

@@ -1,6 +1,7 @@
 """One start of a training: gather, take the steps that are left, measure, publish."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -133,6 +134,10 @@ class Session:
             "report.json": _json(asdict(result)),
             "README.md": model_card(result, self._jobs[0]),
         }
+        with suppress(ModuleNotFoundError):  # matplotlib comes with the extra [report]
+            from dspark_batch.train.page import training_page
+
+            files["report.html"] = training_page(result)
         self._place.publish(files, weights)
         return result
 

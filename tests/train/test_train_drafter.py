@@ -174,6 +174,13 @@ def test_the_mask_token_occurs_nowhere_and_has_an_embedding(answered, whole):
     assert all(config["mask_token_id"] not in row["token_ids"] for row in rows)
 
 
+def test_the_page_of_a_training_has_its_curves_and_what_was_before(whole, answered, tmp_path):
+    page = (whole[0] / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert f"<b>{whole[1].after['all']['accept_length']:.2f}</b>" in page
+    assert "<span>before</span>" not in page
+
+
 def test_a_dflash_drafter_has_neither_head(answered, tmp_path):
     asked = Asked(kind="dflash", layers=1, taps=(1,), steps=1)
     train_drafter([str(answered)], str(tmp_path / "d"), asked)
