@@ -74,6 +74,7 @@ class Options(TypedDict, total=False):
     bad_words: tuple[str, ...]
     min_tokens: int
     ignore_eos: bool
+    logprobs: int | None
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto

@@ -13,6 +13,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 FinishReason: TypeAlias = Literal["stop", "length"]
 SamplingRule: TypeAlias = Literal["coupled", "rejection"]
 
+MOST_LOGPROBS = 20  # OpenAI's limit
 _MOST_REPETITION = 100  # no logit is so far from 0 that more would change anything
 _GREEDY_BELOW = 1e-5  # temperatures that DeepSpec and vLLM take for 0
 
@@ -54,6 +55,9 @@ class Sampling:
     bad_words: tuple[str, ...] = ()  # texts that the answer may not say
     min_tokens: int = 0  # tokens before the answer may end
     ignore_eos: bool = False  # the target's own stop tokens do not end the answer
+    # How many of the likeliest tokens are told with log-probabilities, beside the chosen one, 0 to
+    # 20; None: no log-probability is told.
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
@@ -70,6 +74,8 @@ class Sampling:
         words = list(self.bad_words)
         _check("bad_words", words, all(w.strip() for w in words), "texts that are not empty")
         _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
+        num_top = self.logprobs or 0
+        _check("logprobs", num_top, 0 <= num_top <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:
@@ -131,6 +137,20 @@ class Said(NamedTuple):
     answer: str
 
 
+class Logprobs(NamedTuple):
+    """What the target thought of an answer's tokens, before penalties and sampling.
+
+    Natural logarithms. The lists are flat: those of `top` have K entries for each token, the
+    likeliest first.
+    """
+
+    tokens: tuple[str, ...]  # the text of each token alone; a part of a character is no text
+    token_logprobs: tuple[float, ...]
+    top_ids: tuple[int, ...] = ()
+    top_tokens: tuple[str, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
 class Completion(NamedTuple):
     """The answer to one item, and how the run went for it.
 
@@ -156,6 +176,7 @@ class Completion(NamedTuple):
     verified: bool | None = None  # whether the baseline gave the same; None: nobody looked
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
+    logprobs: Logprobs | None = None  # of `token_ids`; None: nobody asked
 
     @property
     def turns(self) -> tuple["Completion", ...]:

@@ -167,6 +167,8 @@ def test_a_finished_run_is_what_its_job_gave(folder, audit):
         ("out.parquet", {"keep": ("id",)}),
         ("out.jsonl", {"drop": ("prompt",), "output_prefix": "o_", "output_column": "answer"}),
         ("out.jsonl", {"format": "openai"}),
+        ("out.parquet", {"logprobs": 2, "frequency_penalty": 0.5}),
+        ("out.jsonl", {"logprobs": 1, "format": "openai"}),
         ("out.parquet", {"samples": 2, "temperature": 0.9}),
         ("out.jsonl", {"system_prompt": "Answer in short.", "draft_length": 2, "limit": 3}),
     ],

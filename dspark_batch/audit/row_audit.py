@@ -137,6 +137,7 @@ def _problems_of_answer(
         yield f"goes on past max_tokens: {len(ids)} tokens, at most {request.max_tokens}"
     if ids:
         yield from _problems_of_text(request, row, reading)
+        yield from _problems_of_logprobs(request, row)
         yield from _problems_of_statistics(len(ids), row["metrics"], usage["prompt_tokens"])
     else:
         yield "is an answer without a token"
@@ -179,6 +180,25 @@ def _problems_of_text(request: Request, row: AnswerRow, reading: Reading) -> Ite
     if has_stopped and len(ids) <= least:
         yield f"stops after {len(ids)} tokens, expected more than min_tokens, {least}"
     yield from _problems_of_end(request, row, has_stopped)
+
+
+def _problems_of_logprobs(request: Request, row: AnswerRow) -> Iterator[str]:
+    """Count the log-probabilities; the replay does not compute them again."""
+    num_top, told = request.sampling.logprobs, row["logprobs"]
+    if (num_top is None) != (told is None):
+        wanted = "none" if num_top is None else "some"
+        yield f"has log-probabilities or lacks them, expected {wanted}"
+    if num_top is None or told is None:
+        return
+    tokens = len(row["token_ids"])
+    counts = {"token_logprobs": tokens, "tokens": tokens, "top_ids": tokens * num_top}
+    found = {"token_logprobs": len(told["token_logprobs"]), "tokens": len(told["tokens"])}
+    found["top_ids"] = len(told["top_ids"])
+    for name, expected in counts.items():
+        if found[name] != expected:
+            yield f"logprobs.{name} has {found[name]} entries, expected {expected}"
+    if any(logprob > 0 for logprob in told["token_logprobs"]):
+        yield "logprobs.token_logprobs has one above 0"
 
 
 def _problems_of_end(request: Request, row: AnswerRow, has_stopped: bool) -> Iterator[str]:

@@ -29,7 +29,7 @@ from dspark_batch.spec.spec import (
     SpecialTokens,
     Thinking,
 )
-from dspark_batch.types import SamplingRule
+from dspark_batch.types import MOST_LOGPROBS, SamplingRule
 
 if TYPE_CHECKING:
     from dspark_batch.output.report import Tick
@@ -258,6 +258,12 @@ class _Share(click.ParamType[object]):
 )
 @_option(
     "--ignore-eos", is_flag=True, help="Let the target's own end-of-answer tokens end no answer."
+)
+@_option(
+    "--logprobs",
+    metavar="K",
+    type=Whole(min=0, max=MOST_LOGPROBS),
+    help="Tell the log-probability of each token, and of the K likeliest tokens beside it.",
 )
 @_option(
     "--sampling",

@@ -29,16 +29,17 @@ from dspark_batch.engine.fallback import (
 )
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
-from dspark_batch.engine.sampling import RULES, rule_of, steers
+from dspark_batch.engine.sampling import RULES, rule_of, scores_of, steers
 from dspark_batch.engine.scheduler import MayBegin, Scheduler, Waiting
-from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.sequence import Score, Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
 from dspark_batch.engine.steering import Wish, wish_of
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics.confidence import threshold_lengths
-from dspark_batch.numerics.rules import Rule
+from dspark_batch.numerics.rules import Rule, Scored
+from dspark_batch.numerics.scores import Scores
 from dspark_batch.pair import Pair
 from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, Weights
 from dspark_batch.types import (
@@ -70,6 +71,7 @@ class _Round(NamedTuple):
     finite: mx.array  # [S, 1 + l], by verified position: are the logits numbers?
     confidence: mx.array  # [S, K], or [S, 0] if it is not logged
     is_sane: mx.array  # [S], were the drafts chosen from numbers?
+    scores: Scores | None  # [S, 1 + l], of the accepted drafts and the bonus; None: nobody asked
 
 
 class _Drafted(NamedTuple):
@@ -91,6 +93,7 @@ class _Step(NamedTuple):
     finite: list[list[bool]]
     confidence: list[list[float]]
     is_sane: list[bool]
+    scores: list[list[Score]]
 
 
 class Engine:
@@ -172,6 +175,7 @@ class Engine:
         is_cpu = device.is_cpu()  # which is the host itself
         self._drafts_ahead = not is_cpu if drafts_ahead is None else drafts_ahead
         self._next: _Drafted | None = None  # drafts made ahead
+        self._texts: dict[int, str] = {}  # of single tokens
         self._clock = Clock()
         self._scheduler = Scheduler(
             self._passes,
@@ -311,10 +315,12 @@ class Engine:
         strings, wish = self._stop_strings(request), self._wish(request)
         return Sequence(request, stop_ids, strings, wish=wish, is_urgent=waiting.is_urgent)
 
-    def _begin(self, sequence: Sequence, token: int, is_finite: bool) -> bool:
+    def _begin(
+        self, sequence: Sequence, token: int, is_finite: bool, scores: ListLike[Score]
+    ) -> bool:
         """Commit a first token; return whether more are to come."""
         try:
-            sequence.begin(token)
+            sequence.begin(token, scores)
             failure = None if is_finite else _not_finite(sequence)
         except _Undecodable as error:
             failure = _undecodable(sequence, error)
@@ -349,9 +355,10 @@ class Engine:
         confidence = proposed.confidence if self._log_confidence else None
         if confidence is None:  # or nothing was drafted
             confidence = drafts[:, :0]
-        launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane)
+        scores = rule.scores if isinstance(rule, Scored) else None
+        launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane, scores)
         self._clock.launch(len(slots.active), was_ahead=is_current)
-        mx.async_eval(*launched, slots.cache.arrays())
+        mx.async_eval(launched, slots.cache.arrays())
         self._draft_ahead()
         return launched
 
@@ -385,9 +392,10 @@ class Engine:
     def _wait(self, launched: _Round) -> _Step:
         """Wait for a round."""
         self._clock.ask()
-        mx.eval(*launched)
+        mx.eval(launched)
         self._learn_cost(launched.drafts.shape[1], self._clock.end())
-        fields: list[Any] = [array.tolist() for array in launched]
+        *arrays, scores = launched
+        fields: list[Any] = [*(array.tolist() for array in arrays), scores_of(scores)]
         return _Step(*fields)
 
     def _commit(self, step: _Step) -> None:
@@ -426,7 +434,9 @@ class Engine:
             sequence.fallback = sequence.fallback or NOT_FINITE
         stay = step.drafts[slot][: step.accepted[slot]]
         confidence = step.confidence[slot] if self._log_confidence else None
-        stayed = sequence.advance(stay, step.bonus[slot], step.verify_len[slot], confidence)
+        scores = step.scores[slot] if step.scores else ()
+        drafted = step.verify_len[slot]
+        stayed = sequence.advance(stay, step.bonus[slot], drafted, confidence, scores)
         return all(step.finite[slot][:stayed])
 
     def _hand_over(self) -> list[Outcome]:
@@ -478,9 +488,16 @@ class Engine:
     def _finished(self, sequence: Sequence) -> Outcome:
         try:
             spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
+            logprobs = sequence.logprobs(self._text_of)
         except _Undecodable as error:
             return _undecodable(sequence, error)
-        return sequence.completion(spoken)
+        return sequence.completion(spoken, logprobs)
+
+    def _text_of(self, token: int) -> str:
+        """Decode one token; "" without a tokenizer."""
+        if token not in self._texts:
+            self._texts[token] = self._decode([token]) if self._pair.tokenizer else ""
+        return self._texts[token]
 
     def _decode(self, token_ids: ListLike[int]) -> str:
         try:

@@ -6,11 +6,12 @@ from collections.abc import Sequence as ListLike
 
 import mlx.core as mx
 
-from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.sequence import Score, Sequence
 from dspark_batch.engine.steering import Answer, steering_of
 from dspark_batch.numerics.chance import Chance
-from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule, Steered
+from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule, Scored, Steered
 from dspark_batch.numerics.sampling import Filters, Settings
+from dspark_batch.numerics.scores import Scores
 from dspark_batch.types import Request, Sampling, SamplingRule
 
 RULES: dict[SamplingRule, type[Coupled] | type[Rejection]] = {
@@ -32,11 +33,13 @@ def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions:
         sequences: by slot; None: free.
         positions: [S] int32, of the answer tokens that are decided first.
     """
-    drawn = _drawn(name, sequences, positions)
-    if not steers(sequences):
-        return drawn
-    slots = [Answer(s.wish, s.token_ids) if s and s.wish else None for s in sequences]
-    return Steered(drawn, steering_of(slots))
+    rule = _drawn(name, sequences, positions)
+    if steers(sequences):
+        slots = [Answer(s.wish, s.token_ids) if s and s.wish else None for s in sequences]
+        rule = Steered(rule, steering_of(slots))
+    told = [s.request.sampling.logprobs for s in sequences if s is not None]
+    asked = [num_top for num_top in told if num_top is not None]
+    return Scored(rule, max(asked)) if asked else rule
 
 
 def steers(sequences: ListLike[Sequence | None]) -> bool:
@@ -50,6 +53,14 @@ def _drawn(name: SamplingRule, sequences: ListLike[Sequence | None], positions: 
         return Greedy()
     keys = mx.array([noise_key(s.request) if s else (0, 0) for s in sequences], dtype=mx.uint32)
     return RULES[name](_settings(samplings), Chance(keys, positions))
+
+
+def scores_of(scores: Scores | None) -> list[list[Score]]:
+    """Bring scores to the host, by slot and token; []: nobody asked."""
+    if scores is None:
+        return []
+    parts = (array.tolist() for array in scores)
+    return [list(map(Score, *slot)) for slot in zip(*parts, strict=True)]
 
 
 def noise_key(request: Request) -> tuple[int, int]:

@@ -5,6 +5,7 @@ need.
 """
 
 from collections.abc import Callable, Generator
+from collections.abc import Sequence as ListLike
 from itertools import chain, takewhile
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -15,11 +16,13 @@ from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, prefill
 from dspark_batch.engine.prefix_cache import Chunks, PrefixCache, chunks_of
-from dspark_batch.engine.sampling import rule_of
-from dspark_batch.engine.sequence import Sequence
+from dspark_batch.engine.sampling import rule_of, scores_of
+from dspark_batch.engine.sequence import Score, Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
+from dspark_batch.numerics.rules import Scored
 from dspark_batch.numerics.sampling import are_finite
+from dspark_batch.numerics.scores import Scores
 from dspark_batch.types import Item, Request, SamplingRule
 
 MayBegin: TypeAlias = Callable[[Item], bool]
@@ -137,6 +140,7 @@ class _Wave(NamedTuple):
     sequences: list[tuple[int, Sequence]]  # with their slots in `filled`
     first: mx.array  # [P] int32, the first tokens of the answers, by slot
     finite: mx.array  # [P] bool, were they chosen from numbers?
+    scores: Scores | None  # of the first tokens, [P, 1]; None: nobody asked
 
     @property
     def is_urgent(self) -> bool:
@@ -167,8 +171,8 @@ class Scheduler:
         prefixes: the shared beginnings.
         sampling: how requests with a temperature are drawn.
         sequence: makes an answer that has not begun.
-        begin: takes a first token, and whether it was chosen from numbers; tells whether more are
-            to come.
+        begin: takes a first token, whether it was chosen from numbers, and its score if that was
+            asked for; tells whether more are to come.
         clock: told of prompts.
 
     Attributes:
@@ -186,7 +190,7 @@ class Scheduler:
         prefixes: PrefixCache,
         sampling: SamplingRule,
         sequence: Callable[[Waiting], Sequence],
-        begin: Callable[[Sequence, int, bool], bool],
+        begin: Callable[[Sequence, int, bool, ListLike[Score]], bool],
         clock: Clock,
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -257,8 +261,12 @@ class Scheduler:
         for wave in waves:
             self._clock.prompt_tokens += wave.filled.num_computed
             read: list[Any] = [wave.first.tolist(), wave.finite.tolist()]
-            first, finite = read
-            stay = [(n, s) for n, s in wave.sequences if self._begin(s, first[n], finite[n])]
+            (first, finite), scores = read, scores_of(wave.scores)
+            stay = [
+                (n, s)
+                for n, s in wave.sequences
+                if self._begin(s, first[n], finite[n], scores[n] if scores else ())
+            ]
             for is_urgent in (True, False):
                 part = [(n, s) for n, s in stay if s.is_urgent == is_urgent]
                 if part:
@@ -304,14 +312,15 @@ class Scheduler:
 
     def _end_wave(self, filled: Prefilled) -> None:
         positions = mx.zeros(len(self._begun), dtype=mx.int32)
-        first = rule_of(self._sampling, self._begun, positions).first(filled.logits)
-        finite = are_finite(filled.logits)
-        mx.async_eval(first, finite)
+        rule = rule_of(self._sampling, self._begun, positions)
+        first, finite = rule.first(filled.logits), are_finite(filled.logits)
+        scores = rule.scores if isinstance(rule, Scored) else None
+        mx.async_eval(first, finite, *(scores or ()))
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
             sequence.num_cached = num_cached
             sequence.fallback = filled.fallback
         wanted = [(n, s) for n, s in enumerate(self._begun) if not s.is_cancelled]
-        self._through.append(_Wave(filled, wanted, first, finite))
+        self._through.append(_Wave(filled, wanted, first, finite, scores))
         self._begun, self._filling = [], None
 
     def _fits(self) -> Callable[[Request], bool]:

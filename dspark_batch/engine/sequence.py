@@ -1,11 +1,21 @@
 """The growing answer of one request."""
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from typing import NamedTuple
 
 from dspark_batch.engine.steering import Wish
 from dspark_batch.engine.stopping import StopStrings
-from dspark_batch.types import Completion, FinishReason, Partial, Request, drafted_flags
+from dspark_batch.types import Completion, FinishReason, Logprobs, Partial, Request, drafted_flags
+
+
+class Score(NamedTuple):
+    """What the target thought of one token; log-probabilities."""
+
+    chosen: float
+    top_ids: ListLike[int]  # the likeliest first
+    top: ListLike[float]
 
 
 class Sequence:
@@ -44,6 +54,7 @@ class Sequence:
         self._stop_strings = stop_strings
         # By round: accept length, drafts among it, drafts verified, and their confidence.
         self._rounds: list[tuple[int, int, int, tuple[float, ...] | None]] = []
+        self._scores: list[Score] = []  # by token, if it was asked for
         self._admitted_s = time.perf_counter()
         self._seated_s = self._last_token_s = self._admitted_s
 
@@ -57,10 +68,11 @@ class Sequence:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
         return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
-    def begin(self, token: int) -> None:
-        """Commit the first token, which prefill gives."""
+    def begin(self, token: int, scores: ListLike[Score] = ()) -> None:
+        """Commit the first token, which prefill gives, and its score, if it was asked for."""
         self._seated_s = self._last_token_s = time.perf_counter()
         self._commit([token])
+        self._scores += scores
 
     def seat(self) -> None:
         """Begin to decode in a slot."""
@@ -72,6 +84,7 @@ class Sequence:
         bonus: int,
         num_drafted: int,
         confidence: ListLike[float] | None = None,
+        scores: ListLike[Score] = (),
     ) -> int:
         """Commit a round: the accepted drafts, then the bonus; return how many tokens stayed.
 
@@ -80,12 +93,28 @@ class Sequence:
         plain decoding come out.
         """
         stayed = self._commit([*accepted, bonus])
+        self._scores += scores[:stayed]
         self._last_token_s = time.perf_counter()
         known = None if confidence is None else tuple(confidence[:num_drafted])
         self._rounds.append((stayed, min(stayed, len(accepted)), num_drafted, known))
         return stayed
 
-    def completion(self, text: str) -> Completion:
+    def logprobs(self, text_of: Callable[[int], str]) -> Logprobs | None:
+        """Tell the log-probabilities, if they were asked for; `text_of` decodes one token."""
+        num_top = self.request.sampling.logprobs
+        if num_top is None:
+            return None
+        top_ids = [token for score in self._scores for token in score.top_ids[:num_top]]
+        top = [logprob for score in self._scores for logprob in score.top[:num_top]]
+        return Logprobs(
+            tuple(map(text_of, self.token_ids)),
+            tuple(score.chosen for score in self._scores),
+            tuple(top_ids),
+            tuple(map(text_of, top_ids)),
+            tuple(top),
+        )
+
+    def completion(self, text: str, logprobs: Logprobs | None = None) -> Completion:
         """Describe the finished answer, whose spoken tokens decode to `text`."""
         if self.finish_reason is None:
             raise ValueError(f"{self.request.item.where}: the answer is not finished")
@@ -105,6 +134,7 @@ class Sequence:
             cached_tokens=self.num_cached,
             prefill_s=self._seated_s - self._admitted_s,
             decode_s=self._last_token_s - self._seated_s,
+            logprobs=logprobs,
         )
 
     def partial(self) -> Partial:

@@ -16,7 +16,7 @@ COLUMN = "sampling_params"
 CHOICES = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "max_tokens"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "bad_words"),
-    *("min_tokens", "ignore_eos"),
+    *("min_tokens", "ignore_eos", "logprobs", "top_logprobs"),
 )
 OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
     "max_completion_tokens": "max_tokens",
@@ -24,7 +24,7 @@ OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
     "random_seed": "seed",
 }
 ONLY = {  # fields with values that ask for nothing that we lack
-    **{"n": (1,), "best_of": (1,), "stream": (False,), "logprobs": (False,), "top_logprobs": (0,)},
+    **{"n": (1,), "best_of": (1,), "stream": (False,)},
     **{"length_penalty": (1,), "skip_special_tokens": (True,), "detokenize": (True,)},
     **{"spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,)},
     **{"use_beam_search": (False,), "response_format": ({"type": "text"},)},
@@ -34,9 +34,10 @@ ONLY = {  # fields with values that ask for nothing that we lack
     **{"safe_prompt": (False,), "include_reasoning": (True,), "separate_reasoning": (True,)},
 }
 
-Chosen: TypeAlias = "float | tuple[str, ...] | frozenset[int] | tuple[tuple[int, float], ...]"
+Biases: TypeAlias = tuple[tuple[int, float], ...]
+Chosen: TypeAlias = float | tuple[str, ...] | frozenset[int] | Biases | None
 
-_WHOLE = ("top_k", "seed", "max_tokens", "min_tokens")
+_WHOLE = ("top_k", "seed", "max_tokens", "min_tokens", "top_logprobs")
 _TOKEN = re.compile(r"[0-9]{1,9}")
 _MOST = 1e300  # that a float can hold, and nobody means
 _MOST_TOP_K = 2**31 - 1  # no vocabulary has more
@@ -70,6 +71,7 @@ def choices_of(
         raise Unusable(f"`{column}.max_tokens` is {max_tokens}, expected 1 or more.")
     if "stop_token_ids" in chosen:
         chosen["stop_ids"] = chosen.pop("stop_token_ids")
+    _join_logprobs(chosen, spec, column)
     try:
         sampling = replace(spec.sampling_of_all(), **chosen)
     except ValueError as error:
@@ -80,6 +82,16 @@ def choices_of(
             f"{max_tokens}; lower the one, or raise the other."
         )
     return sampling, max_tokens
+
+
+def _join_logprobs(chosen: dict[str, Chosen], spec: Spec, column: str) -> None:
+    """Make one number of OpenAI's two words for log-probabilities."""
+    num_top = chosen.pop("top_logprobs", 0)
+    if not num_top:
+        return
+    if chosen.get("logprobs", spec.logprobs) is None:
+        raise Unusable(f"`{column}.top_logprobs` needs `logprobs` true beside it; add that.")
+    chosen["logprobs"] = num_top
 
 
 def _in_our_words(given: Mapping[str, Json], column: str) -> dict[str, Json]:
@@ -177,6 +189,16 @@ def _biases(where: str, value: Json) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(biases.items()))
 
 
+def _num_top(where: str, value: Json) -> int | None:
+    """Read how many log-probabilities are told: true is the chosen token's alone."""
+    if isinstance(value, bool):
+        return 0 if value else None
+    whole = _whole(value) if isinstance(value, int | float) else None
+    if whole is None:
+        raise Unusable(f"{where} is {value!r}, expected true, false or a whole number.")
+    return whole
+
+
 def _flag(where: str, value: Json) -> bool:
     if not isinstance(value, bool):
         raise Unusable(f"{where} is {value!r}, expected true or false.")
@@ -189,4 +211,5 @@ _READERS: dict[str, Callable[[str, Json], Chosen]] = {
     "bad_words": _texts,
     "logit_bias": _biases,
     "ignore_eos": _flag,
+    "logprobs": _num_top,
 }

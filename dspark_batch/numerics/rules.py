@@ -7,6 +7,7 @@ import mlx.core as mx
 from dspark_batch.numerics.acceptance import accept_with_bonus, count_leading
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Settings, draw, probabilities, scaled_logits
+from dspark_batch.numerics.scores import Scores, score
 from dspark_batch.numerics.steering import Steering
 
 
@@ -159,6 +160,45 @@ class Steered:
     ) -> tuple[mx.array, mx.array]:
         """Decide what stays; see `Rule`."""
         return self._rule.verify(drafts, verify_len, self._steering(logits, drafts))
+
+
+class Scored:
+    """A rule that also scores what it chose, by the logits as they came from the target.
+
+    Args:
+        rule: decides.
+        num_top: tokens that are scored beside the chosen ones.
+
+    Attributes:
+        scores: of the last choice, [B, W]: first tokens (W = 1), or those of a verified round:
+            the accepted drafts, then the bonus; what follows means nothing. None: none was made.
+    """
+
+    def __init__(self, rule: Rule, num_top: int) -> None:
+        self._rule = rule
+        self._num_top = num_top
+        self.scores: Scores | None = None
+
+    def first(self, logits: mx.array) -> mx.array:
+        """Choose the first answer tokens; see `Rule`."""
+        first = self._rule.first(logits)
+        self.scores = score(logits[:, None], first[:, None], self._num_top)
+        return first
+
+    def draft(self, logits: mx.array, k: int) -> mx.array:
+        """Choose the drafts of a block position; see `Rule`."""
+        return self._rule.draft(logits, k)
+
+    def verify(
+        self, drafts: mx.array, verify_len: mx.array, logits: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Decide what stays; see `Rule`."""
+        accepted, bonus = self._rule.verify(drafts, verify_len, logits)
+        is_bonus = mx.arange(logits.shape[1]) == accepted[:, None]
+        padded = mx.pad(drafts.astype(mx.int32), [(0, 0), (0, 1)])
+        tokens = mx.where(is_bonus, bonus[:, None], padded)
+        self.scores = score(logits, tokens, self._num_top)
+        return accepted, bonus
 
 
 def _residual(p: mx.array, q: mx.array, is_rejected: mx.array) -> mx.array:

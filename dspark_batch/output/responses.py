@@ -1,10 +1,11 @@
 """Rows as response lines of the OpenAI Batch API."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from itertools import accumulate
 
 from dspark_batch.intake.openai import is_text
-from dspark_batch.record.rows import AnswerRow, Row, columns_of
+from dspark_batch.record.rows import AnswerRow, LogprobsJson, Row, columns_of
 from dspark_batch.types import Item, Json
 
 
@@ -56,7 +57,45 @@ def _completion(head: Mapping[str, Json], row: AnswerRow) -> dict[str, Json]:
 
 
 def _choice(row: AnswerRow, name: str, said: Json) -> Json:
-    return {"index": 0, name: said, "logprobs": None, "finish_reason": row["finish_reason"]}
+    told = row["logprobs"]
+    shape = _chat_logprobs if name == "message" else _logprobs
+    logprobs = None if told is None else shape(told)
+    return {"index": 0, name: said, "logprobs": logprobs, "finish_reason": row["finish_reason"]}
+
+
+def _chat_logprobs(told: LogprobsJson) -> Json:
+    """Write log-probabilities as chats have them."""
+    content: list[Json] = [
+        {**_token(token, logprob), "top_logprobs": [_token(*each) for each in top]}
+        for token, logprob, top in _by_token(told)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprobs(told: LogprobsJson) -> Json:
+    """Write log-probabilities as texts that are continued have them."""
+    ends = list(accumulate(map(len, told["tokens"]), initial=0))
+    return {
+        "tokens": told["tokens"],
+        "token_logprobs": told["token_logprobs"],
+        "top_logprobs": [dict(reversed(top)) for _, _, top in _by_token(told)],
+        "text_offset": ends[:-1],
+    }
+
+
+def _by_token(told: LogprobsJson) -> Iterator[tuple[str, float, list[tuple[str, float]]]]:
+    """Give each token with its log-probability and the likeliest ones beside it."""
+    beside = list(zip(told["top_tokens"], told["top_logprobs"], strict=True))
+    num_top = len(beside) // max(1, len(told["tokens"]))
+    pairs = zip(told["tokens"], told["token_logprobs"], strict=True)
+    for at, (token, logprob) in enumerate(pairs):
+        yield token, logprob, beside[at * num_top : (at + 1) * num_top]
+
+
+def _token(text: str, logprob: float) -> dict[str, Json]:
+    """Describe a token; a part of a character has no bytes that its text could tell."""
+    told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": logprob, "bytes": told}
 
 
 def _usage_and_metrics(row: AnswerRow) -> dict[str, Json]:

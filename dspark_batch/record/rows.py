@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, FinishReason, Json, Outcome
+from dspark_batch.types import Completion, Failure, FinishReason, Json, Logprobs, Outcome
 
 T = TypeVar("T")
 
 _TEXTS = pa.list_(pa.field("element", pa.string()))
+_NUMBERS = pa.list_(pa.field("element", pa.float64()))
 _COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
 
 ROW_SCHEMA = pa.schema(
@@ -30,6 +31,15 @@ ROW_SCHEMA = pa.schema(
         # Of all turns; all else is about the last one.
         "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
         "token_ids": _COUNTS,  # with the stop token
+        "logprobs": pa.struct(  # of `token_ids`; null: nobody asked. The lists are flat
+            {
+                "tokens": _TEXTS,
+                "token_logprobs": _NUMBERS,
+                "top_ids": _COUNTS,  # those of `top` have K entries for each token
+                "top_tokens": _TEXTS,
+                "top_logprobs": _NUMBERS,
+            }
+        ),
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
         "input_notes": _TEXTS,  # what was odd in the record, and what was ignored; null: nothing
         "metrics": pa.struct(
@@ -88,6 +98,16 @@ class Speculation(TypedDict):
     per_step_confidence: Sequence[Sequence[float]] | None  # None: not logged
 
 
+class LogprobsJson(TypedDict):
+    """Log-probabilities of an answer's tokens; flat lists."""
+
+    tokens: Sequence[str]
+    token_logprobs: Sequence[float]
+    top_ids: Sequence[int]
+    top_tokens: Sequence[str]
+    top_logprobs: Sequence[float]
+
+
 class Metrics(TypedDict):
     """How an answer was made."""
 
@@ -112,6 +132,7 @@ class AnswerRow(TypedDict):
     error: None
     usage: Usage
     token_ids: Sequence[int]
+    logprobs: LogprobsJson | None  # None: nobody asked
     verified: bool | None
     input_notes: Sequence[str] | None
     metrics: Metrics
@@ -130,6 +151,7 @@ class FailureRow(TypedDict):
     error: ErrorJson
     usage: None
     token_ids: None
+    logprobs: None
     verified: None
     input_notes: Sequence[str] | None
     metrics: None
@@ -156,6 +178,7 @@ def _failure_row(failure: Failure) -> FailureRow:
         "error": {"code": failure.code, "message": failure.message},
         "usage": None,
         "token_ids": None,
+        "logprobs": None,
         "verified": None,
         "input_notes": list(failure.item.notes) or None,
         "metrics": None,
@@ -178,6 +201,7 @@ def answer_row(completion: Completion) -> AnswerRow:
             "completion_tokens": completion.num_generated,
         },
         "token_ids": list(completion.token_ids),
+        "logprobs": _logprobs(completion.logprobs),
         "verified": completion.verified,
         "input_notes": list(completion.item.notes) or None,
         "metrics": _metrics(completion),
@@ -277,6 +301,19 @@ def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float
     if confidence is None:
         return None
     return [[round(logit, 4) for logit in drafts] for drafts in confidence]
+
+
+def _logprobs(logprobs: Logprobs | None) -> LogprobsJson | None:
+    """Round logarithms to what float32 knows of them; None: nobody asked."""
+    if logprobs is None:
+        return None
+    return {
+        "tokens": list(logprobs.tokens),
+        "token_logprobs": [round(each, 6) for each in logprobs.token_logprobs],
+        "top_ids": list(logprobs.top_ids),
+        "top_tokens": list(logprobs.top_tokens),
+        "top_logprobs": [round(each, 6) for each in logprobs.top_logprobs],
+    }
 
 
 def committed_in(row: AnswerRow) -> int:

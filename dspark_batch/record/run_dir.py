@@ -45,7 +45,7 @@ SPEC_FIELDS = (
     *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
-    "ignore_eos",
+    *("ignore_eos", "logprobs"),
 )
 MODEL_FIELDS = (
     "target",

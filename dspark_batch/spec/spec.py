@@ -66,7 +66,7 @@ class Spec:
     output_prefix: str = ""  # before each of our other column names
     format: Format = "rows"  # what the output looks like; openai: that of their Batch API
     max_tokens: int = 512  # most tokens of an answer, a stop token included
-    temperature: float = 0.0  # this and the next eleven: what `types.Sampling` says
+    temperature: float = 0.0  # this and the next twelve: what `types.Sampling` says
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -78,6 +78,7 @@ class Spec:
     bad_words: tuple[str, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
+    logprobs: int | None = None
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
@@ -239,6 +240,7 @@ class Spec:
             bad_words=self.bad_words,
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
         )
 
 

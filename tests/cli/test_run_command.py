@@ -73,6 +73,7 @@ def test_every_option_reaches_its_field(specs):
         "presence_penalty": -0.5,
         "repetition_penalty": 1.1,
         "min_tokens": 2,
+        "logprobs": 3,
         "sampling": "rejection",
         "confidence_threshold": 0.5,
         "slots": 3,

@@ -69,6 +69,13 @@ def test_texts_are_completed_each_as_a_choice_of_its_own(server):
     assert by_index == [c["text"] for c in both["choices"]]
 
 
+def test_log_probabilities_come_whole_or_are_refused(server):
+    whole = server.http.post("/v1/chat/completions", json=chat("a", logprobs=True))
+    assert whole.status_code == 200
+    streamed = server.http.post("/v1/chat/completions", json=chat("a", logprobs=True, stream=True))
+    assert (streamed.status_code, streamed.json()["error"]["param"]) == (400, "logprobs")
+
+
 def test_reasoning_is_told_apart_in_a_stream_as_in_an_answer(tmp_path):
     def split(text):
         """Reason up to the first 7, as a model with marks does."""
@@ -98,7 +105,7 @@ def test_reasoning_is_told_apart_in_a_stream_as_in_an_answer(tmp_path):
         (chat("a", stream_options=[]), 400, "stream_options", "invalid_value"),
         (chat("a", n=2), 400, "n", "unsupported"),
         (chat("a", tools=[{"type": "function"}]), 400, "tools", "unsupported"),
-        (chat("a", logprobs=True), 400, "logprobs", "unsupported"),
+        (chat("a", suffix="x"), 400, "suffix", "unsupported"),
         (chat("a", wisdom=1), 400, "wisdom", "unsupported"),
         (chat("a", temperature=-1), 400, "temperature", "invalid_value"),
         (chat("a" * CONTEXT_LENGTH), 400, "messages", "context_length_exceeded"),
