@@ -72,7 +72,7 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
 COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
-COMMANDS += ("generate", "serve")
+COMMANDS += ("generate", "serve", "train-drafter")
 FAMILIES_LIVE_IN = {"models", "drafters", "tiny"}
 
 

@@ -47,48 +47,38 @@ def assert_same_weights(a, b):
     assert all(mx.array_equal(first[name], second[name]) for name in first)
 
 
-def test_the_drafter_is_loaded_drafts_and_changes_no_answer(whole, answered, target, tmp_path):
-    to, training = whole
-    spec = look(str(answered)).spec
+@pytest.fixture(scope="module")
+def drafted(whole, answered, target):
+    """The rows of the same job with the drafter, all drafts of every round verified."""
     job = Spec(
-        inputs=spec.inputs,
-        out=str(tmp_path / "again.jsonl"),
+        inputs=look(str(answered)).spec.inputs,
+        out=str(whole[0].parent / "drafted.jsonl"),
         target=str(target),
-        drafter=str(to),
+        drafter=str(whole[0]),
         max_tokens=20,
         slots=8,
         draft_length=4,
     )
-    report = run(job)
-    rows = rows_in(Path(job.out))
-    before = rows_in(answered)
-    assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in before]
-    assert report.mean_acceptance_length >= 1
-    assert training.answers + training.held_out == 40
-
-
-def test_what_is_measured_is_what_decoding_does(whole, answered, target):
-    to, training = whole
-    job = Spec(
-        inputs=look(str(answered)).spec.inputs,
-        out=str(to.parent / "measured.jsonl"),
-        target=str(target),
-        drafter=str(to),
-        max_tokens=20,
-        slots=1,
-        draft_length=4,
-    )
     run(job)
+    return rows_in(Path(job.out))
+
+
+def test_the_drafter_is_loaded_and_changes_no_answer(drafted, answered):
+    before = rows_in(answered)
+    assert [row["token_ids"] for row in drafted] == [row["token_ids"] for row in before]
+    assert all(row["metrics"]["speculative_decoding"]["num_draft_tokens"] for row in drafted)
+
+
+def test_what_is_measured_is_what_decoding_does(whole, answered, drafted):
+    to, training = whole
     place = Place(str(to))
     corpus = session.gather([look(str(answered))], None, place.work, by=None, most_tokens=256)
-    with RunDir(job.out).rows.open() as file:
-        rows = {tuple(row["token_ids"]): row for row in (json.loads(x)["row"] for x in file)}
-    steps = [
-        rows[tuple(corpus.sample(row).answer)]["metrics"]["speculative_decoding"]
-        for row in corpus.held_out
-    ]
-    rounds = sum(each["num_spec_steps"] for each in steps)
-    assert rounds == training.after["all"]["rounds"]
+    rows = {tuple(row["token_ids"]): row["metrics"]["speculative_decoding"] for row in drafted}
+    held_out = [rows[tuple(corpus.sample(row).answer)] for row in corpus.held_out]
+    assert sum(each["num_spec_steps"] for each in held_out) == training.after["all"]["rounds"]
+    accepted = sum(each["num_accepted_draft_tokens"] for each in held_out)
+    report = training.after["all"]
+    assert accepted == pytest.approx(sum(report["accept_rate"]) * report["rounds"], abs=0.1)
 
 
 def test_a_training_that_was_interrupted_anywhere_ends_with_the_same_weights(
@@ -196,6 +186,7 @@ def test_held_out_answers_are_never_learnt(answered, whole):
     corpus = session.gather([look(str(answered))], None, place.work, by=None, most_tokens=256)
     assert not set(corpus.learnt) & set(corpus.held_out)
     assert len(corpus.learnt) + len(corpus.held_out) == 40
+    assert (whole[1].answers, whole[1].held_out) == (len(corpus.learnt), len(corpus.held_out))
     assert isinstance(corpus, Corpus)
 
 
