@@ -33,7 +33,7 @@ class Place:
     def __init__(self, to: str) -> None:
         self.out, self.work = Path(to), Path(f"{to}.run")
         self._plan, self._state = self.work / "plan.json", self.work / "state.safetensors"
-        self._curve = self.work / "curve.jsonl"
+        self._curve, self._draft = self.work / "curve.jsonl", self.work / "drafter"
 
     def begin(self, plan: Mapping[str, Json], *, overwrite: bool) -> None:
         """Keep the plan of a new training, or see that an old one had the same.
@@ -72,6 +72,7 @@ class Place:
     def discard(self) -> None:
         """Forget the training and its drafter; the lock stays."""
         shutil.rmtree(self.out, ignore_errors=True)
+        shutil.rmtree(self._draft, ignore_errors=True)
         for path in self.work.iterdir():
             if path.name != "lock":
                 path.unlink()
@@ -116,7 +117,7 @@ class Place:
             files: names and texts.
             drafter: its tensors.
         """
-        draft = self.work / "drafter"
+        draft = self._draft
         shutil.rmtree(draft, ignore_errors=True)
         with full_disk_is_resumable(self.out):
             draft.mkdir()

@@ -295,6 +295,14 @@ def test_another_training_is_not_gone_on_with(whole, answered, tmp_path):
         train_drafter([str(answered)], str(tmp_path / "f"), SMALL)
 
 
+def test_overwrite_starts_over_whatever_a_crash_left(whole, answered, tmp_path):
+    shutil.copytree(f"{whole[0]}.run", tmp_path / "d.run")
+    shutil.copytree(whole[0], tmp_path / "d.run" / "drafter")  # it died while it was storing
+    train_drafter([str(answered)], str(tmp_path / "d"), SMALL, overwrite=True)
+    assert_same_weights(whole[0], tmp_path / "d")
+    assert not (tmp_path / "d.run" / "drafter").exists()
+
+
 def test_a_drafter_goes_to_the_hub_as_a_model(whole):
     calls = []
     hub = SimpleNamespace(
