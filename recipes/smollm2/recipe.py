@@ -35,7 +35,7 @@ class Plan:
     seed: int = 0
 
 
-QUICK = {"limit": 48, "max_tokens": 96, "steps": 10, "answer_for": "2m"}
+QUICK = {"limit": 48, "max_tokens": 96, "steps": 6, "answer_for": "2m"}
 
 
 def make_target(out: Path, plan: Plan) -> None:
