@@ -194,8 +194,9 @@ def load(
         log.warning("%s", slow)
     names = (spec.thinking, spec.family, spec.target)
     if spec.thinking is not None:  # refused before gigabytes are fetched
-        trusts = spec.trust_remote_code
-        reading = load_reading(spec.family, target=spec.target, trust_remote_code=trusts)
+        reading = load_reading(
+            spec.family, target=spec.target, trust_remote_code=spec.trust_remote_code
+        )
         settle_thinking(reading.tokenizer, *names)
     dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else None)
     return load_pair(

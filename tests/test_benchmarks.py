@@ -21,6 +21,7 @@ PLANTED = {"planted_defects", "planted_mistakes"}
 RUNS = {
     "attention": "--toy --layers 2",
     "drafter_bits": "--items 1 --bits 4",
+    "equal_bits": "72x3x1x41 --slots 2",
     "exact": "--items 1 --dtype float32 --alone 1",
     "first_row": "--starts 1 --items 1",
     "hybrid": "--size toy --slots 2 --items-per-slot 1 --max-tokens 4 --compared 1 --dtype float32",

@@ -524,6 +524,8 @@ class Engine:
 
     def _cannot_steer(self, request: Request) -> str | None:
         """Say why a request cannot be steered as it wants; None: it can."""
+        if not request.sampling.logit_bias:
+            return None
         vocab_size = self._pair.target.facts.vocab_size
         strange = [token for token, _ in request.sampling.logit_bias if token >= vocab_size]
         if strange:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import orjson
@@ -85,13 +85,14 @@ class Session:
 
     def _load(self) -> Pair:
         job, asked = self._jobs[0], self._asked
-        target = job.spec.target or known_pair(job.spec.family or DEFAULT_FAMILY).target
+        spec = job.spec
+        target = spec.target or known_pair(spec.family or DEFAULT_FAMILY).target
         pair = load_pair(
             target=target,
             drafter=asked.init,
             drafter_bits=None,
-            target_bits=job.spec.target_bits,
-            trust_remote_code=job.spec.trust_remote_code,
+            target_bits=spec.target_bits,
+            trust_remote_code=spec.trust_remote_code,
         )
         there, here = job.manifest["identity"]["target"], pair.config.identity["target"]
         if there != here:
@@ -214,9 +215,7 @@ def _trained_student(pair: Pair, init: str) -> Student:
         weights["embed_tokens.weight"],
         weights.get("lm_head.weight", weights["embed_tokens.weight"]),
     )
-    drafter = pair.drafter
-    if not isinstance(drafter, DSparkDrafter):  # it is one: `load_pair` was given it
-        raise UsageError(f"--init {init}: expected a DSpark drafter.")
+    drafter = cast(DSparkDrafter, pair.drafter)  # `load_pair` was given it
     freeze_ends(drafter)
     mix = DSPARK if drafter.has_confidence else DFLASH
     target = TappedTarget(pair.target.model, drafter.tap_ids)

@@ -92,6 +92,11 @@ class Costs:
         """Whether any rounds without drafts were seen."""
         return any(kind.draft_length == 0 and self.is_known(kind) for kind in self._seen)
 
+    @property
+    def saw_plain(self) -> bool:
+        """Whether any round without drafts was seen of late, even one."""
+        return any(kind.draft_length == 0 and self._fresh(kind) for kind in self._seen)
+
     def is_known(self, kind: Kind) -> bool:
         """Whether what such a round takes was seen of late."""
         seen = self._fresh(kind)
@@ -266,7 +271,7 @@ class Pace:
         if best > 0 and self._costs.num_rounds < _FIRST_TRIAL:
             return None
         rates = self._rates(slots)
-        hope_plain = _HOPE if self._costs.has_plain else _HOPE_PLAIN
+        hope_plain = _HOPE if self._costs.saw_plain else _HOPE_PLAIN
         if not self._costs.has_plain and self._costs.num_rounds > _LONG_JOB:
             hope_plain = inf
         hopes = {

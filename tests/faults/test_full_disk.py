@@ -19,14 +19,14 @@ RESUMABLE = 75
 @pytest.fixture
 def calm(tmp_path):
     """The output of a run that nothing disturbed."""
-    write_lines(tmp_path / "in.jsonl", *prompts(*(f"p{i}" for i in range(8))))
+    write_lines(tmp_path / "in.jsonl", *prompts(*(f"p{i}" for i in range(16))))
     start(tmp_path, out=str(tmp_path / "calm.jsonl"))
     return (tmp_path / "calm.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("fsync_every", [1, 100])
 def test_a_journal_that_cannot_grow_is_resumable(tmp_path, calm, fsync_every):
-    process = spawn(tmp_path, largest_file=3300, fsync_every=fsync_every)
+    process = spawn(tmp_path, largest_file=6000, fsync_every=fsync_every)
     said = process.communicate()[1].decode()
     assert process.returncode == RESUMABLE
     assert said.startswith(
@@ -34,7 +34,7 @@ def test_a_journal_that_cannot_grow_is_resumable(tmp_path, calm, fsync_every):
     )
     assert said.endswith("make room for it and run the same command again.")
     journal = (tmp_path / "out.jsonl.run/rows.jsonl").read_bytes()
-    assert 0 < journal.count(b"\n") < 8
+    assert 0 < journal.count(b"\n") < 16
     assert journal.endswith(b"\n")  # the torn row was taken back
     report = start(tmp_path)
     assert report.resumed == journal.count(b"\n")
@@ -42,9 +42,9 @@ def test_a_journal_that_cannot_grow_is_resumable(tmp_path, calm, fsync_every):
 
 
 def test_an_output_that_cannot_be_written_is_resumable_and_leaves_no_half(tmp_path, calm):
-    padded = [record | {"pad": "x" * 1000} for record in prompts("a", "b", "c", "d")]
+    padded = [record | {"pad": "x" * 2000} for record in prompts("a", "b", "c", "d")]
     write_lines(tmp_path / "in.jsonl", *padded)
-    process = spawn(tmp_path, largest_file=3500)
+    process = spawn(tmp_path, largest_file=6000)
     said = process.communicate()[1].decode()
     assert (process.returncode, "out.jsonl: cannot be written" in said) == (RESUMABLE, True)
     assert {path.name for path in tmp_path.iterdir()} == {

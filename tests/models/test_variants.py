@@ -7,7 +7,7 @@ import checkpoints as make
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden_cases import CASES, load_case
+from golden_cases import DENSE, load_case
 from reference import Reference
 
 from dspark_batch.engine.engine import Engine
@@ -272,7 +272,7 @@ def test_the_tap_of_the_embedding_is_what_the_first_layer_gets(loaded):
         assert np.abs(features[0][:, : make.HIDDEN] - rows).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", DENSE)
 def test_the_reference_itself_gives_the_recorded_block(name):
     case, folder = load_case(name), make.GOLDEN / name / "drafter"
     config = make.read(folder / "config.json")
