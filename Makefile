@@ -16,8 +16,9 @@ comma := ,
 VENV  := .venv
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-EXTRA := test$(if $(filter metal,$(MLX)),,$(comma)$(MLX))
+BACK  := $(if $(filter metal,$(MLX)),,$(comma)$(MLX))
 READY := $(VENV)/ready-$(MLX)
+TESTS := $(VENV)/ready-test
 RUFF  := $(VENV)/ready-ruff
 MYPY  := $(VENV)/ready-mypy
 OUT   := out.parquet
@@ -34,19 +35,19 @@ demo: $(READY)
 	echo
 	$(BIN)/dspark-batch bench sample_inputs/prompts.jsonl --turns 1 --no-mlx-lm
 
-test: $(READY)
+test: $(TESTS)
 	$(BIN)/python -m pytest -q -n 2
 
-test-all: $(READY)
+test-all: $(TESTS)
 	$(BIN)/python -m pytest -q -m "not hub"
 
-types: $(READY) $(MYPY)
+types: $(TESTS) $(MYPY)
 	$(BIN)/mypy
 
-wheel: $(READY)
+wheel: $(TESTS)
 	$(BIN)/python tests/try_wheel.py
 
-check: $(READY) $(RUFF) types wheel
+check: $(TESTS) $(RUFF) types wheel
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/python -m pytest -q -n 2
@@ -66,7 +67,12 @@ $(READY): pyproject.toml
 	    f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=...")'
 	echo "Installing into $(VENV) (MLX for $(MLX); once, about a minute) ..." >&2
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[$(EXTRA)]"
+	$(PIP) --editable ".[report$(BACK)]"
+	touch $@
+
+$(TESTS): $(READY)
+	echo "Installing what the tests need (once, about a minute) ..." >&2
+	$(PIP) --editable ".[test$(BACK)]"
 	touch $@
 
 $(RUFF): $(READY)
