@@ -23,7 +23,7 @@ _USUAL_PROMPT = 512  # tokens, where the memory decides about slots
 
 _IS_CPU = device.is_cpu()
 # Tokens of a round that are worth their pass, and most slots. A rule: rounds tell what it costs.
-_ROUND_TOKENS, _MOST_SLOTS = (512, 64) if _IS_CPU else (512, 128)
+_ROUND_TOKENS, _MOST_SLOTS = 512, 64 if _IS_CPU else 128
 _GOOD_TOKENS = 256 if _IS_CPU else 512  # more of them pay in jobs of many items only
 # Tokens of a pass that take as long as reading the weights for them; a rule as well.
 _FREE_TOKENS = 24 if _IS_CPU else 512

@@ -341,6 +341,20 @@ def test_a_length_is_left_only_for_3_percent():
     assert {step.draft_length for step in steps[10:]} - tried_once == {last}
 
 
+def test_plain_rounds_of_which_one_counted_are_not_tried_again():
+    pace, costs, acceptance = made((0, 7))
+    plain = 0
+    for _ in range(100):
+        step = pace.next(64, 64)
+        plain += step.draft_length == 0
+        if step.draft_length:
+            acceptance.add(7, 7)
+            costs.add(Kind(64, 7), 4.5)
+        elif plain == 1:  # the others ran beside prompts, so nobody knows what they take
+            costs.add(Kind(64, 0), 1.0)
+    assert plain == 4  # one trial
+
+
 def test_a_pair_without_a_drafter_never_drafts():
     pace, costs, acceptance = made((0,))
     steps = paced(pace, costs, acceptance, 100, lambda k: 1.0)
