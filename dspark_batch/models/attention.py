@@ -1,6 +1,6 @@
 """Lets the cache of a step say which attention runs, without copying a model's forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -70,8 +70,14 @@ def _replaced(plain: type, forward: Callable[..., mx.array]) -> type:
 
 def rebound(plain: type, name: str, function: Callable[..., mx.array]) -> type:
     """Make a subclass whose forward pass is the same code, with another function of a name."""
-    call = plain.__call__
-    names = {**call.__globals__, name: function}
-    forward = FunctionType(call.__code__, names, call.__name__, None, call.__closure__)
-    forward.__defaults__, forward.__kwdefaults__ = call.__defaults__, call.__kwdefaults__
+    call: Any = plain.__call__  # to its stub a method of `type`
+    forward = with_names(call, {name: function})
     return type(plain.__name__, (plain,), {"__call__": forward})
+
+
+def with_names(method: FunctionType, names: Mapping[str, object]) -> FunctionType:
+    """Copy a function, whose code then finds other objects under some global names."""
+    found = {**method.__globals__, **names}
+    copy = FunctionType(method.__code__, found, method.__name__, None, method.__closure__)
+    copy.__defaults__, copy.__kwdefaults__ = method.__defaults__, method.__kwdefaults__
+    return copy

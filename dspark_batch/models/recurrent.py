@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,6 +10,7 @@ from mlx_lm.models.gated_delta import compute_g, compute_lower_bound_g, gated_de
 from mlx_lm.models.ssm import compute_dt, ssm_update
 
 from dspark_batch.caches.states import Recurrence, StateCache
+from dspark_batch.models.attention import with_names
 from dspark_batch.numerics.recurrence import gated_delta, state_space
 
 
@@ -90,7 +90,7 @@ _CALL, _KIND = "__call__", "recurrent_kind"
 def _record(module: nn.Module, convolution: str) -> None:
     step, plain, kind = _Step(), type(module), _kind_of(module)
     changed = {
-        method: _rebound(getattr(plain, method), {name: partial(update.run, step)})
+        method: with_names(getattr(plain, method), {name: partial(update.run, step)})
         for name, update in _UPDATES.items()
         for method in _methods_that_use(plain, name)
     }
@@ -113,13 +113,6 @@ def _recording(plain: type, step: _Step) -> type:
         return plain.__call__(self, inputs)
 
     return type(plain.__name__, (plain,), {_CALL: call})
-
-
-def _rebound(method: FunctionType, names: dict[str, object]) -> FunctionType:
-    names = {**method.__globals__, **names}
-    copy = FunctionType(method.__code__, names, method.__name__, None, method.__closure__)
-    copy.__defaults__, copy.__kwdefaults__ = method.__defaults__, method.__kwdefaults__
-    return copy
 
 
 def _gated_delta(  # noqa: PLR0913  the names that mlx-lm's models call it with
