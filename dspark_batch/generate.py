@@ -75,6 +75,10 @@ class Options(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     logprobs: int | None
+    json_schema: str | None
+    regex: str | None
+    grammar: str | None
+    choice: tuple[str, ...]
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto

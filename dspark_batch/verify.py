@@ -303,7 +303,7 @@ def _why_not(claims: Sequence[Claim], spec: Spec, against: Against) -> str | Non
     """Say why answers cannot be decoded again; None: they can."""
     samplings = [claim.request.sampling for claim in claims]
     if against == "mlx-lm" and any(sampling.is_own_way for sampling in samplings):
-        return "with penalties, biases, a least length or other ends, which are none of mlx-lm's"
+        return "with penalties, biases, a grammar or other ends, which are none of mlx-lm's"
     if all(sampling.is_greedy for sampling in samplings):
         return None
     if spec.sampling == "rejection":

@@ -42,10 +42,11 @@ class Claim:
     request: Request
     text: str  # without the reasoning
     turn: int = 0  # which question of a conversation, from 0
-    # Of an earlier turn a row keeps the text only; then all three are None.
+    # Of an earlier turn a row keeps the text only; then all four are None.
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
     reasoning: str | None = None
+    parsed: bool | None = None  # whether a structure was met; None: nobody asked for one
     spec: Spec | None = None  # of the job: how the record's answer is split; None: as any other
 
     @property
@@ -109,11 +110,12 @@ def claims_of(
 
 def _said(
     row: AnswerRow, earlier: Sequence[str], turn: int
-) -> tuple[str, int, tuple[int, ...] | None, str | None, str | None]:
+) -> tuple[str, int, tuple[int, ...] | None, str | None, str | None, bool | None]:
     if turn < len(earlier):
-        return earlier[turn], turn, None, None, None
-    ids, reason = tuple(row["token_ids"]), row["finish_reason"]
-    return row["completion"], turn, ids, reason, row["reasoning"]
+        return earlier[turn], turn, None, None, None, None
+    ids, reason, structure = tuple(row["token_ids"]), row["finish_reason"], row["structure"]
+    parsed = None if structure is None else structure["parsed"]
+    return row["completion"], turn, ids, reason, row["reasoning"], parsed
 
 
 def divergence_of(manifest: Manifest | None) -> float:
@@ -185,6 +187,9 @@ def compare(
     if claim.finish_reason not in (None, outcome.finish_reason):
         reasons = (claim.finish_reason, outcome.finish_reason)
         return _difference(claim, None, *(f"finish_reason {reason}" for reason in reasons))
+    parsed = outcome.structure and outcome.structure.parsed
+    if claim.is_whole and claim.parsed != parsed:
+        return _difference(claim, None, *(f"parsed {each}" for each in (claim.parsed, parsed)))
     return None
 
 

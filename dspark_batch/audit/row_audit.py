@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import orjson
 import pyarrow as pa
 
 from dspark_batch.audit.replay import first_difference
@@ -138,6 +139,7 @@ def _problems_of_answer(
     if ids:
         yield from _problems_of_text(request, row, reading)
         yield from _problems_of_logprobs(request, row)
+        yield from _problems_of_structure(request, row)
         yield from _problems_of_statistics(len(ids), row["metrics"], usage["prompt_tokens"])
     else:
         yield "is an answer without a token"
@@ -199,6 +201,24 @@ def _problems_of_logprobs(request: Request, row: AnswerRow) -> Iterator[str]:
             yield f"logprobs.{name} has {found[name]} entries, expected {expected}"
     if any(logprob > 0 for logprob in told["token_logprobs"]):
         yield "logprobs.token_logprobs has one above 0"
+
+
+def _problems_of_structure(request: Request, row: AnswerRow) -> Iterator[str]:
+    """Compare what the row says of the answer's structure with the answer."""
+    asked, told = request.sampling.structure, row["structure"]
+    kinds = asked and asked.kind, told and told["kind"]
+    if kinds[0] != kinds[1]:
+        yield f"structure.kind is {kinds[1]!r}, expected {kinds[0]!r}"
+    if told and told["kind"] == "json_schema" and told["parsed"] and not _is_json(row):
+        yield "structure.parsed is true, but the completion is no JSON"
+
+
+def _is_json(row: AnswerRow) -> bool:
+    try:
+        orjson.loads(row["completion"])
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _problems_of_end(request: Request, row: AnswerRow, has_stopped: bool) -> Iterator[str]:

@@ -10,7 +10,15 @@ import pyarrow as pa
 
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, FinishReason, Json, Logprobs, Outcome
+from dspark_batch.types import (
+    Completion,
+    Failure,
+    FinishReason,
+    Json,
+    Logprobs,
+    Outcome,
+    StructureKind,
+)
 
 T = TypeVar("T")
 
@@ -38,6 +46,12 @@ ROW_SCHEMA = pa.schema(
                 "top_ids": _COUNTS,  # those of `top` have K entries for each token
                 "top_tokens": _TEXTS,
                 "top_logprobs": _NUMBERS,
+            }
+        ),
+        "structure": pa.struct(  # null: nobody asked for one
+            {
+                "kind": pa.string(),  # json_schema | regex | grammar | choice
+                "parsed": pa.bool_(),  # is the answer whole? One that max_tokens cut is not
             }
         ),
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
@@ -68,6 +82,10 @@ ROW_SCHEMA = pa.schema(
 )
 """Our columns, after the input columns. Two outputs are equal when all but `metrics` is equal, and
 `verified`, which tells who looked."""
+
+
+PARSED = "parsed"
+"""The column behind these that a JSON Schema of the whole job adds: the answer as a value."""
 
 
 class ErrorJson(TypedDict):
@@ -108,6 +126,13 @@ class LogprobsJson(TypedDict):
     top_logprobs: Sequence[float]
 
 
+class StructureJson(TypedDict):
+    """How an answer met the structure that it was asked for."""
+
+    kind: StructureKind
+    parsed: bool
+
+
 class Metrics(TypedDict):
     """How an answer was made."""
 
@@ -133,6 +158,7 @@ class AnswerRow(TypedDict):
     usage: Usage
     token_ids: Sequence[int]
     logprobs: LogprobsJson | None  # None: nobody asked
+    structure: StructureJson | None  # None: nobody asked
     verified: bool | None
     input_notes: Sequence[str] | None
     metrics: Metrics
@@ -152,6 +178,7 @@ class FailureRow(TypedDict):
     usage: None
     token_ids: None
     logprobs: None
+    structure: None
     verified: None
     input_notes: Sequence[str] | None
     metrics: None
@@ -179,6 +206,7 @@ def _failure_row(failure: Failure) -> FailureRow:
         "usage": None,
         "token_ids": None,
         "logprobs": None,
+        "structure": None,
         "verified": None,
         "input_notes": list(failure.item.notes) or None,
         "metrics": None,
@@ -187,6 +215,7 @@ def _failure_row(failure: Failure) -> FailureRow:
 
 def answer_row(completion: Completion) -> AnswerRow:
     """Write an answer as our columns, in the order of the schema."""
+    structured = completion.structure
     return {
         "custom_id": completion.item.custom_id,
         "sample_index": completion.item.sample_index,
@@ -202,6 +231,9 @@ def answer_row(completion: Completion) -> AnswerRow:
         },
         "token_ids": list(completion.token_ids),
         "logprobs": _logprobs(completion.logprobs),
+        "structure": None
+        if structured is None
+        else {"kind": structured[0], "parsed": structured[1]},
         "verified": completion.verified,
         "input_notes": list(completion.item.notes) or None,
         "metrics": _metrics(completion),
@@ -222,6 +254,7 @@ class Layout:
     keep: tuple[str, ...] = ()  # the only input columns; (): all
     drop: tuple[str, ...] = ()  # input columns to leave out
     id_column: str | None = None  # the input column that `custom_id` comes from; None: `custom_id`
+    json_schema: str | None = None  # of the column `parsed`; None: there is none
 
     @property
     def our_names(self) -> Mapping[str, str]:
@@ -249,7 +282,8 @@ class Layout:
 
 @cache  # every row asks
 def _our_names(layout: Layout) -> Mapping[str, str]:
-    names = {name: layout.output_prefix + name for name in ROW_SCHEMA.names}
+    ours = [*ROW_SCHEMA.names, PARSED] if layout.json_schema else ROW_SCHEMA.names
+    names = {name: layout.output_prefix + name for name in ours}
     return names | ({"completion": layout.output_column} if layout.output_column else {})
 
 

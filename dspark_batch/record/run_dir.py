@@ -45,7 +45,7 @@ SPEC_FIELDS = (
     *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
-    *("ignore_eos", "logprobs"),
+    *("ignore_eos", "logprobs", "json_schema", "regex", "grammar", "choice"),
 )
 MODEL_FIELDS = (
     "target",
@@ -63,7 +63,7 @@ DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
 DRAFTER_OPTIONS = ("drafter", "drafter_bits")
 PLAN_FIELDS = ("draft_length", "confidence_threshold")
 
-_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
+_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow", "llguidance")
 
 
 @dataclass(frozen=True, slots=True)
