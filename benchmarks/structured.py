@@ -34,8 +34,12 @@ def text(most=12):
     return {"type": "string", "maxLength": most}
 
 
+def bounds(least, most):
+    return {"minimum": least, "maximum": most}
+
+
 def integer(least=0, most=999):
-    return {"type": "integer", "minimum": least, "maximum": most}
+    return {"type": "integer", **bounds(least, most)}
 
 
 def listed(items, most=3, **more):
@@ -61,7 +65,7 @@ SCHEMAS = [
     {"type": "array", "items": integer(), "minItems": 1, "maxItems": 4},
     {"enum": ["yes", "no"]},
     record(value={"anyOf": [integer(), {"type": "null"}]}),
-    record(kind={"const": "sea"}, depth={"type": "number", "minimum": 0, "maximum": 9}),
+    record(kind={"const": "sea"}, depth={"type": "number", "multipleOf": 0.5, **bounds(0, 9)}),
     record(code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}),
     record(day={"type": "string", "format": "date"}),
     {"type": "object", "properties": {"a": text(4), "b": integer()}, "required": ["b"]},

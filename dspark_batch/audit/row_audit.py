@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import orjson
 import pyarrow as pa
 
 from dspark_batch.audit.replay import first_difference
@@ -19,6 +18,7 @@ from dspark_batch.record.rows import (
     Row,
     Speculation,
     columns_of,
+    parsed_in,
 )
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item, Request, Said
@@ -209,16 +209,9 @@ def _problems_of_structure(request: Request, row: AnswerRow) -> Iterator[str]:
     kinds = asked and asked.kind, told and told["kind"]
     if kinds[0] != kinds[1]:
         yield f"structure.kind is {kinds[1]!r}, expected {kinds[0]!r}"
-    if told and told["kind"] == "json_schema" and told["parsed"] and not _is_json(row):
+    should_parse = told and told["kind"] == "json_schema" and told["parsed"]
+    if should_parse and parsed_in(row) is None and row["completion"] != "null":
         yield "structure.parsed is true, but the completion is no JSON"
-
-
-def _is_json(row: AnswerRow) -> bool:
-    try:
-        orjson.loads(row["completion"])
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def _problems_of_end(request: Request, row: AnswerRow, has_stopped: bool) -> Iterator[str]:

@@ -530,13 +530,13 @@ class Engine:
 
     def _cannot_steer(self, request: Request) -> str | None:
         """Say why a request cannot be steered as it wants; None: it can."""
-        vocab_size = self._pair.target.facts.vocab_size
-        strange = [token for token, _ in request.sampling.logit_bias if token >= vocab_size]
-        if strange:
-            return (
-                f"logit_bias names token {strange[0]}, and the vocabulary has {vocab_size}; name "
-                f"tokens from 0 to {vocab_size - 1}."
-            )
+        if biased := [token for token, _ in request.sampling.logit_bias]:
+            vocab_size = self._pair.target.facts.vocab_size
+            if max(biased) >= vocab_size:
+                return (
+                    f"logit_bias names token {max(biased)}, and the vocabulary has {vocab_size}; "
+                    f"name tokens from 0 to {vocab_size - 1}."
+                )
         try:
             guide_of(self._pair, request)
         except ValueError as error:

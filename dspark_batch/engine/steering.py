@@ -112,7 +112,9 @@ class _Allowed:
         bits = np.full((slots, width, -(-vocab_size // 32)), _ANY_TOKEN, dtype=np.uint32)
         is_any = True
         for slot, walk in enumerate(self._walks):
-            for row in range(width) if walk is not None else ():
+            if walk is None:
+                continue
+            for row in range(width):
                 found = walk.to_draft() if is_draft else walk.rows[first + row]
                 if found is not None:
                     most, is_any = min(len(found), bits.shape[2]), False

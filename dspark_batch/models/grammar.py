@@ -149,17 +149,16 @@ class Guide:
         """
         if self._part == "thinking":
             return None
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32).copy()
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32)
         if self._matcher.is_error():
             if not self._before:  # else only the drafts went too far
                 self.problem = self.problem or reason(self._matcher.get_error())
             return None
         if self._matcher.is_accepting():
-            _allow(bits, self.stop_ids)
+            bits = _with(bits, self.stop_ids)
         if self._part == "opening":
-            if self._said:
-                bits[:] = 0
-            _allow(bits, self._marks.start[len(self._said) :][:1])
+            mark = self._marks.start[len(self._said)]
+            return only(mark, len(bits)) if self._said else _with(bits, [mark])
         return bits
 
     def forced(self) -> list[int]:
@@ -208,9 +207,7 @@ def has(bits: Bits | None, token: int) -> bool:
 
 def only(token: int, length: int) -> Bits:
     """Let one token come; `length` is that of the bits."""
-    bits = np.zeros(length, dtype=np.uint32)
-    _allow(bits, [token])
-    return bits
+    return _with(np.zeros(length, dtype=np.uint32), [token])
 
 
 def _last(tokens: Sequence[int], mark: Sequence[int]) -> int:
@@ -219,7 +216,10 @@ def _last(tokens: Sequence[int], mark: Sequence[int]) -> int:
     return next((at for at in places if tuple(tokens[at : at + len(mark)]) == tuple(mark)), -1)
 
 
-def _allow(bits: Bits, tokens: Iterable[int]) -> None:
+def _with(bits: Bits, tokens: Iterable[int]) -> Bits:
+    """Let more tokens come; one that the bits have no place for is left out."""
+    more = bits.copy()
     for token in tokens:
-        if token // 32 < len(bits):
-            bits[token // 32] |= np.uint32(1 << token % 32)
+        if token // 32 < len(more):
+            more[token // 32] |= np.uint32(1 << token % 32)
+    return more

@@ -19,12 +19,12 @@ from dspark_batch.output.columns import (
     input_columns,
     write_batch,
 )
-from dspark_batch.output.parsed import AS_TEXT, Column, column_of, parsed_in
+from dspark_batch.output.parsed import AS_TEXT, Column, column_of
 from dspark_batch.output.regenerate import written_back
 from dspark_batch.output.responses import response_line
 from dspark_batch.record.disk import full_disk_is_resumable, sync_file
 from dspark_batch.record.journal import Entry, Journal
-from dspark_batch.record.rows import PARSED, ROW_SCHEMA, Row, columns_of, layout_of
+from dspark_batch.record.rows import PARSED, ROW_SCHEMA, Row, columns_of, layout_of, parsed_in
 from dspark_batch.record.survey import TO_DO
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item, Json

@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-import orjson
 import pyarrow as pa
 
 from dspark_batch.intake.json_text import dump
-from dspark_batch.record.rows import Row
 from dspark_batch.spec.structure import Schema, schema_of, target_of
 from dspark_batch.types import Json
 
@@ -42,15 +40,6 @@ class Column(NamedTuple):
             ValueError, TypeError, OverflowError, ArrowException: a value does not fit.
         """
         return pa.array([None if value is None else self.fit(value) for value in values], self.type)
-
-
-def parsed_in(row: Row) -> Json:
-    """Give the value of an answer that is whole; None: it is not, or nobody asked for JSON."""
-    structure = row["structure"]
-    if structure is None or structure["kind"] != "json_schema" or not structure["parsed"]:
-        return None
-    value: Json = orjson.loads(row["completion"] or "null")
-    return value
 
 
 def column_of(schema: str) -> Column:

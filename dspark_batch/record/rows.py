@@ -1,5 +1,7 @@
 """What an output record looks like: one fixed schema from the first row on."""
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -83,6 +85,8 @@ ROW_SCHEMA = pa.schema(
 """Our columns, after the input columns. Two outputs are equal when all but `metrics` is equal, and
 `verified`, which tells who looked."""
 
+
+_MOST_DIGITS = 20  # of an integer of 64 bits, its sign included
 
 PARSED = "parsed"
 """The column behind these that a JSON Schema of the whole job adds: the answer as a value."""
@@ -238,6 +242,24 @@ def answer_row(completion: Completion) -> AnswerRow:
         "input_notes": list(completion.item.notes) or None,
         "metrics": _metrics(completion),
     }
+
+
+def parsed_in(row: Row) -> Json:
+    """Give the value of an answer that is whole; None: it is not, or nobody asked for JSON."""
+    structure = row["structure"]
+    if structure is None or structure["kind"] != "json_schema" or not structure["parsed"]:
+        return None
+    try:
+        value: Json = json.loads(row["completion"] or "null", parse_int=_number)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _number(digits: str) -> float:
+    """Read an integer; one beyond 64 bits, which no column can hold, as a double."""
+    number = int(digits) if len(digits) <= _MOST_DIGITS else math.inf
+    return number if -(1 << 63) <= number < 1 << 63 else float(digits)
 
 
 def columns_of(row: Row) -> Mapping[str, Json]:

@@ -5,17 +5,17 @@
 Everything is checked when it is read, without a model: over bytes in place of tokens.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import orjson
-
 from dspark_batch.types import Json, Structure, StructureKind
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 KINDS: tuple[StructureKind, ...] = ("json_schema", "regex", "grammar", "choice")
 ANY_OBJECT: Json = {"type": "object"}
@@ -26,7 +26,11 @@ _MOST_BYTES = 1_000_000
 _DISTINCT = 256  # structures that are remembered
 # On one line, as Python's `json.dumps` writes it: so no answer can go on with blanks for ever, and
 # what stands between two values is known before it is said.
-_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ONE_LINE: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
 _ONE_OF_MANY = ("anyOf", "oneOf")
 # With these an object's properties stand in several places, so that none of them knows all.
@@ -72,8 +76,8 @@ def schema_of(text: str) -> Schema:
         ValueError: it is no JSON.
     """
     try:
-        schema: Schema = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        schema: Schema = json.loads(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error}); repair it") from error
     if not isinstance(schema, bool | Mapping):
         raise ValueError(f"is {_short(schema)}, expected a JSON Schema")
@@ -111,21 +115,9 @@ def _made(kind: StructureKind, text: str) -> Structure | str:
         size = f"{len(text) / 1e6:.1f} MB long, expected at most {_MOST_BYTES / 1e6:.0f}"
         return f"is {size}; give a smaller one"
     try:
-        from llguidance import LLMatcher
+        grammar = _grammar(kind, text)
     except ImportError:
         return "needs llguidance; install it with `pip install dspark-batch[structured]`"
-    try:
-        if kind == "json_schema":
-            schema = schema_of(text)
-            _refuse_endless(schema)
-            _refuse_large(schema)
-            grammar = LLMatcher.grammar_from_json_schema(_dumped(schema), overrides=_ONE_LINE)
-        elif kind == "regex":
-            grammar = LLMatcher.grammar_from_regex(text)
-        elif kind == "choice":
-            grammar = LLMatcher.grammar_from_lark(_one_of(orjson.loads(text)))
-        else:
-            grammar = LLMatcher.grammar_from_lark(text)
     except RecursionError:
         return _TOO_DEEP
     except ValueError as error:
@@ -133,16 +125,30 @@ def _made(kind: StructureKind, text: str) -> Structure | str:
     return _problem(grammar) or Structure(kind, grammar)
 
 
+def _grammar(kind: StructureKind, text: str) -> str:
+    """Write a structure in llguidance's words."""
+    from llguidance import LLMatcher
+
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if kind == "grammar":
+        return LLMatcher.grammar_from_lark(text)
+    if kind == "choice":
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_dumped, json.loads(text))))
+    schema = schema_of(text)
+    _refuse_endless(schema)
+    _refuse_large(schema)
+    try:
+        return LLMatcher.grammar_from_json_schema(_dumped(schema), overrides=_ONE_LINE)
+    except ValueError as error:
+        raise ValueError(_in_words(str(error))) from error
+
+
 def _dumped(value: Json) -> str:
     try:
-        return orjson.dumps(value).decode()
-    except orjson.JSONEncodeError as error:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-
-
-def _one_of(texts: Sequence[str]) -> str:
-    quoted = (orjson.dumps(text).decode() for text in dict.fromkeys(texts))
-    return "start: " + " | ".join(quoted)
 
 
 def _problem(grammar: str) -> str | None:
@@ -281,7 +287,7 @@ def target_of(schema: Schema, ref: str) -> Schema:
             here = here[int(name)]
         else:
             return True
-    return here  # type: ignore[no-any-return]  # any JSON
+    return here
 
 
 def _ends(schema: Schema, ending: set[str], targets: Mapping[str, Schema]) -> bool:

@@ -33,9 +33,13 @@ def tokenizer():
     return load_reading("tiny").tokenizer
 
 
+@cache
+def grammars(marks):
+    return Grammars(tokenizer()._wrapped._tokenizer, tokenizer().stop_ids, marks)
+
+
 def guide(structure=STRUCTURES[0], prompt=(1,), marks=NO_MARKS):
-    grammars = Grammars(tokenizer()._wrapped._tokenizer, tokenizer().stop_ids, marks)
-    return grammars.guide(structure, prompt, tokenizer().stop_ids)
+    return grammars(marks).guide(structure, prompt, tokenizer().stop_ids)
 
 
 def allowed(guide):
@@ -93,8 +97,7 @@ def test_an_answer_ends_where_it_is_whole_and_nowhere_else(text):
 
 
 def test_a_requests_own_stop_tokens_may_come_where_the_answer_may_end():
-    grammars = tokenizer().grammars
-    following = grammars.guide(STRUCTURES[3], (1,), tokenizer().stop_ids | {77})
+    following = tokenizer().grammars.guide(STRUCTURES[3], (1,), tokenizer().stop_ids | {77})
     assert 77 not in allowed(following)
     following.follow(tokenizer()._wrapped.encode("yes", add_special_tokens=False))
     assert 77 in allowed(following)
@@ -160,7 +163,7 @@ def test_without_a_stop_token_nothing_structured_could_end():
 
 def test_grammars_are_kept_up_to_a_number(monkeypatch):
     monkeypatch.setattr("dspark_batch.models.grammar._COMPILED", 2)
-    grammars = Grammars(tokenizer()._wrapped._tokenizer, tokenizer().stop_ids, Marks())
+    kept = Grammars(tokenizer()._wrapped._tokenizer, tokenizer().stop_ids, Marks())
     for structure in (*STRUCTURES, STRUCTURES[0]):
-        grammars.guide(structure, (1,), frozenset())
-    assert list(grammars._compiled) == [s.grammar for s in (STRUCTURES[3], STRUCTURES[0])]
+        kept.guide(structure, (1,), frozenset())
+    assert list(kept._compiled) == [s.grammar for s in (STRUCTURES[3], STRUCTURES[0])]

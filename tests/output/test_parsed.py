@@ -5,7 +5,8 @@ import json
 import pyarrow as pa
 import pytest
 
-from dspark_batch.output.parsed import column_of, parsed_in
+from dspark_batch.output.parsed import column_of
+from dspark_batch.record.rows import parsed_in
 
 TEXT, NUMBER = pa.string(), pa.float64()
 
@@ -84,11 +85,15 @@ def test_a_value_that_does_not_fit_is_no_silent_null(value):
 
 
 def test_only_a_whole_answer_to_a_schema_has_a_value():
-    def row(kind, parsed):
+    def row(kind, parsed, completion='{"a": 1}'):
         structure = kind and {"kind": kind, "parsed": parsed}
-        return {"completion": '{"a": 1}', "structure": structure}
+        return {"completion": completion, "structure": structure}
 
     assert parsed_in(row("json_schema", True)) == {"a": 1}
     assert parsed_in(row("json_schema", False)) is None
     assert parsed_in(row("regex", True)) is None
     assert parsed_in(row(None, None)) is None
+    assert parsed_in(row("json_schema", True, "[1E999, 36893488147419103232]")) == [
+        float("inf"),
+        2.0**65,
+    ]
