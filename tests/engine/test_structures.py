@@ -9,7 +9,7 @@ import pytest
 from dspark_batch.engine import steering
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.margins import margins
-from dspark_batch.models.grammar import Guide
+from dspark_batch.models.grammar import Grammars, Guide, Marks
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of
 from dspark_batch.types import Failure, Item, Request, Sampling, Structure
@@ -131,6 +131,21 @@ def test_a_mask_one_position_late_changes_answers(monkeypatch):
     outcomes = Engine(tiny(), slots=6).generate(requests())
     found = {o.item.index: getattr(o, "token_ids", None) for o in outcomes}
     assert found != ids(plain())
+
+
+@pytest.mark.parametrize("settings", [{"draft_length": 0}, {"slots": 4}, {"slots": 2}], ids=str)
+def test_a_target_thinks_freely_before_its_structured_answer(settings, monkeypatch):
+    free = plain()[2].token_ids
+    end = next(n for n, token in enumerate(free) if n > 2 and token not in free[:n])
+    prompt = request(2, None).prompt_ids
+    tokenizer = tiny().tokenizer
+    marks = Marks(prompt[-2:], (free[end],))
+    grammars = Grammars(tokenizer._wrapped._tokenizer, tokenizer.stop_ids, marks)
+    monkeypatch.setitem(vars(tokenizer), "grammars", grammars)
+    said = answers([request(2, STRUCTURES[1]), request(0, STRUCTURES[0])], **settings)[2]
+    assert said.token_ids[: end + 1] == free[: end + 1]
+    assert tokenizer.decode(said.token_ids[end + 1 : -1]) in ("yes", "no", "perhaps")
+    assert said.structure.parsed
 
 
 def test_an_answer_that_is_cut_is_not_whole():
