@@ -24,13 +24,9 @@ Schema: TypeAlias = Json
 
 _MOST_BYTES = 1_000_000
 _DISTINCT = 256  # structures that are remembered
-# On one line, as Python's `json.dumps` writes it: so no answer can go on with blanks for ever, and
-# what stands between two values is known before it is said.
-_ONE_LINE: "JsonCompileOptions" = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
+# Between two parts of JSON: nothing, a blank, or a line break and an indentation. So a target may
+# write as it likes to, and cannot go on with blanks for ever.
+_LAID_OUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\n[ \t]{0,20})?"}
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
 _ONE_OF_MANY = ("anyOf", "oneOf")
 # With these an object's properties stand in several places, so that none of them knows all.
@@ -139,7 +135,7 @@ def _grammar(kind: StructureKind, text: str) -> str:
     _refuse_endless(schema)
     _refuse_large(schema)
     try:
-        return LLMatcher.grammar_from_json_schema(_dumped(schema), overrides=_ONE_LINE)
+        return LLMatcher.grammar_from_json_schema(_dumped(schema), overrides=_LAID_OUT)
     except ValueError as error:
         raise ValueError(_in_words(str(error))) from error
 

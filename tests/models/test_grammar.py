@@ -105,7 +105,10 @@ def test_a_requests_own_stop_tokens_may_come_where_the_answer_may_end():
 
 def test_what_must_come_is_known_before_it_is_said():
     following = guide()
-    assert tokenizer().decode(following.forced()).startswith('{"name')
+    assert following.forced() == []  # a blank or a line break may come behind the brace
+    following.follow(tokenizer()._wrapped.encode('{"', add_special_tokens=False))
+    assert tokenizer().decode(following.forced()) == "name"
+    assert guide(STRUCTURES[1]).forced() == []
 
 
 def test_the_grammar_begins_behind_the_thinking():
