@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fakes import FakeEngine, OtherEngine
 from jinja2.exceptions import SecurityError
 from small_jobs import rows_in, start, write_lines
 
@@ -104,6 +105,26 @@ def test_nothing_in_the_package_unpickles_or_runs_what_it_reads():
                 dangerous = node.arg in {"trust_remote_code", "allow_pickle", "shell"}
                 asked = {"trust_remote_code", "spec.trust_remote_code"}  # only the user's own word
                 assert not dangerous or ast.unparse(node.value) in {"False", *asked}, path
+
+
+@pytest.mark.parametrize(
+    "words", [["verify", "{a}"], ["diff", "{a}", "{b}"], ["train-drafter", "{a}", "-o", "{new}"]]
+)
+def test_a_run_directory_lets_no_model_run_code(model, tmp_path, capsys, words):
+    """A run directory may come from anybody, too, and with it the models that it names."""
+    trace = write_evil(model)
+    edit(model / "config.json", model_file="evil.py")
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"})
+    asked = {"target": str(model), "trust_remote_code": True}  # as its maker had said
+    for name, engine in (("a", FakeEngine()), ("b", OtherEngine(others=frozenset("0")))):
+        start(tmp_path, out=str(tmp_path / f"{name}.jsonl"), engine=engine, **asked)
+    names = {name: str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "new")}
+    words = [word.format(**names) for word in words]
+    assert main(words) == 2
+    assert "nothing of it was run. Read the code" in capsys.readouterr().err
+    assert not trace.exists()
+    main([*words, "--trust-remote-code"])  # the user's own word
+    assert trace.exists() == (words[0] != "train-drafter")  # another target by then
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from dspark_batch.serve.service import Service
 from dspark_batch.spec.budget import seconds_of
 from dspark_batch.types import Json
 
-log = logging.getLogger("dspark_batch")
+log = logging.getLogger("dspark_batch.serve")
 
 FINAL = ("completed", "failed", "cancelled", "expired")
 _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata")
@@ -76,6 +76,7 @@ class Batches:
                 continue
             self._objects[folder.name] = told
             if told["status"] not in FINAL:
+                log.info("%s goes on", folder.name)
                 self._to_do.put(folder.name)
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
@@ -321,6 +322,7 @@ class Batches:
             told = self._objects[batch_id] | changes
             if told["status"] != unless:
                 told |= {"status": status, f"{status}_at": int(time.time())}
+                log.info("%s", _news(told))
             write_object(self._folder / batch_id / "batch.json", told)
             self._objects[batch_id] = told
             return told
@@ -330,6 +332,16 @@ class Batches:
 
     def _out(self, batch_id: str) -> Path:
         return self._folder / batch_id / "out.jsonl"
+
+
+def _news(told: Object) -> str:
+    """Say for the log how far a batch is; nothing of what it asks."""
+    counts, errors = told["request_counts"], told["errors"]
+    said = f"{told['id']} is {told['status']}"
+    if errors:
+        first = errors["data"][0]
+        return f"{said}: {first['code']}" + (f" in line {first['line']}" if first["line"] else "")
+    return f"{said}: {counts['completed']} of {counts['total']} requests have an answer"
 
 
 def _checked(asked: Json) -> Object:

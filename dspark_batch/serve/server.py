@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,6 +26,8 @@ from dspark_batch.hub import Hub
 from dspark_batch.run import Opened, open_pair
 from dspark_batch.serve.app import Endpoints
 from dspark_batch.serve.service import Service
+
+log = logging.getLogger("dspark_batch.serve")
 
 _HEADERS_S = 10.0  # in which a connection has to send a request's headers
 _MOST_CONNECTIONS = 512
@@ -66,9 +70,9 @@ class Server:
         """
         service = self._service
         with _locked(service.data_dir), _listening(service.host, service.port) as sock:
-            self.hub = Hub(self._open_engine, live_slots=service.live_slots, on_end=self._die)
+            self.hub = Hub(self._loaded, live_slots=service.live_slots, on_end=self._die)
             app = Endpoints(service, self.hub, self._is_ending).app()
-            self._uvicorn = uvicorn.Server(_config(app, service))
+            self._uvicorn = _Uvicorn(_config(app, service), self.hub, service.spec.grace)
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             if self._is_stopping.is_set():
@@ -84,6 +88,12 @@ class Server:
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
+    def _loaded(self) -> Opened:
+        """Load what answers, in the hub's thread."""
+        opened = self._open_engine()
+        log.info("%s is loaded; requests are answered", ", ".join(self._service.model_names))
+        return opened
+
     def _is_ending(self) -> bool:
         return self._is_stopping.is_set() or bool(self._uvicorn and self._uvicorn.should_exit)
 
@@ -94,6 +104,37 @@ class Server:
         self.stop()
 
 
+class _Uvicorn(uvicorn.Server):
+    """Stops in good order: who is not answered within the grace is told so.
+
+    Args:
+        config: of the library.
+        hub: which answers.
+        grace: seconds.
+    """
+
+    def __init__(self, config: uvicorn.Config, hub: Hub, grace: float) -> None:
+        super().__init__(config)
+        self._hub, self._grace = hub, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info(
+            "stopping; live answers have %g s, batches go on at the next start; "
+            "Ctrl-C again stops at once",
+            self._grace,
+        )
+        end = threading.Timer(self._grace, self._hub.close)
+        end.daemon = True
+        end.start()
+        await super().shutdown(sockets)
+        end.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # answers are cut off as was asked; no tracebacks about them
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
+
 def _config(app: Starlette, service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -102,7 +143,7 @@ def _config(app: Starlette, service: Service) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(service.spec.grace),
+        timeout_graceful_shutdown=int(service.spec.grace + _LAST_WORDS_S) + 5,
     )
 
 
@@ -141,9 +182,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         sock = socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
-        raise UsageError(
-            f"--host {host} --port {port}: {error.strerror}; choose another."
-        ) from error
+        why, _, _ = (error.strerror or str(error)).partition(" (")  # Python adds the address
+        raise UsageError(f"--host {host} --port {port}: {why}; choose another.") from error
     with sock:
         yield sock
 
