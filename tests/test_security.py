@@ -114,9 +114,9 @@ def test_a_run_directory_lets_no_model_run_code(model, tmp_path, capsys, words):
     """A run directory may come from anybody, too, and with it the models that it names."""
     trace = write_evil(model)
     edit(model / "config.json", model_file="evil.py")
-    write_lines(tmp_path / "in.jsonl", {"prompt": "a"})
+    write_lines(tmp_path / "in.jsonl", {"id": "a", "prompt": "a"})
     asked = {"target": str(model), "trust_remote_code": True}  # as its maker had said
-    for name, engine in (("a", FakeEngine()), ("b", OtherEngine(others=frozenset("0")))):
+    for name, engine in (("a", FakeEngine()), ("b", OtherEngine(others=frozenset("a")))):
         start(tmp_path, out=str(tmp_path / f"{name}.jsonl"), engine=engine, **asked)
     names = {name: str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "new")}
     words = [word.format(**names) for word in words]

@@ -354,7 +354,8 @@ def _checked(asked: Json) -> Object:
     given: Object = {name: asked.get(name) for name in _FIELDS}
     for name in ("input_file_id", "endpoint", "completion_window"):
         if not isinstance(given[name], str):
-            raise bad_field(name, f"`{name}` is {given[name]!r}, expected a string.")
+            shown = orjson.dumps(given[name]).decode()
+            raise bad_field(name, f"`{name}` is {shown}, expected a string.")
     if given["endpoint"] not in (CHAT, COMPLETIONS):
         raise bad_field("endpoint", f"`endpoint` is not {CHAT} or {COMPLETIONS}.")
     _seconds(given["completion_window"])

@@ -118,11 +118,12 @@ class _Uvicorn(uvicorn.Server):
         self._hub, self._grace = hub, grace
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        log.info(
-            "stopping; live answers have %g s, batches go on at the next start; "
-            "Ctrl-C again stops at once",
-            self._grace,
-        )
+        if self._hub.error is None:
+            log.info(
+                "stopping; live answers have %g s, batches go on at the next start; "
+                "Ctrl-C again stops at once",
+                self._grace,
+            )
         end = threading.Timer(self._grace, self._hub.close)
         end.daemon = True
         end.start()

@@ -62,6 +62,12 @@ def test_a_folder_that_cannot_be_made_is_named(capsys, tmp_path):
     assert (code, "--data-dir" in said) == (2, True)
 
 
+def test_a_model_that_cannot_be_loaded_is_the_last_word(capsys, tmp_path):
+    code = main(["serve", "--port", "0", "--data-dir", str(tmp_path), "--family", "none"])
+    _, said = capsys.readouterr().err.splitlines()
+    assert (code, "--family none: unknown" in said) == (2, True)
+
+
 @pytest.fixture
 def process(tmp_path):
     """A server process with a slow fake engine, and a function that waits for a line of its log."""
