@@ -53,6 +53,7 @@ class Server:
         self._service = service
         self._open_engine = open_engine or (lambda: open_pair(service.spec, None))
         self._is_stopping = threading.Event()
+        self._is_told = threading.Event()  # where it listens
         self._uvicorn: uvicorn.Server | None = None
         self._died: BaseException | None = None
         self.hub: Hub | None = None
@@ -75,6 +76,7 @@ class Server:
             self._uvicorn = _Uvicorn(_config(app, service), self.hub, service.spec.grace)
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            self._is_told.set()
             if self._is_stopping.is_set():
                 self._uvicorn.should_exit = True
             with suppress(KeyboardInterrupt):  # raised again after an end in good order
@@ -91,6 +93,7 @@ class Server:
     def _loaded(self) -> Opened:
         """Load what answers, in the hub's thread."""
         opened = self._open_engine()
+        self._is_told.wait()
         log.info("%s is loaded; requests are answered", ", ".join(self._service.model_names))
         return opened
 
