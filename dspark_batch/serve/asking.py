@@ -112,7 +112,12 @@ def _request(
 ) -> Request:
     if prompt is not None:
         body = body | {"prompt": prompt}
-    digest = digest_of(orjson.dumps([path, body], option=orjson.OPT_SORT_KEYS))
+    try:
+        digest = digest_of(orjson.dumps([path, body], option=orjson.OPT_SORT_KEYS))
+    except orjson.JSONEncodeError as error:
+        raise Problem(
+            400, f"The body is nested too deeply ({error}).", code="invalid_json"
+        ) from error
     if isinstance(prompt, list):  # as they are; the record says them as text
         body = body | {"prompt": opened.decode(prompt) or " "}
         opened = opened._replace(render=partial(_as_they_are, prompt))
