@@ -121,8 +121,8 @@ class Answers:
         except Problem as problem:
             yield b"data: " + orjson.dumps(problem.body) + b"\n\n"
         except FAULTS as error:  # the tokenizer's: it has no text for these ids
-            problem = Problem(500, f"No text ({type(error).__name__}: {error}).", code="engine")
-            yield b"data: " + orjson.dumps(problem.body) + b"\n\n"
+            what = Problem(500, f"No text ({type(error).__name__}: {error}).", code="engine")
+            yield b"data: " + orjson.dumps(what.body) + b"\n\n"
 
     async def _deltas(self) -> AsyncIterator[bytes]:
         """Give the events; b"" where a client must hear something, and there is no news."""

@@ -333,7 +333,7 @@ class Batches:
             ids[f"{name}_file_id"] = file_id if counts[name] else None
         told = {"completed": counts["output"], "failed": counts["error"]}
         told = {"total": sum(counts.values()), **told}
-        self._note(batch_id, status, request_counts=told, **ids)
+        self._note(batch_id, status, unless=(), request_counts=told, **ids)
 
     def _fail(self, batch_id: str, errors: list[Json]) -> None:
         self._note(batch_id, "failed", errors={"object": "list", "data": errors})

@@ -109,6 +109,11 @@ def test_a_batch_that_cannot_be_is_refused_at_once(slow, field, value):
     assert reply.json()["error"]["param"] in (field, None)
 
 
+def test_batches_have_no_purpose_by_which_to_list_them(slow):
+    create(slow.http, b" ")
+    assert slow.http.get("/v1/batches?purpose=batch").json()["data"] == []
+
+
 def test_a_batch_that_is_cancelled_keeps_what_is_answered_and_says_what_is_not(slow):
     batch = create(slow.http, jsonl(*LINES))
     url = f"/v1/batches/{batch['id']}"
