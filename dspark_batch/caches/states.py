@@ -85,8 +85,8 @@ class StateCache:
         return [] if self._convolved is None else [self._convolved, *self._taped]
 
     def hold(self, arrays: Arrays) -> None:
-        """Put others in place of window and state."""
-        self._held = list(arrays)
+        """Put others in place of window and state; no step is behind them."""
+        self._held, self._convolved, self._taped = list(arrays), None, []
 
     def leave(self, arrays: Arrays) -> None:
         """Put another tape in place of the last step's."""
