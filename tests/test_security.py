@@ -1,6 +1,7 @@
 """Each claim of docs/SECURITY.md."""
 
 import ast
+import importlib
 import json
 import os
 import pickle
@@ -219,6 +220,7 @@ sys.exit(code)
 
 
 def test_a_run_opens_no_path_of_a_record_no_socket_and_tells_no_token(tmp_path):
+    importlib.import_module("matplotlib.font_manager")  # asks fc-list once in each new home
     forbidden = tmp_path / "forbidden.jsonl"
     forbidden.write_text('{"prompt": "never read"}\n')
     job = tmp_path / "job"
