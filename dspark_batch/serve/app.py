@@ -98,8 +98,12 @@ class Endpoints:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(self._hub.close)
-        await run_in_threadpool(self._batches.close)
+        await run_in_threadpool(self.close)
+
+    def close(self) -> None:
+        """End hub and batches; twice is no mistake."""
+        self._hub.close()
+        self._batches.close()
 
     async def health(self, request: Request) -> Response:
         """Say whether requests are answered."""

@@ -75,8 +75,10 @@ class Server:
         service = self._service
         with _locked(service.data_dir), _listening(service.host, service.port) as sock:
             self.hub = Hub(self._loaded, live_slots=service.live_slots, on_end=self._die)
-            app = Endpoints(service, self.hub, self._is_ending).app()
-            self._uvicorn = _Listener(_config(app, service), self.hub, service.spec.grace)
+            endpoints = Endpoints(service, self.hub, self._is_ending)
+            self._uvicorn = _Listener(
+                _config(endpoints.app(), service), self.hub, service.spec.grace
+            )
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             self._is_told.set()
@@ -84,6 +86,7 @@ class Server:
                 self._uvicorn.should_exit = True
             with suppress(KeyboardInterrupt):  # raised again after an end in good order
                 self._uvicorn.run(sockets=[sock])
+            endpoints.close()  # after a second Ctrl-C: in a round MLX would abort the process
         if self._died is not None:
             raise _reason(self._died)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fakes import FakeSteps
 from serving import batch_line, chat, jsonl, served, wait_for
 
 from dspark_batch.cli.main import main
@@ -132,3 +133,15 @@ def test_a_second_interrupt_stops_at_once_and_shows_no_traceback(process):
         said += one.stderr.readlines()
     wait_for(lambda: one.poll() is not None, 5)
     assert (one.returncode, "Traceback" in "".join(said)) == (0, False)
+
+
+def test_a_server_that_is_stopped_at_once_still_ends_its_engine(tmp_path):
+    """With MLX in the middle of a round the process would abort."""
+    with served(tmp_path, FakeSteps(slots=2, pause_s=0.1)) as one:
+        asked = ("POST", "/v1/chat/completions")
+        with one.http.stream(*asked, json=chat("a", stream=True)) as answer:
+            next(answer.iter_lines())
+            one.server._uvicorn.force_exit = True  # as a second Ctrl-C does
+            one.server.stop()
+            one.join()
+    assert not one.server.hub._thread.is_alive()
