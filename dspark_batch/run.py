@@ -59,7 +59,7 @@ from dspark_batch.record.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.record.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.record.survey import Survey, most_bytes, survey
 from dspark_batch.spec.budget import Budget
 from dspark_batch.spec.spec import STDOUT, Spec, number_or_none
 from dspark_batch.types import (
@@ -587,7 +587,7 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
             job.budget.add(outcome)
             tick = tick.after(outcome, opened.gauge())
             job.observe(tick)
-    if TO_DO in job.found.offsets:
+    if job.found.num_to_do:
         _explain_missing_rows(job, tick)
     return replace(tick, outcome=None, audit_s=auditor.seconds if auditor else None)
 
@@ -712,8 +712,7 @@ def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
 
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
-    samples = job.spec.samples
-    for record in read(job.sources, job.found.total // samples, samples):
+    for record in read(job.sources, job.found.part, job.spec.samples):
         if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
@@ -736,14 +735,14 @@ def _append(job: _Job, outcome: Outcome) -> None:
         raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
     now = round(time.time(), 3)
     entry = Entry(item.index, item.where, item.digest, row_of(outcome), now)
-    job.found.offsets[item.index] = job.journal.append(entry)
+    job.found.add(item.index, job.journal.append(entry))
 
 
 def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
     if job.stop():
         raise Resumable(
-            f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
+            f"{job.spec.out}: stopped as asked, {job.found.num_to_do} items are left; "
             "the same command continues."
         )
     if job.budget.is_spent:
@@ -752,10 +751,10 @@ def _explain_missing_rows(job: _Job, tick: Tick) -> None:
             "the same command to go on."
         )
     records = sum(count_records(source) for source in job.sources)
-    if records * job.spec.samples < job.found.total:
+    if records < job.found.part.stop:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
-        f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
+        f"{job.spec.out}: {job.found.num_to_do} items went into the engine and did not "
         "come out; report this, and run the same command again."
     )
 
@@ -772,7 +771,7 @@ def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: fl
     began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
+    rows = Rows(job.sources, job.journal, job.found)
     manifest = job.begun()
     setup = setup or manifest["setup"]
     begun = datetime.fromisoformat(manifest["created"])

@@ -23,7 +23,7 @@ from dspark_batch.output.responses import response_line
 from dspark_batch.record.disk import full_disk_is_resumable, sync_file
 from dspark_batch.record.journal import Entry, Journal
 from dspark_batch.record.rows import ROW_SCHEMA, Row, columns_of, layout_of
-from dspark_batch.record.survey import TO_DO
+from dspark_batch.record.survey import TO_DO, Survey
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item, Json
 
@@ -37,32 +37,29 @@ class Rows:
     A record that has no row yet is left out; a complete job has none.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], journal: Journal, offsets: Sequence[int], samples: int = 1
-    ) -> None:
-        """Join by position what `offsets` (of the journal, by item) already matched."""
-        self._sources, self._journal, self._offsets = sources, journal, offsets
-        self._samples = samples
+    def __init__(self, sources: Sequence[Source], journal: Journal, found: Survey) -> None:
+        """Join by position what was found to match."""
+        self._sources, self._journal, self._found = sources, journal, found
 
     def __len__(self) -> int:
-        return len(self._offsets) - self._offsets.count(TO_DO)
+        return self._found.total - self._found.num_to_do
 
     def __iter__(self) -> Iterator[Row]:
         return (entry.row for entry in self.entries())
 
     def entries(self) -> Iterator[Entry]:
         """Yield the lines of the journal, without reading a record again."""
-        return (self._journal.read(offset) for offset in self._offsets if offset != TO_DO)
+        return (self._journal.read(offset) for offset in self._found.offsets if offset != TO_DO)
 
     def records(self) -> Iterator[Item | Failure]:
         """Read all records again, also those without a row."""
-        return read(self._sources, len(self._offsets) // self._samples, self._samples)
+        return read(self._sources, self._found.part, self._found.samples)
 
     def chunks(self) -> Iterator[Chunk]:
         """Read the records again."""
-        limit = len(self._offsets) // self._samples
-        for chunk in read_chunks(self._sources, limit, self._samples):
-            yield chunk.only([self._offsets[item_of(r).index] != TO_DO for r in chunk.records])
+        found = self._found
+        for chunk in read_chunks(self._sources, found.part, found.samples):
+            yield chunk.only([not found.is_to_do(item_of(r).index) for r in chunk.records])
 
     def answered(self) -> Iterator[tuple[Item, Entry]]:
         """Yield each item that has a row with its line of the journal."""
@@ -76,7 +73,7 @@ class Rows:
 
     def at(self, index: int) -> Entry:
         """Read the row of the item with an index that `answered` gave."""
-        return self._journal.read(self._offsets[index])
+        return self._journal.read(self._found.offset_of(index))
 
     def joined(self) -> Joined:
         """Yield each chunk of records with its rows."""
@@ -87,7 +84,7 @@ class Rows:
         return self._entry(item_of(record)).row
 
     def _entry(self, item: Item) -> Entry:
-        entry = self._journal.read(self._offsets[item.index])
+        entry = self.at(item.index)
         if entry.digest != item.digest:
             raise changed_input(item.where)
         return entry
