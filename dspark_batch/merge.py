@@ -8,19 +8,17 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from itertools import islice
+from itertools import islice, zip_longest
 
 from dspark_batch.errors import Resumable, ResumeMismatch, UsageError
 from dspark_batch.intake import remote
 from dspark_batch.intake.reader import fetch, item_of, locate, printable, read
-from dspark_batch.output.finish import Rows, changed_input, write_output
+from dspark_batch.output.finish import Rows, changed_input, finish
 from dspark_batch.output.look import Look, look
-from dspark_batch.output.plan import plan_of
 from dspark_batch.output.report import Report
 from dspark_batch.output.status import status
 from dspark_batch.record.disk import full_disk_is_resumable
-from dspark_batch.record.formats import Manifest
+from dspark_batch.record.formats import InputJson, Manifest
 from dspark_batch.record.journal import Journal
 from dspark_batch.record.named_columns import wanted_columns
 from dspark_batch.record.run_dir import (
@@ -135,11 +133,12 @@ def _refuse_another(first: Look, job: Look) -> None:
 def _asked(job: Look) -> dict[str, Json]:
     """Say of which records a job has how many rows."""
     inputs = job.run_dir.inputs() or ()
-    files = {
-        f"input {number}": f"{each['path']} with SHA-256 {each['sha256'][:12]}…"
-        for number, each in enumerate(inputs, 1)
-    }
+    files = {f"input {number}": _named(each) for number, each in enumerate(inputs, 1)}
     return {"limit": job.spec.limit, "samples": _samples_of(job), "inputs": len(inputs), **files}
+
+
+def _named(file: InputJson | None) -> str:
+    return "no file" if file is None else f"{file['path']} with SHA-256 {file['sha256'][:12]}…"
 
 
 def _samples_of(job: Look) -> int:
@@ -154,8 +153,7 @@ class _Merge:
     def __init__(self, jobs: Sequence[Look], out: str) -> None:
         self._jobs = jobs
         self._first = jobs[0]
-        whole = {"out": out, "shard": None, "resume": "if-possible"}
-        self._spec = replace(jobs[0].spec, samples=_samples_of(jobs[0]), **whole)
+        self._spec = replace(jobs[0].spec, out=out, shard=None, samples=_samples_of(jobs[0]))
         self.run_dir = RunDir(out)
         if any(job.run_dir.path == self.run_dir.path for job in jobs):
             raise UsageError(f"{out}: is one of the shards; choose another output.")
@@ -167,11 +165,10 @@ class _Merge:
 
     def written(self, *, overwrite: bool) -> Report:
         """Write all of the job, or leave nothing of it."""
-        began = time.monotonic()
         self._check_inputs()
         self._clear(overwrite=overwrite)
         try:
-            return self._written(began)
+            return self._written()
         except BaseException:
             self.run_dir.discard()
             raise
@@ -179,12 +176,12 @@ class _Merge:
     def _check_inputs(self) -> None:
         """Make sure that the inputs are what the shards read."""
         fetch(self._sources)
-        known = self._first.run_dir.inputs() or ()
-        for source, expected in zip(self._sources, known, strict=True):
-            if describe(source) != expected:
+        found, known = map(describe, self._sources), self._first.run_dir.inputs() or ()
+        for here, there in zip_longest(found, known):
+            if here != there:
                 raise ResumeMismatch(
-                    f"{source.name} is not what the shards read: its SHA-256 is not "
-                    f"{expected['sha256'][:12]}…. Put it back, or run the shards again."
+                    f"the input is not what the shards read: {_named(here)} is here, and they read "
+                    f"{_named(there)}. Put that back, or run the shards again."
                 )
 
     def _clear(self, *, overwrite: bool) -> None:
@@ -200,7 +197,7 @@ class _Merge:
                 remote.refuse_taken(run_dir.url, overwrite=False)
         run_dir.discard()
 
-    def _written(self, began: float) -> Report:
+    def _written(self) -> Report:
         there, here = self._first.run_dir, self.run_dir
         manifest = self._manifest()
         with full_disk_is_resumable(here.path):
@@ -211,20 +208,13 @@ class _Merge:
             opened = Journal(here.rows, manifest["run_id"], fsync_every=_ROWS_PER_FSYNC)
         with opened as journal:
             found = self._joined(journal, manifest)
-            rows = Rows(self._sources, journal, found)
-            begun, setup = datetime.fromisoformat(manifest["created"]), manifest["setup"]
-            draft = write_output(here.out, rows, self._spec, begun)
-            report = Report.of_rows(
-                rows,
-                out=printable(self._spec.out),
-                samples=self._spec.samples,
+            here.write_manifest(manifest)
+            report = finish(
+                *(here, manifest, Rows(self._sources, journal, found), self._spec),
+                setup=manifest["setup"],
                 resumed=0,
                 new_tokens=0,
-                finish_s=time.monotonic() - began,
-                plan=plan_of(setup) if setup else None,
             )
-        here.write_manifest(manifest)
-        here.publish(draft, report.to_json(), found.inputs)
         names = tuple(map(printable, self._spec.inputs))
         here.add_start(Start(time.time(), 0.0, names, self._spec.limit, found.total, found.total))
         return report

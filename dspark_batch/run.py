@@ -39,8 +39,7 @@ from dspark_batch.intake.reader import (
     printable,
     read,
 )
-from dspark_batch.output.finish import Rows, changed_input, line_maker, write_output
-from dspark_batch.output.plan import plan_of
+from dspark_batch.output.finish import Rows, changed_input, finish, line_maker
 from dspark_batch.output.report import Report, Tick
 from dspark_batch.record.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.record.disk import full_disk_is_resumable
@@ -768,31 +767,22 @@ def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: fl
         setup: with which this start decoded; None: as the first one did, if this one did at all.
         times: how long this start took, as the report has it.
     """
-    began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found)
-    manifest = job.begun()
-    setup = setup or manifest["setup"]
-    begun = datetime.fromisoformat(manifest["created"])
-    draft = write_output(job.run_dir.out, rows, job.spec, begun)
-    report = Report.of_rows(
-        rows,
-        out=printable(job.spec.out),
-        samples=job.spec.samples,
+    manifest, gauge = job.begun(), tick.gauge
+    report = finish(
+        *(job.run_dir, manifest, Rows(job.sources, job.journal, job.found), job.spec),
+        setup=setup or manifest["setup"],
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         **times,
-        prefill_s=tick.gauge and tick.gauge.prefill_s,
-        round_s=tick.gauge and tick.gauge.round_s,
-        draft_s=tick.gauge and tick.gauge.draft_s,
-        verify_s=tick.gauge and tick.gauge.verify_s,
-        idle_s=tick.gauge and tick.gauge.idle_s,
+        prefill_s=gauge and gauge.prefill_s,
+        round_s=gauge and gauge.round_s,
+        draft_s=gauge and gauge.draft_s,
+        verify_s=gauge and gauge.verify_s,
+        idle_s=gauge and gauge.idle_s,
         audit_s=tick.audit_s,
-        peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
-        finish_s=time.monotonic() - began,
-        plan=plan_of(setup) if setup else None,
+        peak_memory_bytes=gauge and gauge.peak_memory_bytes,
     )
-    job.run_dir.publish(draft, report.to_json(), job.found.inputs)
     _warn_of_growth(job)
     return report

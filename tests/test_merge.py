@@ -272,9 +272,21 @@ def test_shards_of_other_inputs_are_told(folder):
 def test_an_input_that_changed_after_the_shards_is_told(folder):
     shards = run_shards(folder, 2)
     write_lines(folder / "in.jsonl", *LINES[::-1])
-    refused(folder, shards, ResumeMismatch, "in.jsonl is not what the shards read")
+    refused(folder, shards, ResumeMismatch, "the input is not what the shards read: ")
     (folder / "in.jsonl").unlink()
     refused(folder, shards, UsageError, "in.jsonl: no such file")
+
+
+def test_a_file_that_came_after_the_shards_is_told(folder):
+    shards = run_shards(folder, 2, inputs=(f"{folder}/in*.jsonl",))
+    write_lines(folder / "in-2.jsonl", *prompts("late"))
+    (folder / "in.jsonl").rename(folder / "in-1.jsonl")
+    refused(folder, shards, ResumeMismatch, "in-1.jsonl with SHA-256 ", "is here, and they read")
+    (folder / "in-1.jsonl").rename(folder / "in.jsonl")
+    (folder / "in-2.jsonl").rename(folder / "in2.jsonl")
+    refused(
+        folder, shards, ResumeMismatch, "in2.jsonl with SHA-256 ", "here, and they read no file"
+    )
 
 
 def test_a_row_that_is_missing_in_a_shard_is_told(folder):

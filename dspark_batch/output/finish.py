@@ -1,16 +1,17 @@
 """Write the output: every row, in input order, or no file at all."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import Resumable
 from dspark_batch.intake.json_text import dump
-from dspark_batch.intake.reader import Chunk, Source, item_of, read, read_chunks
+from dspark_batch.intake.reader import Chunk, Source, item_of, printable, read, read_chunks
 from dspark_batch.output.columns import (
     ColumnTypes,
     Misfit,
@@ -18,14 +19,18 @@ from dspark_batch.output.columns import (
     input_columns,
     write_batch,
 )
+from dspark_batch.output.plan import plan_of
 from dspark_batch.output.regenerate import written_back
+from dspark_batch.output.report import Report
 from dspark_batch.output.responses import response_line
 from dspark_batch.record.disk import full_disk_is_resumable, sync_file
+from dspark_batch.record.formats import InputJson, Manifest
 from dspark_batch.record.journal import Entry, Journal
 from dspark_batch.record.rows import ROW_SCHEMA, Row, columns_of, layout_of
+from dspark_batch.record.run_dir import RunDir
 from dspark_batch.record.survey import TO_DO, Survey
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Item, Json
+from dspark_batch.types import Failure, Item, Json, SetupJson
 
 Line: TypeAlias = Mapping[str, Json]
 Joined: TypeAlias = Iterator[tuple[Chunk, list[Row]]]
@@ -40,6 +45,11 @@ class Rows:
     def __init__(self, sources: Sequence[Source], journal: Journal, found: Survey) -> None:
         """Join by position what was found to match."""
         self._sources, self._journal, self._found = sources, journal, found
+
+    @property
+    def inputs(self) -> Sequence[InputJson]:
+        """The files that the records came from."""
+        return self._found.inputs
 
     def __len__(self) -> int:
         return self._found.total - self._found.num_to_do
@@ -96,6 +106,42 @@ def changed_input(where: str) -> Resumable:
         f"{where}: the input changed while the job ran. The finished rows are safe; run the same "
         "command again."
     )
+
+
+def finish(
+    run_dir: RunDir,
+    manifest: Manifest,
+    rows: Rows,
+    spec: Spec,
+    *,
+    setup: SetupJson | None,
+    **known: Any,
+) -> Report:
+    """Write the output and the report of a job, and make both appear.
+
+    Args:
+        run_dir: of the job.
+        manifest: of the job.
+        rows: all of them.
+        spec: says what the output looks like.
+        setup: with which the last start decoded; None: none did.
+        known: what no row can tell, as `Report.of_rows` has it, but for `finish_s`.
+
+    Raises:
+        Resumable: the disk is full, or the input changed.
+    """
+    began = time.monotonic()
+    draft = write_output(run_dir.out, rows, spec, datetime.fromisoformat(manifest["created"]))
+    report = Report.of_rows(
+        rows,
+        out=printable(spec.out),
+        samples=spec.samples,
+        plan=plan_of(setup) if setup else None,
+        finish_s=time.monotonic() - began,
+        **known,
+    )
+    run_dir.publish(draft, report.to_json(), rows.inputs)
+    return report
 
 
 def write_output(out: Path, rows: Rows, spec: Spec, begun: datetime) -> Path:
