@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from functools import partial
 from itertools import chain
 
 import pyarrow as pa
@@ -370,7 +369,7 @@ def test_the_command_says_what_came_out(folder, capsys):
     shards = run_shards(folder, 2)
     assert main(["merge", str(folder / "merged.jsonl"), *shards]) == 1
     said = capsys.readouterr().out
-    assert "8 of 11 items have an answer." in said
+    assert "9 of 11 items have an answer." in said
     assert "merged.jsonl.run/report.html" in said
     saved = json.loads((folder / "merged.jsonl.run/manifest.json").read_bytes())
     assert saved["shards"] == [RunDir(shard).manifest()["run_id"] for shard in shards]
@@ -383,7 +382,11 @@ def test_sampled_answers_of_a_real_pair_are_those_of_one_process(tmp_path):
         for n in range(7)
     ]
     write_lines(tmp_path / "in.jsonl", *lines)
-    opener = partial(open_with, load_pair("tiny", dtype="float32"))
+    pair = load_pair("tiny", dtype="float32")
+
+    def opener(spec, manifest):
+        return open_with(pair, spec)
+
     options = {"opener": opener, "max_tokens": 12, "temperature": 0.8, "samples": 2}
     start(tmp_path, **options)
     merge(str(tmp_path / "merged.jsonl"), run_shards(tmp_path, 2, **options))
