@@ -148,11 +148,12 @@ def test_a_merge_can_be_continued(folder):
 
 
 def test_a_shard_is_a_job_of_its_part(folder):
-    [out] = run_shards(folder, 3, numbers=[2], opener=planned())
+    [out] = run_shards(folder, 3, numbers=[2], opener=planned(), keep=("n",))
     rows = rows_in(folder / "part-2.jsonl")
     assert [row["custom_id"] for row in rows] == ["#3", "#4", "long", "turns"]
     found = status(out)
     assert (found.shard, found.total, found.done) == ("2/3", 4, 4)
+    assert [shown.prompt for shown in rows_of(out)][1:] == ["nameless", "x" * 500, "two"]
     assert audited(out).rows == 4
     manifest = RunDir(out).manifest()
     assert (manifest["spec"]["shard"], manifest["inputs"][0]["records"]) == ("2/3", len(LINES))
