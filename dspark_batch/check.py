@@ -84,18 +84,20 @@ class Check:
 
 def open_reading(spec: Spec) -> Reads:
     """Load the tokenizer and the configs of a pair."""
+    from dspark_batch.models.pairs import drafter_for
     from dspark_batch.models.thinking import settle_thinking
     from dspark_batch.pair import load_reading
 
+    drafts = spec.draft_length != 0
     found = load_reading(
         spec.family,
         target=spec.target,
-        drafter=spec.drafter,
+        drafter=drafter_for(spec.family, spec.target, spec.drafter, drafts=drafts),
         dtype=spec.dtype,
         trust_remote_code=spec.trust_remote_code,
     )
     tokenizer = found.tokenizer
-    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target)
+    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
     identity = found.identity | {"thinking": thinking.choice}
     return Reads(
         thinking.render,
@@ -137,7 +139,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     result.has_job, result.holder = manifest is not None, run_dir.holder()
     result.total, result.resumed = found.total, found.resumed
     result.hints, result.ignored = found.hints, found.ignored
-    for record in read(sources, spec.limit):
+    for record in read(sources, found.part):
         _count(result, record, spec, reads, examples)
     result.audited = _count_audited(sources, spec, found)
     _estimate(result, spec, reads, found, status(spec.out) if manifest else None)
@@ -190,7 +192,7 @@ def _count_audited(sources: Sequence[Source], spec: Spec, found: Survey) -> int:
     """Count the items of the audited share that have no row yet."""
     if not spec.audited_share:
         return 0
-    items = map(item_of, read(sources, spec.limit, spec.samples))
+    items = map(item_of, read(sources, found.part, spec.samples))
     return sum(found.is_to_do(i.index) and is_in_share(i, spec.audited_share) for i in items)
 
 

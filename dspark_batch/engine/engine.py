@@ -354,7 +354,7 @@ class Engine:
         self._clock.verified(*verified)
         self._extend(verified.features)
         self._clock.drafted(*slots.context.arrays())
-        slots.keep(verified.accepted, verified.bonus)
+        slots.keep(self._passes, verified.accepted, verified.bonus)
         confidence = proposed.confidence if self._log_confidence else None
         if confidence is None:  # or nothing was drafted
             confidence = drafts[:, :0]

@@ -55,9 +55,12 @@ def wish_of(pair: Pair, request: Request) -> Wish | None:
     if not sampling.steers:
         return None
     words = pair.reader.spellings(sampling.bad_words) if sampling.bad_words else []
-    held_back = sorted(stop_ids | sampling.stop_ids) if sampling.min_tokens else []
+    vocab_size = pair.target.facts.vocab_size  # there are no logits of tokens from here on
+    stops = stop_ids | sampling.stop_ids if sampling.min_tokens else frozenset[int]()
+    held_back = sorted(token for token in stops if token < vocab_size)
+    until = min(sampling.min_tokens, _FOR_EVER)
     edits = [(token, bias, _FOR_EVER) for token, bias in sampling.logit_bias]
-    edits += [(token, -np.inf, sampling.min_tokens) for token in held_back]
+    edits += [(token, -np.inf, until) for token in held_back]
     looks_back = sampling.repetition_penalty != 1
     prompt_ids = np.unique(np.array(request.prompt_ids if looks_back else (), dtype=np.int32))
     guide = guide_of(pair, request)
