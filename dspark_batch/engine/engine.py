@@ -539,7 +539,8 @@ class Engine:
         """Say what the request wants changed; None: nothing."""
         texts = request.sampling.bad_words
         words = self._pair.reader.spellings(texts) if texts else []
-        return wish_of(request, words, self._pair.config.stop_ids)
+        vocab_size = self._pair.target.facts.vocab_size
+        return wish_of(request, words, self._pair.config.stop_ids, vocab_size)
 
 
 class _Undecodable(Exception):
