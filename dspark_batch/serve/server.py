@@ -52,6 +52,7 @@ class Server:
         self._service = service
         self._open_engine = open_engine or (lambda: open_pair(service.spec, None))
         self._is_stopping = threading.Event()
+        self._may_load = threading.Event()  # not for a folder that cannot be served
         self._uvicorn: uvicorn.Server | None = None
         self._died: BaseException | None = None
         self.hub: Hub | None = None
@@ -69,8 +70,9 @@ class Server:
         """
         service = self._service
         with _locked(service.data_dir), _listening(service.host, service.port) as sock:
-            self.hub = Hub(self._open_engine, live_slots=service.live_slots, on_end=self._die)
+            self.hub = Hub(self._load, live_slots=service.live_slots, on_end=self._die)
             app = Endpoints(service, self.hub, self._is_ending).app()
+            self._may_load.set()
             self._uvicorn = _Listener(_config(app, service), self.hub, service.spec.grace)
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -86,6 +88,10 @@ class Server:
         self._is_stopping.set()
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
+
+    def _load(self) -> Opened:
+        self._may_load.wait()
+        return self._open_engine()
 
     def _is_ending(self) -> bool:
         return self._is_stopping.is_set() or bool(self._uvicorn and self._uvicorn.should_exit)
