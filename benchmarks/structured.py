@@ -8,7 +8,9 @@ drafts and plainly; how many parse and validate (`jsonschema`), whether both giv
 ids, and the accept length beside that of the same items without a schema. `speed`: the same prompts
 unconstrained and under a grammar that allows any text, so that both say the same, in turns; medians
 of tokens per second, their ratio, and the share of the time in which the host asked the grammars.
-`schema_speed`: the same for the schemas, whose answers are others.
+`orders_speed`: the same for a job that the bundled pair knows, orders as JSON, under its schema;
+the free answers stand in a fence, the others do not. `schema_speed`: the same for the schemas, of
+which the pair knows none.
 """
 
 import argparse
@@ -51,6 +53,7 @@ def record(**properties):
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+ORDER = record(customer=text(), item=text(), colour=text(), quantity=integer(), price=integer())
 POINT = record(x=integer(-99, 99), y=integer(-99, 99))
 LABEL = {"enum": ["positive", "negative", "neutral"]}
 SCHEMAS = [
@@ -87,6 +90,18 @@ def asked(pair, prompts, max_tokens, structures, temperature=0.0):
             Sampling(temperature=temperature, structure=structures[n % len(structures)]),
         )
         for n, request in enumerate(requests(pair, prompts, max_tokens))
+    ]
+
+
+def orders(count):
+    """Ask for the fields of orders, as the bundled pair was taught."""
+    people, things = ("Maria", "Henry", "Felix", "Cyrus", "Elena"), ("lemon", "apple", "plum")
+    colours = ("green", "white", "red", "blue")
+    return [
+        "Extract customer, item, colour, quantity and price as JSON: "
+        f"For {40 + n % 50} euros, {people[n % 5]} gets {7 + n % 30} {colours[n % 4]} "
+        f"{things[n % 3]} boxes."
+        for n in range(count)
     ]
 
 
@@ -158,6 +173,7 @@ def look(pair, setup, prompts, max_tokens, temperature):
 def compare(pair, setup, prompts, max_tokens, structures, repeats):
     """Answer freely and under structures, in turns."""
     masks, rates, shares = Masks(), {"free": [], "bound": []}, []
+    answers = {"free": [], "bound": []}
     works = {
         "free": asked(pair, prompts, max_tokens, [None]),
         "bound": asked(pair, prompts, max_tokens, structures),
@@ -170,10 +186,12 @@ def compare(pair, setup, prompts, max_tokens, structures, repeats):
             if turn:
                 tokens = sum(len(answer.token_ids) for answer in said[name].values())
                 rates[name].append(tokens / seconds)
+                answers[name].append(len(said[name]) / seconds)
                 shares += [masks.seconds / seconds] if name == "bound" else []
     return {
         "tokens_per_s": {name: spread(each) for name, each in rates.items()},
         "ratio": round(median(rates["bound"]) / median(rates["free"]), 3),
+        "answers_ratio": round(median(answers["bound"]) / median(answers["free"]), 3),
         "mask_share": round(median(shares), 3),
         "same_answers": ids(said["free"]) == ids(said["bound"]),
         "accept_length": {name: accept_length(each) for name, each in said.items()},
@@ -215,6 +233,14 @@ def main():
                 timed,
                 max_tokens,
                 [structure_of("regex", ANY_TEXT)],
+                options.repeats,
+            ),
+            "orders_speed": compare(
+                pair,
+                setup,
+                orders(options.speed_items),
+                max_tokens,
+                [structure_of("json_schema", ORDER)],
                 options.repeats,
             ),
             "schema_speed": compare(pair, setup, timed, max_tokens, schemas, options.repeats),

@@ -60,7 +60,7 @@ def start(open_engine, tmp_path):
     def start(name, records=RECORDS, stop=lambda: False, **options):
         source, out = write_lines(tmp_path / "in.jsonl", *records), tmp_path / name
         # A fixed draft length: the pace might find that drafts do not pay on a busy machine.
-        options = {"max_tokens": 120, "slots": 16, "draft_length": 7} | options
+        options = {"max_tokens": 200, "slots": 16, "draft_length": 7} | options
         spec = Spec(inputs=(str(source),), out=str(out), **options)
         run(spec, open_engine=open_engine, stop=stop)
         return rows_in(out)

@@ -26,7 +26,7 @@ _MOST_BYTES = 1_000_000
 _DISTINCT = 256  # structures that are remembered
 # Between two parts of JSON: nothing, a blank, or a line break and an indentation. So a target may
 # write as it likes to, and cannot go on with blanks for ever.
-_LAID_OUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\n[ \t]{0,20})?"}
+_LAID_OUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\n[ \t]{0,12})?"}
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
 _ONE_OF_MANY = ("anyOf", "oneOf")
 # With these an object's properties stand in several places, so that none of them knows all.

@@ -14,7 +14,7 @@ from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of
 from dspark_batch.types import Failure, Item, Request, Sampling, Structure
 
-LENGTH = 40
+LENGTH = 100
 SCHEMA = {
     "type": "object",
     "properties": {
