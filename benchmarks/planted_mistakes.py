@@ -29,7 +29,7 @@ TESTS = {
         "tests/engine/test_prefill.py",
     ],
     "trainer": [
-        *("tests/train/test_drafter_step.py", "tests/train/test_batches.py"),
+        *("tests/train/test_drafter_step.py", "tests/train/test_training_batches.py"),
         *("tests/train/test_teacher.py", "tests/train/test_train_drafter.py"),
     ],
     "room": [
