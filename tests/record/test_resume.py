@@ -71,6 +71,7 @@ def test_progress_counts_every_row_once(folder):
 
 
 REFUSED = [  # options before, options after, what is said
+    ({"shard": "1/2"}, {"shard": "2/2"}, 'shard is "1/2" there and "2/2" here'),
     ({"max_tokens": 5}, {"max_tokens": 6}, "max_tokens is 5 there and 6 here"),
     ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
     ({}, {"prompt_column": "id"}, 'prompt_column is null there and "id" here'),
@@ -495,7 +496,7 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["inputs"][0]["records"] == 4
     assert manifest["fingerprint"]["fields"].keys() == {
         *("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits"),
-        "context_length",
+        *("context_length", "shard"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
