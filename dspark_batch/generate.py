@@ -75,6 +75,8 @@ class Options(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
+    score: str | None
     json_schema: str | None
     regex: str | None
     grammar: str | None
