@@ -20,6 +20,7 @@ from dspark_batch.cli.diff_command import diff_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.export_command import export_command
 from dspark_batch.cli.generate_command import generate_command
+from dspark_batch.cli.merge_command import merge_command
 from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
@@ -86,6 +87,7 @@ cli.add_command(bench_command)
 cli.add_command(status_command)
 cli.add_command(verify_command)
 cli.add_command(diff_command)
+cli.add_command(merge_command)
 cli.add_command(report_command)
 cli.add_command(export_command)
 cli.add_command(calibrate_command)
@@ -145,13 +147,16 @@ def _exit_code(words: list[str]) -> int:
 
 class _Sayer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        _say(f"{record.levelname.lower()}: {record.getMessage()}")
+        kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        _say(f"{kind}{record.getMessage()}")
 
 
 @contextmanager
 def _warnings_said() -> Iterator[None]:
-    """Show what the package logs."""
-    log, sayer = logging.getLogger("dspark_batch"), _Sayer(logging.WARNING)
+    """Show what the package logs: warnings, and what a server has to tell."""
+    log, sayer = logging.getLogger("dspark_batch"), _Sayer()
+    # In a new home it tells of its fonts and folders, which is no news for anybody.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     log.addHandler(sayer)
     try:
         yield

@@ -54,11 +54,16 @@ class Look(NamedTuple):
             # A failure that waits to run again is a row all the same.
             spec = replace(self.spec, retry_failed=False, retry_where=())
             found = survey(sources, spec, journal)
-            yield found, Rows(sources, journal, found.offsets, self.spec.samples)
+            yield found, Rows(sources, journal, found)
 
 
-def look(out: str) -> Look:
+def look(out: str, *, trust_remote_code: bool = False) -> Look:
     """Find the job of an output.
+
+    Args:
+        out: of a job.
+        trust_remote_code: let its target run Python code of its own. What the run directory says
+            of it does not count: that may come from somebody else.
 
     Raises:
         UsageError: there is none.
@@ -72,7 +77,7 @@ def look(out: str) -> Look:
     fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()
     }
-    spec = Spec(**fields)
+    spec = Spec(**fields | {"trust_remote_code": trust_remote_code})
     if starts:
         spec = replace(spec, inputs=tuple(starts[-1].inputs), limit=starts[-1].limit)
     return Look(run_dir, manifest, spec, starts)

@@ -70,11 +70,17 @@ def test_texts_are_completed_each_as_a_choice_of_its_own(server):
     assert by_index == [c["text"] for c in both["choices"]]
 
 
-def test_log_probabilities_come_whole_or_are_refused(server):
-    whole = server.http.post("/v1/chat/completions", json=chat("a", logprobs=True))
-    assert whole.status_code == 200
-    streamed = server.http.post("/v1/chat/completions", json=chat("a", logprobs=True, stream=True))
-    assert (streamed.status_code, streamed.json()["error"]["param"]) == (400, "logprobs")
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"logprobs": True, "top_logprobs": 50}, "`body.top_logprobs` is 50, expected 0 to 20."),
+        ({"prompt_logprobs": 1, "stream": True}, "`prompt_logprobs` do not come in a stream"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_told_are_refused(server, asked, says):
+    reply = server.http.post("/v1/chat/completions", json=chat("a", **asked))
+    assert reply.status_code == 400
+    assert says in reply.json()["error"]["message"]
 
 
 def test_reasoning_is_told_apart_in_a_stream_as_in_an_answer(tmp_path):
@@ -299,3 +305,22 @@ def test_metrics_count_what_was_done(tmp_path):
     assert int(told["dspark:time_to_first_token_seconds_count"]) == 1
     assert told['dspark:time_to_first_token_seconds_bucket{le="+Inf"}'] == "1"
     assert int(told["dspark:num_requests_running"]) == 0
+
+
+def test_a_url_that_is_none_is_told_the_one_that_clients_need(server):
+    for path in ("/", "/chat/completions", "/v1/v1/models"):
+        reply = server.http.get(path)
+        assert (reply.status_code, "/v1/models is there" in reply.text) == (404, True)
+    reply = server.http.get("/v1/chat/completions")
+    assert (reply.status_code, "POST is" in reply.text) == (405, True)
+
+
+def test_an_upload_that_is_no_form_is_told_how_to_send_one(server):
+    reply = server.http.post("/v1/files", content=b"{}", headers={"content-type": "text/plain"})
+    assert reply.status_code == 400
+    assert "curl -F file=@requests.jsonl -F purpose=batch" in reply.json()["error"]["message"]
+
+
+def test_a_refusal_names_the_option_of_the_server_not_of_a_job(server):
+    reply = server.http.post("/v1/chat/completions", json=chat("a", colour="red"))
+    assert "start the server with --ignore-fields colour" in reply.json()["error"]["message"]
