@@ -68,7 +68,7 @@ def made(tmp_path, monkeypatch):
 
 def test_drafters_are_compared_on_ended_greedy_answers_of_prompts_never_seen(made):
     reports = held_out.compare(made, ("drafter",), "source", most=100)["drafter"]
-    rows = map(json.loads, (made / "answers-0.jsonl").read_text().splitlines())
+    rows = map(json.loads, (made / "answers-0.jsonl").read_bytes().splitlines())
     lines = (made / "prompts.jsonl").read_bytes().splitlines()
     expected = {"all": 0, "a": 0, "b": 0}
     for row, line in zip(rows, lines, strict=True):
