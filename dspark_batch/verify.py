@@ -144,6 +144,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
     slots: int | None = None,
     against: Against = "engine",
     strict: bool = False,
+    trust_remote_code: bool = False,
     observe: Observe = _ignore,
     open_engine: OpenEngine = open_pair,
 ) -> Audit:
@@ -157,6 +158,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
         slots: answers that are decoded together; None: as many as the run had.
         against: our engine without a drafter, or mlx-lm's own generation.
         strict: with mlx-lm, near-ties fail as well.
+        trust_remote_code: let the target run Python code of its own, as the run may have done.
         observe: called before models are loaded and after every replayed answer.
         open_engine: loads the pair.
 
@@ -176,7 +178,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
     audit = Audit(out=str(run_dir.out), against=against, strict=strict)
     with run_dir.lock():
         if audit.see("manifest", 1, _manifest_problems(run_dir, manifest)):
-            job = look(audit.out)
+            job = look(audit.out, trust_remote_code=trust_remote_code)
             job = job._replace(spec=replace(job.spec, slots=slots or job.spec.slots))
             _Verification(job, audit, sample, observe, open_engine).run()
         run_dir.write_audit(audit.to_json())

@@ -36,6 +36,7 @@ OPTIONS = [each.opts for each in PARAMETERS if each.opts[0].startswith("-")]
 OF_OTHERS = {"--help", "--version", "--user", "--now", "--items", "--alone", "--repeats"}
 OF_OTHERS |= {"--array", "--time"}  # of sbatch
 OF_OTHERS |= {"--draft", "--draft-model", "--num-draft-tokens"}
+OF_OTHERS |= {"--name", "--network", "--add-host"}
 OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens", "--no-generate"}
 EXIT_CODES = {0, 1, main.INTERRUPTED, main.TERMINATED} | {
     error.exit_code
