@@ -3,7 +3,7 @@
     from dspark_batch.ray import GenerateConfig, build_processor
 
     processor = build_processor(
-        GenerateConfig(family="qwen3", concurrency=4, max_tokens=512),
+        GenerateConfig(family="tiny", concurrency=4, max_tokens=512),
         preprocess=lambda row: {**row, "prompt": f"Summarise: {row['text']}"},
     )
     processor(ray.data.read_parquet("in/")).write_parquet("out/")
