@@ -26,8 +26,8 @@ from typing import TypeAlias
 from dspark_batch.errors import Resumable
 from dspark_batch.intake.mapping import Render
 from dspark_batch.intake.messages import Conversation
+from dspark_batch.opening import Opened, Steps
 from dspark_batch.record.formats import Manifest
-from dspark_batch.run import Opened, Steps
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Request
 
@@ -404,7 +404,7 @@ class View:
         stream: Iterable[Request | Failure | None],
         may_begin: Callable[[Item], bool] = lambda item: True,
     ) -> Iterator[Outcome]:
-        """Answer a stream as `run.Generates` has it.
+        """Answer a stream as `opening.Generates` has it.
 
         `may_begin` is asked in the caller's thread, when a request goes into the hub. After a no,
         requests that have not begun are taken back.

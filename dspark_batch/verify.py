@@ -29,6 +29,7 @@ from dspark_batch.audit.replay import (
 from dspark_batch.audit.row_audit import Reading, misfit, row_problems
 from dspark_batch.errors import EqualityError, JournalError, UsageError
 from dspark_batch.intake.reader import Source, item_of
+from dspark_batch.opening import Opened, OpenEngine, open_pair
 from dspark_batch.output.finish import Rows, write_output
 from dspark_batch.output.look import Look, look
 from dspark_batch.output.report import COUNTS, Report, Tick
@@ -43,7 +44,6 @@ from dspark_batch.record.run_dir import (
     versions,
 )
 from dspark_batch.record.survey import Survey
-from dspark_batch.run import Opened, OpenEngine, open_pair
 from dspark_batch.spec.share import draw
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Failure, Item
