@@ -13,8 +13,9 @@ from dspark_batch.intake.json_text import dump
 from dspark_batch.intake.reader import record_of_line
 from dspark_batch.models.target import Target
 from dspark_batch.models.tokenizer import Tokenizer
+from dspark_batch.opening import Opened, open_pair
 from dspark_batch.pair import Pair
-from dspark_batch.run import Opened, answer, ask, open_pair
+from dspark_batch.run import answer, ask
 from dspark_batch.spec.spec import (
     STDOUT,
     Auto,

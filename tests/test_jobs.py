@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from small_jobs import rows_in
 
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.job_file import read_job
 from dspark_batch.spec.spec import Spec
 

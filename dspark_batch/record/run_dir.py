@@ -414,7 +414,7 @@ def refuse_another_job(
     """
     differing = differences(manifest, fields)
     if any(each.startswith("numerics ") for each in differing):
-        differing += _machine_differences(manifest["setup"], setup)
+        differing += machine_differences(manifest["setup"], setup)
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
@@ -422,11 +422,16 @@ def refuse_another_job(
         )
 
 
-def _machine_differences(there: SetupJson | None, here: SetupJson | None) -> list[str]:
+def machine_differences(
+    there: SetupJson | None,
+    here: SetupJson | None,
+    was_and_is: tuple[str, str] = ("was {} there", "is {} here"),
+) -> list[str]:
     """Say what rounds otherwise, in whole, since a kernel's name stands at the end."""
     before = there["machine"] if there else {}
+    was, is_ = was_and_is
     return [
-        f"its {name} was {before.get(name)} there and is {value} here"
+        f"its {name} {was.format(before.get(name))} and {is_.format(value)}"
         for name, value in (here["machine"] if here else {}).items()
         if before.get(name) != value
     ]
@@ -438,7 +443,13 @@ def differences(
     there_and_here: tuple[str, str] = ("there", "here"),
 ) -> list[str]:
     """Say of each key of a fingerprint that is not the manifest's what both values are."""
-    there = manifest["fingerprint"]["fields"]
+    return differing_fields(manifest["fingerprint"]["fields"], fields, there_and_here)
+
+
+def differing_fields(
+    there: Mapping[str, Json], fields: Mapping[str, Json], there_and_here: tuple[str, str]
+) -> list[str]:
+    """Say of each key of a fingerprint that another has otherwise what both values are."""
     # Through JSON, as the manifest went: a tuple and a list are the same value.
     here = orjson.loads(orjson.dumps(fields))
     first, second = there_and_here

@@ -11,7 +11,7 @@ from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
 
 from dspark_batch.cli.main import main
 from dspark_batch.cli.run_command import run_command
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import Spec
 
 # They change no row and no file, so they are no fields of Spec.
