@@ -388,7 +388,7 @@ class View:
         stream: Iterable[Request | Failure | None],
         may_begin: Callable[[Item], bool] = lambda item: True,
     ) -> Iterator[Outcome]:
-        """Answer a stream as `run.Generates` has it.
+        """Answer a stream as `opening.Generates` has it.
 
         `may_begin` is asked in the caller's thread, when a request goes into the hub. After a no,
         requests that have not begun are taken back.

@@ -1,6 +1,7 @@
-"""A pair opened as an engine: what a job, a server and a worker know of it."""
+"""The engine half as a job sees it: how it is opened, and how items are asked in turns."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,10 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_check
 from dspark_batch import blas
 from dspark_batch.audit.replay import Against, Baseline, Margin
 from dspark_batch.errors import UsageError
-from dspark_batch.intake.mapping import Render
+from dspark_batch.intake.mapping import Render, said_in, to_request
+from dspark_batch.intake.question import num_turns
 from dspark_batch.record.formats import Begun, Manifest
 from dspark_batch.spec.spec import Spec, number_or_none
-from dspark_batch.types import Failure, Gauge, Item, Outcome, Partial, Request, Said, SetupJson
+from dspark_batch.types import (
+    Completion,
+    Failure,
+    Gauge,
+    Item,
+    Outcome,
+    Partial,
+    Request,
+    Said,
+    SetupJson,
+)
 
 if TYPE_CHECKING:
     from dspark_batch.engine.engine import Engine
@@ -249,3 +261,64 @@ def open_baseline(
         return Margin(*margins(pair, request, answer, tokens))
 
     return Baseline(generate, pair.reader.decode, margin, pair.config.stop_ids, split)
+
+
+def answer(
+    spec: Spec,
+    opened: Opened,
+    fresh: Iterator[Request | Failure],
+    admits: Callable[[Item], bool],
+) -> Iterator[Outcome]:
+    """Generate; an answer that has turns behind it goes back in with the next one.
+
+    Args:
+        spec: what items are asked, and how.
+        opened: what answers.
+        fresh: first turns, as `ask` makes them.
+        admits: asked about each item before its first turn is generated; a no ends it all.
+    """
+    waiting: deque[Request | Failure] = deque()
+    answers: dict[int, tuple[Completion, ...]] = {}  # Item.index -> to the turns so far
+
+    def may_begin(item: Item) -> bool:
+        return item.index in answers or admits(item)
+
+    while True:
+        for outcome in opened.engine.generate(_waiting_first(waiting, fresh), may_begin):
+            item = outcome.item
+            earlier = answers.pop(item.index, ())
+            if isinstance(outcome, Failure):
+                yield outcome
+                continue
+            said = split(spec, opened, outcome)
+            if len(earlier) + 1 < num_turns(item.record, spec):
+                answers[item.index] = (*earlier, said)
+                waiting.append(ask(spec, opened, item, answers[item.index]))
+            else:
+                yield said._replace(earlier=earlier)
+        if not waiting:  # else the stream had ended before these were there
+            return
+
+
+def split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
+    """Tell the reasoning from the answer; a text that is continued has none."""
+    said = said_in(completion.text, completion.item.record, spec, opened.split)
+    return completion._replace(text=said.answer, reasoning=said.reasoning)
+
+
+def _waiting_first(
+    waiting: deque[Request | Failure], fresh: Iterator[Request | Failure]
+) -> Iterator[Request | Failure]:
+    while True:
+        request = waiting.popleft() if waiting else next(fresh, None)
+        if request is None:
+            return
+        yield request
+
+
+def ask(
+    spec: Spec, opened: Opened, item: Item, earlier: tuple[Completion, ...] = ()
+) -> Request | Failure:
+    """Make the request of an item's next turn, behind the answers to earlier ones."""
+    said = [turn.text for turn in earlier]
+    return to_request(item, spec, opened.render, opened.context_length, said)

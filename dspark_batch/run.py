@@ -1,4 +1,4 @@
-"""The composition root: the only file that knows both halves.
+"""The composition root: a job, from its inputs to its output.
 
     read -> skip what is finished -> map -> generate -> append
 
@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,8 +25,6 @@ from dspark_batch.audit.replay import Claim, claims_of, divergence_of
 from dspark_batch.errors import DsparkBatchError, JournalError, Resumable, UsageError
 from dspark_batch.intake import remote
 from dspark_batch.intake.json_text import dump
-from dspark_batch.intake.mapping import said_in, to_request
-from dspark_batch.intake.question import num_turns
 from dspark_batch.intake.reader import (
     STDIN,
     Source,
@@ -38,9 +35,8 @@ from dspark_batch.intake.reader import (
     printable,
     read,
 )
-from dspark_batch.opening import Opened, OpenEngine, open_pair
-from dspark_batch.output.finish import Rows, changed_input, line_maker, write_output
-from dspark_batch.output.plan import plan_of
+from dspark_batch.opening import Opened, OpenEngine, answer, ask, open_pair
+from dspark_batch.output.finish import Rows, changed_input, finish, line_maker
 from dspark_batch.output.report import Report, Tick
 from dspark_batch.record.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.record.disk import full_disk_is_resumable
@@ -59,11 +55,10 @@ from dspark_batch.record.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.record.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.record.survey import Survey, most_bytes, survey
 from dspark_batch.spec.budget import Budget
 from dspark_batch.spec.spec import STDOUT, Spec, number_or_none
 from dspark_batch.types import (
-    Completion,
     Failure,
     Item,
     Outcome,
@@ -77,7 +72,6 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Tick", "run"]
 
 log = logging.getLogger("dspark_batch")
-
 
 Observe: TypeAlias = Callable[[Tick], None]
 Stop: TypeAlias = Callable[[], bool]
@@ -375,7 +369,7 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
             job.budget.add(outcome)
             tick = tick.after(outcome, opened.gauge())
             job.observe(tick)
-    if TO_DO in job.found.offsets:
+    if job.found.num_to_do:
         _explain_missing_rows(job, tick)
     return replace(tick, outcome=None, audit_s=auditor.seconds if auditor else None)
 
@@ -432,67 +426,6 @@ def _outcomes(
     yield from answered(_requests(job, opened))
 
 
-def answer(
-    spec: Spec,
-    opened: Opened,
-    fresh: Iterator[Request | Failure],
-    admits: Callable[[Item], bool],
-) -> Iterator[Outcome]:
-    """Generate; an answer that has turns behind it goes back in with the next one.
-
-    Args:
-        spec: what items are asked, and how.
-        opened: what answers.
-        fresh: first turns, as `ask` makes them.
-        admits: asked about each item before its first turn is generated; a no ends it all.
-    """
-    waiting: deque[Request | Failure] = deque()
-    answers: dict[int, tuple[Completion, ...]] = {}  # Item.index -> to the turns so far
-
-    def may_begin(item: Item) -> bool:
-        return item.index in answers or admits(item)
-
-    while True:
-        for outcome in opened.engine.generate(_waiting_first(waiting, fresh), may_begin):
-            item = outcome.item
-            earlier = answers.pop(item.index, ())
-            if isinstance(outcome, Failure):
-                yield outcome
-                continue
-            said = split(spec, opened, outcome)
-            if len(earlier) + 1 < num_turns(item.record, spec):
-                answers[item.index] = (*earlier, said)
-                waiting.append(ask(spec, opened, item, answers[item.index]))
-            else:
-                yield said._replace(earlier=earlier)
-        if not waiting:  # else the stream had ended before these were there
-            return
-
-
-def split(spec: Spec, opened: Opened, completion: Completion) -> Completion:
-    """Tell the reasoning from the answer; a text that is continued has none."""
-    said = said_in(completion.text, completion.item.record, spec, opened.split)
-    return completion._replace(text=said.answer, reasoning=said.reasoning)
-
-
-def _waiting_first(
-    waiting: deque[Request | Failure], fresh: Iterator[Request | Failure]
-) -> Iterator[Request | Failure]:
-    while True:
-        request = waiting.popleft() if waiting else next(fresh, None)
-        if request is None:
-            return
-        yield request
-
-
-def ask(
-    spec: Spec, opened: Opened, item: Item, earlier: tuple[Completion, ...] = ()
-) -> Request | Failure:
-    """Make the request of an item's next turn, behind the answers to earlier ones."""
-    said = [turn.text for turn in earlier]
-    return to_request(item, spec, opened.render, opened.context_length, said)
-
-
 def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Pick out the items that may have crashed the last start."""
     if not job.learnt.suspects:
@@ -505,8 +438,7 @@ def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
 
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
-    samples = job.spec.samples
-    for record in read(job.sources, job.found.total // samples, samples):
+    for record in read(job.sources, job.found.part, job.spec.samples):
         if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
@@ -529,14 +461,14 @@ def _append(job: _Job, outcome: Outcome) -> None:
         raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
     now = round(time.time(), 3)
     entry = Entry(item.index, item.where, item.digest, row_of(outcome), now)
-    job.found.offsets[item.index] = job.journal.append(entry)
+    job.found.add(item.index, job.journal.append(entry))
 
 
 def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
     if job.stop():
         raise Resumable(
-            f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
+            f"{job.spec.out}: stopped as asked, {job.found.num_to_do} items are left; "
             "the same command continues."
         )
     if job.budget.is_spent:
@@ -545,10 +477,10 @@ def _explain_missing_rows(job: _Job, tick: Tick) -> None:
             "the same command to go on."
         )
     records = sum(count_records(source) for source in job.sources)
-    if records * job.spec.samples < job.found.total:
+    if records < job.found.part.stop:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
-        f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
+        f"{job.spec.out}: {job.found.num_to_do} items went into the engine and did not "
         "come out; report this, and run the same command again."
     )
 
@@ -562,32 +494,23 @@ def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: fl
         setup: with which this start decoded; None: as the first one did, if this one did at all.
         times: how long this start took, as the report has it.
     """
-    began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
-    manifest = job.begun()
-    setup = setup or manifest["setup"]
-    begun = datetime.fromisoformat(manifest["created"])
-    draft = write_output(job.run_dir.out, rows, job.spec, begun)
-    report = Report.of_rows(
-        rows,
-        out=printable(job.spec.out),
-        samples=job.spec.samples,
+    manifest, gauge = job.begun(), tick.gauge
+    report = finish(
+        *(job.run_dir, manifest, Rows(job.sources, job.journal, job.found), job.spec),
+        setup=setup or manifest["setup"],
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         **times,
-        prefill_s=tick.gauge and tick.gauge.prefill_s,
-        round_s=tick.gauge and tick.gauge.round_s,
-        draft_s=tick.gauge and tick.gauge.draft_s,
-        verify_s=tick.gauge and tick.gauge.verify_s,
-        idle_s=tick.gauge and tick.gauge.idle_s,
+        prefill_s=gauge and gauge.prefill_s,
+        round_s=gauge and gauge.round_s,
+        draft_s=gauge and gauge.draft_s,
+        verify_s=gauge and gauge.verify_s,
+        idle_s=gauge and gauge.idle_s,
         audit_s=tick.audit_s,
-        peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
-        workers=tick.gauge.workers if tick.gauge else (),
-        finish_s=time.monotonic() - began,
-        plan=plan_of(setup) if setup else None,
+        peak_memory_bytes=gauge and gauge.peak_memory_bytes,
+        workers=gauge.workers if gauge else (),
     )
-    job.run_dir.publish(draft, report.to_json(), job.found.inputs)
     _warn_of_growth(job)
     return report

@@ -45,7 +45,7 @@ from dspark_batch.record.run_dir import (
     run_dir_of,
     versions,
 )
-from dspark_batch.record.survey import TO_DO, Survey
+from dspark_batch.record.survey import Survey
 from dspark_batch.spec.share import draw
 from dspark_batch.spec.spec import Auto, Spec
 from dspark_batch.types import Failure, Item
@@ -349,7 +349,7 @@ def _journal_problems(job: Look, found: Survey, rows: Rows) -> Iterator[str]:
     if job.run_dir.out.exists():
         for record in rows.records():
             item = item_of(record)
-            if found.offsets[item.index] == TO_DO:
+            if found.is_to_do(item.index):
                 yield f"{_name(item)}: has no row in the journal"
     answered: set[int] = set()
     with job.run_dir.rows.open("rb") as stream:

@@ -37,21 +37,27 @@ MAY_IMPORT = {
     "pair": {"drafters", "models", *BASE, *MACHINE},
     "tuning": {"numerics", *BASE, *MACHINE},
     "engine": {"tuning", "pair", "drafters", "models", "caches", "numerics", *BASE, *MACHINE},
-    "opening": {"engine", "pair", "models", *JOB, *BASE, *MACHINE},
-    "hub": {"opening", "record", "intake", "spec", *BASE},
+    "opening": {
+        *("engine", "pair", "models", "audit", "record", "intake", "spec"),
+        *BASE,
+        *MACHINE,
+    },
+    "run": {"opening", "fleet", "models", *JOB, *BASE},
     "fleet": {
         *("opening", "hub", "pair", "models", "audit", "record", "intake", "spec", "device"),
         *BASE,
     },
-    "run": {"opening", "fleet", "models", *JOB, *BASE},
-    "serve": {"opening", "hub", "run", "engine", "output", "record", "intake", "spec", *BASE},
-    "generate": {"opening", "run", "engine", "pair", "drafters", "models", "intake", "spec", *BASE},
+    "ray": {"hub", "opening", "generate", "record", "intake", "spec", *BASE},
+    "hub": {"opening", "record", "intake", "spec", *BASE},
+    "serve": {"hub", "opening", "run", "engine", "output", "record", "intake", "spec", *BASE},
+    "generate": {"opening", "engine", "pair", "drafters", "models", "intake", "spec", *BASE},
     "bench": {"opening", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
     "calibrate": {"drafters", "numerics", "record", *BASE},
     "registry": {"models", *BASE},
     "doctor": {"registry", "tuning", *BASE, *MACHINE},
     "check": {"pair", "models", "output", "record", "intake", "spec", *BASE},
     "verify": {"opening", "fleet", *JOB, *BASE},
+    "merge": {"output", "record", "intake", "spec", *BASE},
     "diff": {"opening", "audit", "output", "record", *BASE},
     "train": {
         *("page", "pair", "drafters", "models", "numerics"),
@@ -64,6 +70,7 @@ MAY_IMPORT = {
     "report": {"page", "output", "record", "intake", *BASE},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
+        "merge",
         *("generate", "bench", "serve", "train", "train_drafter"),
         *JOB,
         *BASE,
@@ -71,12 +78,12 @@ MAY_IMPORT = {
     "__init__": {"blas", *(name.split(".")[0] for name in dspark_batch._MODULE_BY_NAME.values())},
     "__main__": {"cli"},
 }
-NO_MODELS = {*JOB, *BASE, "cli", "__init__", "__main__"}  # nor anything as heavy
+NO_MODELS = {*JOB, *BASE, "merge", "cli", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
-COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
+COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff", "merge")
 COMMANDS += ("generate", "serve", "train-drafter")
 FAMILIES_LIVE_IN = {"models", "drafters", "tiny"}
 

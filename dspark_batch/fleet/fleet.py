@@ -178,6 +178,12 @@ class Fleet:
         crew = self._places[place].crew = _Crew(place)
         crew.member = self._spawn(place, self._places[place].most_slots, partial(self._tell, crew))
 
+    def begin_all(self) -> None:
+        """Begin a worker at each place that has none yet."""
+        for number, place in enumerate(self._places):
+            if place.crew is None:
+                self.begin(number)
+
     def first(self) -> Hello:
         """Wait for any worker to have loaded.
 

@@ -12,7 +12,7 @@ from dspark_batch.fleet.news import Hello
 from dspark_batch.intake.mapping import Render
 from dspark_batch.opening import Lost, Opened, open_pair
 from dspark_batch.record.formats import Begun, Manifest
-from dspark_batch.record.run_dir import differing_fields, fingerprint, machine_differences
+from dspark_batch.record.run_dir import begun_with, differences, fingerprint
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Json, Said
 
@@ -126,7 +126,6 @@ class _Team:
     ) -> None:
         self._spec = spec
         self._begun: Begun | None = begun
-        self._fields = begun["fingerprint"]["fields"] if begun else None
         self._num_items = None if num_items is None else -(-num_items // workers)
         self._there = there
         self._workers = workers
@@ -142,33 +141,25 @@ class _Team:
         Raises:
             DsparkBatchError: none is there that may work.
         """
-        if self._begun is not None:
-            fleet.refuses = self._refuses
-            for place in range(self._workers):
-                fleet.begin(place)
-            return fleet.first()
-        fleet.begin(0)
-        hello = fleet.first()
-        self._begun = {"identity": hello.identity, "setup": hello.setup}
-        self._fields = self._fields_of(hello)
         fleet.refuses = self._refuses
-        for place in range(1, self._workers):
-            fleet.begin(place)
-        return hello
+        if self._begun is None:
+            fleet.begin(0)
+            hello = fleet.first()
+            self._begun = begun_with(self._fields_of(hello), hello.identity, hello.setup)
+        fleet.begin_all()
+        return fleet.first()
 
     def _fields_of(self, hello: Hello) -> dict[str, Json]:
         return fingerprint(self._spec, hello.identity, hello.context_length)
 
     def _refuses(self, hello: Hello) -> DsparkBatchError | None:
         """Compare a worker with the job; its message names both values."""
-        fields = self._fields_of(hello)
-        differing = differing_fields(self._fields or {}, fields, ("in the job", "there"))
+        if self._begun is None:
+            return None
+        words, fields = ("in the job", "there"), self._fields_of(hello)
+        differing = differences(self._begun, fields, words, hello.setup)
         if not differing:
             return None
-        if any(each.startswith("numerics ") for each in differing):
-            before = self._begun["setup"] if self._begun else None
-            words = ("is {} in the job", "{} there")
-            differing += machine_differences(before, hello.setup, words)
         return ModelError(
             f"worker {hello.name} computes otherwise than the job, so its rows would not be equal: "
             f"{'; '.join(differing)}. Take machines of one kind, with the same libraries and "

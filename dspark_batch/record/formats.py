@@ -25,6 +25,7 @@ class FingerprintJson(TypedDict):
 class Begun(TypedDict):
     """With what a job began to compute, and goes on."""
 
+    fingerprint: FingerprintJson
     identity: Mapping[str, str | None]  # of the models: what they are, and where they came from
     setup: SetupJson | None  # None: nobody planned
 
@@ -36,11 +37,11 @@ class Manifest(Begun):
     run_id: str  # seeds the journal
     created: str  # ISO 8601
     spec: Mapping[str, Any]  # the fields of the `Spec`, which checks them
-    fingerprint: FingerprintJson
     inputs: Sequence[InputJson]
     versions: Mapping[str, str]  # package -> version
     platform: Mapping[str, str]
     ignored: NotRequired[Mapping[str, int]]  # field that is left aside -> records that have it
+    shards: NotRequired[Sequence[str]]  # the run_id of each that was merged, in order
     sha256: NotRequired[str]  # of all else that is in it; it is there once it is written
 
 

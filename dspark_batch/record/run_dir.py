@@ -31,15 +31,25 @@ from dspark_batch.record.disk import (
     sync_directory,
     write_json,
 )
-from dspark_batch.record.formats import AuditJson, InputJson, Manifest, ReportJson, SavedReport
+from dspark_batch.record.formats import (
+    AuditJson,
+    Begun,
+    FingerprintJson,
+    InputJson,
+    Manifest,
+    ReportJson,
+    SavedReport,
+)
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Json, SetupJson
 
 MANIFEST_VERSION = 2
 SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 
-# Every field that can change a row, and no other. Those of the model come from the engine half.
+# Every field that can change a row, and which rows a shard has; no other. Those of the model come
+# from the engine half.
 SPEC_FIELDS = (
+    "shard",
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
     *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
     *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
@@ -355,6 +365,14 @@ def fingerprint(
     return {**_spec_fields(spec), **model, "context_length": context_length}
 
 
+def begun_with(
+    fields: Mapping[str, Json], identity: Mapping[str, str | None], setup: SetupJson | None
+) -> Begun:
+    """Describe with what a job begins to compute; the arguments are those of `new_manifest`."""
+    fingerprint: FingerprintJson = {"sha256": _digest(fields), "fields": fields}
+    return {"fingerprint": fingerprint, "identity": identity, "setup": setup}
+
+
 def new_manifest(
     spec: Spec,
     fields: Mapping[str, Json],
@@ -369,10 +387,8 @@ def new_manifest(
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "spec": {name: _printable(value) for name, value in asdict(spec).items()},
-        "fingerprint": {"sha256": _digest(fields), "fields": fields},
         "inputs": inputs,
-        "identity": identity,
-        "setup": setup,
+        **begun_with(fields, identity, setup),
         "versions": versions(),
         "platform": {"system": platform.system(), "machine": platform.machine()},
     }
@@ -412,9 +428,7 @@ def refuse_another_job(
     Raises:
         ResumeMismatch: naming each key that differs, and both values.
     """
-    differing = differences(manifest, fields)
-    if any(each.startswith("numerics ") for each in differing):
-        differing += machine_differences(manifest["setup"], setup)
+    differing = differences(manifest, fields, setup=setup)
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
@@ -422,42 +436,38 @@ def refuse_another_job(
         )
 
 
-def machine_differences(
-    there: SetupJson | None,
-    here: SetupJson | None,
-    was_and_is: tuple[str, str] = ("was {} there", "is {} here"),
-) -> list[str]:
-    """Say what rounds otherwise, in whole, since a kernel's name stands at the end."""
-    before = there["machine"] if there else {}
-    was, is_ = was_and_is
-    return [
-        f"its {name} {was.format(before.get(name))} and {is_.format(value)}"
-        for name, value in (here["machine"] if here else {}).items()
-        if before.get(name) != value
-    ]
-
-
 def differences(
-    manifest: Manifest,
+    begun: Begun,
     fields: Mapping[str, Json],
     there_and_here: tuple[str, str] = ("there", "here"),
+    setup: SetupJson | None = None,
 ) -> list[str]:
-    """Say of each key of a fingerprint that is not the manifest's what both values are."""
-    return differing_fields(manifest["fingerprint"]["fields"], fields, there_and_here)
+    """Say of each key of a fingerprint that is another what both values are.
 
-
-def differing_fields(
-    there: Mapping[str, Json], fields: Mapping[str, Json], there_and_here: tuple[str, str]
-) -> list[str]:
-    """Say of each key of a fingerprint that another has otherwise what both values are."""
+    Args:
+        begun: of one job, as its manifest has it.
+        fields: of the other's fingerprint.
+        there_and_here: how the two are called.
+        setup: of the other, to say why its `numerics` is another; None: nothing is loaded.
+    """
+    there = begun["fingerprint"]["fields"]
     # Through JSON, as the manifest went: a tuple and a list are the same value.
     here = orjson.loads(orjson.dumps(fields))
     first, second = there_and_here
-    return [
-        f"{name} is {_short(there.get(name))} {first} and {_short(value)} {second}"
-        for name, value in here.items()
-        if there.get(name) != value
+    differing = [name for name, value in here.items() if there.get(name) != value]
+    said = [
+        f"{name} is {_short(there.get(name))} {first} and {_short(here[name])} {second}"
+        for name in differing
     ]
+    if "numerics" in differing:
+        # In whole, since a kernel's name stands at the end.
+        before = begun["setup"]["machine"] if begun["setup"] else {}
+        said += [
+            f"its {name} was {before.get(name)} {first} and is {value} {second}"
+            for name, value in (setup["machine"] if setup else {}).items()
+            if before.get(name) != value
+        ]
+    return said
 
 
 def asks_for_same_model(spec: Spec, manifest: Manifest) -> bool:

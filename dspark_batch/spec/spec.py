@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.budget import seconds_of, seconds_until
 from dspark_batch.spec.nearest import nearest
+from dspark_batch.spec.shard import Shard, read_shard
 from dspark_batch.spec.share import share_of
 from dspark_batch.spec.where import Holds, Where, any_of, read_retry
 from dspark_batch.types import Sampling, SamplingRule
@@ -91,6 +92,7 @@ class Spec:
     retry_failed: bool = False  # the same as retry_where = ("status=errored",)
     retry_where: tuple[str, ...] = ()  # run failures again for which one of these holds
     limit: int | None = None  # only the first N records
+    shard: str | None = None  # only a part of these, "3/16": the third of 16; None: all
     fsync_every: int = 1  # rows per fsync of the journal
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
     deadline: str | None = None  # local time of the day by which a start ends, "07:00"
@@ -117,6 +119,7 @@ class Spec:
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
         self.retries()
+        self._check_shard()
         _one_of(DrafterBits, drafter_bits=self.drafter_bits)
         _one_of(Bits, target_bits=self.target_bits)
         _at_least(1, max_tokens=self.max_tokens, fsync_every=self.fsync_every)
@@ -136,6 +139,10 @@ class Spec:
         self._check_output()
         self._check_time()
         self._check_workers()
+
+    def _check_shard(self) -> None:
+        if self.part is not None and self.out == STDOUT:
+            raise UsageError("-o - keeps nothing to merge; name a file for shard, or drop it.")
 
     def _check_sampling(self) -> None:
         try:
@@ -239,6 +246,11 @@ class Spec:
     def model_name(self) -> str:
         """What answers, as the user named it."""
         return self.target or self.family or "tiny"
+
+    @property
+    def part(self) -> Shard | None:
+        """Which part of the records is meant; None: all."""
+        return None if self.shard is None else read_shard(self.shard)
 
     @property
     def audited_share(self) -> float:

@@ -71,6 +71,7 @@ def test_progress_counts_every_row_once(folder):
 
 
 REFUSED = [  # options before, options after, what is said
+    ({"shard": "1/2"}, {"shard": "2/2"}, 'shard is "1/2" there and "2/2" here'),
     ({"max_tokens": 5}, {"max_tokens": 6}, "max_tokens is 5 there and 6 here"),
     ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
     ({}, {"prompt_column": "id"}, 'prompt_column is null there and "id" here'),
