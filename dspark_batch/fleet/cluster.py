@@ -1,5 +1,6 @@
 """Ray: it starts processes, carries values, and says who died. It never runs anything again."""
 
+import logging
 import os
 import socket
 import threading
@@ -54,12 +55,13 @@ class Cluster:
             self._needs = _needs_there(spec)
             self.workers = _workers_there(spec, self._needs)
         self._is_closed = threading.Event()
+        self._actor_class = ray.remote(Worker)
 
     def spawn(self, place: int, open_engine: Callable[[], Opened], tell: Tell) -> Member:
         """Begin a worker; it tells when its pair is loaded, and when it dies."""
         needs = dict(self._needs)
         carried = {name: os.environ[name] for name in _CARRIED if name in os.environ}
-        actor_class = ray.remote(Worker).options(
+        actor_class = self._actor_class.options(
             num_cpus=needs.pop("CPU", 0),
             num_gpus=needs.pop("GPU", 0),
             resources=needs,
@@ -217,7 +219,7 @@ def begin_local(workers: int) -> None:
         num_gpus=0 if what == "cores" else most,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
 
@@ -240,7 +242,7 @@ def _join(address: str) -> None:
             "its HOST:PORT, or auto."
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         said = str(error).strip().splitlines()
         raise UsageError(

@@ -231,8 +231,8 @@ class Fleet:
     ) -> Iterator[Outcome]:
         """Answer a stream as `opening.Generates` has it.
 
-        `may_begin` is asked when an item is handed to a worker for the first time. After a no,
-        what has not begun there is taken back.
+        `may_begin` is asked when an item is handed to a worker for the first time, and about one
+        that is there while nothing more comes. After a no, what has not begun there is taken back.
 
         Raises:
             DsparkBatchError: no worker is left.
@@ -307,14 +307,11 @@ class Fleet:
         return asked.is_admitted
 
     def _withdraw(self, walk: _Walk) -> None:
-        """Drop what has not begun, here and in the workers."""
+        """Drop what is with no worker."""
         for dropped in [*walk.waiting, *walk.suspects]:
             del self._asked[dropped.number]
         walk.waiting.clear()
         walk.suspects.clear()
-        for crew, held in walk.held.items():
-            if held:
-                crew.member.take_back(held)
 
     def _taker(self, walk: _Walk, asked: _Asked, share: int) -> _Crew | None:
         """Choose who gets a request: who has its beginning, unless others have far less to do."""
@@ -371,17 +368,27 @@ class Fleet:
     def _even_out(self, walk: _Walk) -> None:
         """Take back what has not begun, if one worker has nothing to do and another has too much.
 
-        Only where nothing waits: then this is the end of the stream.
+        Only where nothing waits: then this is the end of the stream. After a no, all is taken back.
         """
         if walk.waiting or walk.against is not None:
             return
-        has_idle = any(not crew.in_flight and not crew.is_apart for crew in self._ready)
-        richest = max(self._ready, key=lambda crew: walk.held[crew], default=None)
-        if not has_idle or richest is None or richest.is_asked_back:
+        richest = max(self._ready, key=walk.held.__getitem__, default=None)
+        last = next(reversed(richest.in_flight.values()), None) if richest else None
+        if last is not None and last.walk is walk and walk.goes_on:
+            walk.goes_on = walk.may_begin(last.request.item)
+        if not walk.goes_on:
+            for crew in self._ready:
+                self._ask_back(crew, walk.held[crew])
             return
-        if walk.held[richest] > richest.slots and not richest.is_apart:
-            richest.is_asked_back = True
-            richest.member.take_back(walk.held[richest] // 2)
+        has_idle = any(not crew.in_flight and not crew.is_apart for crew in self._ready)
+        if has_idle and richest and walk.held[richest] > richest.slots and not richest.is_apart:
+            self._ask_back(richest, walk.held[richest] // 2)
+
+    def _ask_back(self, crew: _Crew, most: int) -> None:
+        """Ask for what has not begun, once until there is an answer."""
+        if most and not crew.is_asked_back:
+            crew.is_asked_back = True
+            crew.member.take_back(most)
 
     # What it hears.
 

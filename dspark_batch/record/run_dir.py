@@ -382,13 +382,16 @@ def new_manifest(
     setup: SetupJson | None,
 ) -> Manifest:
     """Describe a job before its first token."""
+    begun = begun_with(fields, identity, setup)
     return {
         "version": MANIFEST_VERSION,
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "spec": {name: _printable(value) for name, value in asdict(spec).items()},
         "inputs": inputs,
-        **begun_with(fields, identity, setup),
+        "fingerprint": begun["fingerprint"],
+        "identity": identity,
+        "setup": setup,
         "versions": versions(),
         "platform": {"system": platform.system(), "machine": platform.machine()},
     }

@@ -121,6 +121,18 @@ def test_an_item_that_may_not_begin_ends_the_stream_and_what_has_not_begun_comes
     assert texts(team.fleet.generate(ALL)) == ANSWERS  # and the fleet goes on
 
 
+def test_a_stop_is_heeded_when_all_is_handed_out_too():
+    asked = []
+
+    def may_begin(item):
+        asked.append(item.index)
+        return len(asked) <= 30
+
+    team = Team(2, slots=1)
+    outcomes = list(team.fleet.generate(ALL[:30], may_begin))
+    assert len(texts(outcomes)) < 10
+
+
 @pytest.mark.parametrize("after", [0, 1, 7, 20])
 def test_what_was_in_flight_in_a_worker_that_died_is_answered_all_the_same(after):
     team = finished(Team(2, {1: {"dies_after": after}}))

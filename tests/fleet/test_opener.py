@@ -1,6 +1,7 @@
 """What people ask of a fleet that cannot be: one sentence each, before anything is loaded."""
 
 import sys
+from datetime import date
 from types import SimpleNamespace
 
 import pytest
@@ -70,7 +71,7 @@ def test_resources_of_a_worker_are_about_a_cluster():
 def test_a_job_file_may_name_workers(tmp_path):
     path = tmp_path / "job.toml"
     path.write_text('inputs = ["in.jsonl"]\nout = "out.jsonl"\nworkers = "auto"\n')
-    assert Spec(**read_job(path, None) | {"inputs": ("in.jsonl",)}).workers == "auto"
+    assert Spec(**read_job(path, date(2025, 3, 9)) | {"inputs": ("in.jsonl",)}).workers == "auto"
 
 
 @pytest.fixture
