@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +22,8 @@ from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import Spec, resources_of
 from dspark_batch.types import Request
 
+# Ray takes 127.0.0.1 for a mistake, and listens where others reach it; on macOS it does not.
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 _CALLS = 8  # of a worker at a time: one waits for news, one for the pair, the others are short
 _PART_S = 5.0  # for a worker to keep what it learnt
 _LOOK_S, _LOOKS = 1.0, 3  # for Ray's head; so many in vain, and it is lost
@@ -154,9 +158,9 @@ class _RayMember:
 
 
 def _reason(error: Exception) -> str:
-    """Say why in one line; Ray tells where to look in many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """Say why in one sentence or two; Ray tells where to look in many."""
+    said = " ".join(str(error).split()).rpartition("Worker exit detail: ")[2]
+    return re.split(r" (?:Some common|There are some)", said)[0].rstrip(".") or type(error).__name__
 
 
 def _answers(host: str, port: int) -> bool:
@@ -213,6 +217,7 @@ def begin_local(workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     what, most = _processors()
+    _hush()
     ray.init(
         address="local",
         num_cpus=max(workers, os.cpu_count() or 1),
@@ -220,8 +225,15 @@ def begin_local(workers: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address=_LOOPBACK,
     )
+
+
+def _hush() -> None:
+    """Keep Ray's own news, a worker's death for example, off stdout, where rows may go."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False  # as Ray's debugger does it; no option does
 
 
 def _join(address: str) -> None:
@@ -241,6 +253,7 @@ def _join(address: str) -> None:
             f"--ray {address}: no Ray answers there; start one with `ray start --head`, and give "
             "its HOST:PORT, or auto."
         )
+    _hush()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

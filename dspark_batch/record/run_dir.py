@@ -369,7 +369,8 @@ def begun_with(
     fields: Mapping[str, Json], identity: Mapping[str, str | None], setup: SetupJson | None
 ) -> Begun:
     """Describe with what a job begins to compute; the arguments are those of `new_manifest`."""
-    fingerprint: FingerprintJson = {"sha256": _digest(fields), "fields": fields}
+    as_written = orjson.loads(orjson.dumps(fields))  # where a tuple is a list
+    fingerprint: FingerprintJson = {"sha256": _digest(fields), "fields": as_written}
     return {"fingerprint": fingerprint, "identity": identity, "setup": setup}
 
 
