@@ -30,7 +30,7 @@ _LOOK_S, _LOOKS = 1.0, 3  # for Ray's head; so many in vain, and it is lost
 # What decides how a worker computes, and where it finds models; a local Ray inherits all of it.
 _CARRIED = (
     *("OPENBLAS_NUM_THREADS", "DSPARK_BATCH_BLAS", "DSPARK_BATCH_CACHE"),
-    *("HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN"),
+    *("HF_HOME", "HF_HUB_OFFLINE"),  # and no token: a cluster shows these to whoever asks
 )
 
 

@@ -497,7 +497,7 @@ class Fleet:
             place.most_slots = crew.slots // 2
         else:
             self._suspect(name, lost)
-        place.deaths_in_a_row += 1
+            place.deaths_in_a_row += 1
         for asked in reversed(lost):
             self._let_go(asked)
             asked.died_at = crew.place
