@@ -9,6 +9,7 @@ from pathlib import Path
 from fakes import FakeSteps, fake_decode, fake_render, fake_steps_opener, unsplit
 
 from dspark_batch.fleet.opener import Words, open_fleet
+from dspark_batch.types import Gauge
 
 WORDS = Words(fake_render, unsplit, fake_decode, frozenset())
 PIDS = "pids"  # of workers, in the order in which they loaded; a line each
@@ -37,7 +38,12 @@ def open_mortal(spec, begun, num_items, *, folder, numerics=("n0",), **settings)
     with (folder / PIDS).open("a") as file:
         file.write(f"{os.getpid()}\n")
     own = numerics[_number(folder) % len(numerics)]
-    return opened._replace(identity=opened.identity | {"numerics": own})
+    identity = opened.identity | {"numerics": own}
+    return opened._replace(identity=identity, gauge=partial(_gauge, engine))
+
+
+def _gauge(engine):
+    return Gauge(1.0, engine.slots, 0, 0, 0.0, 0.0)
 
 
 def _number(folder):
