@@ -6,9 +6,9 @@
 `kernel` times the recurrence of one layer, by slots and width, in microseconds: on a chain of
 launches, each reading the state that the one before wrote. `loop_us` is the loop of operations that
 mlx-lm has, for few tokens only. `engine` answers the same prompts plainly, with drafts, and by
-mlx-lm's `BatchGenerator`: tokens per second, once after a warm-up, and how many answers differ from
-those of plain decoding in one slot. Weights are random, of Qwen3.5-4B's shape. Drafts are taken as
-often as the profile says; see `rehearsal`. One JSON line.
+mlx-lm's `BatchGenerator`: tokens per second, once after the same work as a warm-up, and how many
+answers differ from those of plain decoding in one slot. Weights are random, of Qwen3.5-4B's shape.
+Drafts are taken as often as the profile says; see `rehearsal`. One JSON line.
 """
 
 import argparse
@@ -177,7 +177,7 @@ def requests(count, follower, max_tokens):
 def answers(pair, work, **settings):
     """Answer the work; returns token ids by item, and tokens per second."""
     engine = Engine(pair, **settings)
-    list(engine.generate(work[: settings["slots"]]))  # the warm-up
+    list(engine.generate(work))  # the warm-up: a GPU compiles each shape that the work has
     began = time.perf_counter()
     done = {c.item.index: c.token_ids for c in engine.generate(work)}
     return done, sum(map(len, done.values())) / (time.perf_counter() - began)
@@ -208,7 +208,7 @@ def engine_part(options, dtype):
         drafted, drafted_s = answers(pair, some, draft_length=options.draft_length, **shared)
         differ = [n for n, ids in known.items() if n in drafted and ids != drafted[n]]
         unlike = sum(plain[n] != drafted[n] for n in plain)
-        mlx_lm_batch(pair, some[:slots], slots)
+        mlx_lm_batch(pair, some, slots)
         began = time.perf_counter()
         others = mlx_lm_batch(pair, some, slots)
         seconds = time.perf_counter() - began

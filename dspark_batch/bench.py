@@ -212,7 +212,7 @@ def open_pair_for(
     from dspark_batch.models.thinking import settle_thinking
 
     pair = load(spec, None, on_download)
-    thinking = settle_thinking(pair.reader, spec.thinking, spec.family, spec.target)
+    thinking = settle_thinking(pair.reader, spec.thinking, spec.family, spec.target, spec.drafter)
     asked = number_or_none(spec.draft_length)
     planned = partial(
         set_up,

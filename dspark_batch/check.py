@@ -84,18 +84,20 @@ class Check:
 
 def open_reading(spec: Spec) -> Reads:
     """Load the tokenizer and the configs of a pair."""
+    from dspark_batch.models.pairs import drafter_for
     from dspark_batch.models.thinking import settle_thinking
     from dspark_batch.pair import load_reading
 
+    drafts = spec.draft_length != 0
     found = load_reading(
         spec.family,
         target=spec.target,
-        drafter=spec.drafter,
+        drafter=drafter_for(spec.family, spec.target, spec.drafter, drafts=drafts),
         dtype=spec.dtype,
         trust_remote_code=spec.trust_remote_code,
     )
     tokenizer = found.tokenizer
-    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target)
+    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
     identity = found.identity | {"thinking": thinking.choice}
     return Reads(
         thinking.render,

@@ -38,6 +38,7 @@ CANCELLED = "cancelled"  # the code of a request that was given up
 
 _LIVE_S = 60.0  # after an urgent request, for which slots are kept free
 _FEWEST_AHEAD = 16  # requests that wait in the engine, so that equal beginnings meet
+_ASK_S = 1.0  # after which a job is asked whether it goes on
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds to a first token
 
 
@@ -197,14 +198,17 @@ class Hub:
                 self._orders.put(do)
             return self.error is None
 
-    def view(self, spec: Spec, manifest: Manifest | None) -> Opened:
+    def view(
+        self, spec: Spec, manifest: Manifest | None, stop: Callable[[], bool] = lambda: False
+    ) -> Opened:
         """Open the engine for a job, which shares it with others.
 
-        Its clock, its costs and its audits are not the job's.
+        Its clock, its costs and its audits are not the job's. Once `stop` says yes, requests that
+        have not begun are taken back.
         """
         opened = self.opened()
         return opened._replace(
-            engine=View(self, most=self._most_inside),
+            engine=View(self, self._most_inside, stop),
             baseline=None,
             leave_out=lambda seconds: None,
             keep_learnt=lambda: None,
@@ -377,11 +381,11 @@ class View:
     Args:
         hub: that has the engine.
         most: requests of this job that are in the hub at a time.
+        stop: asked about each second, in the caller's thread, whether the job ends.
     """
 
-    def __init__(self, hub: Hub, most: int) -> None:
-        self._hub = hub
-        self._most = most
+    def __init__(self, hub: Hub, most: int, stop: Callable[[], bool]) -> None:
+        self._hub, self._most, self._stop = hub, most, stop
 
     def generate(
         self,
@@ -405,6 +409,8 @@ class View:
                 outcome = job.next_outcome()
                 if outcome is not None:
                     yield outcome
+                if self._stop():
+                    job.end()
         finally:
             for ticket in job.tickets.values():
                 ticket.cancel()
@@ -437,13 +443,21 @@ class _Job:
                 number = next(self._numbers)
                 self.tickets[number] = self._hub.put(pulled, partial(self._hear, number))
             else:
-                self._may_go_on = False
-                for ticket in self.tickets.values():
-                    ticket.withdraw()
+                self.end()
+
+    def end(self) -> None:
+        """Take back what has not begun, and put in nothing more."""
+        if self._may_go_on:
+            self._may_go_on = False
+            for ticket in self.tickets.values():
+                ticket.withdraw()
 
     def next_outcome(self) -> Outcome | None:
-        """Wait for one; None: a request was taken back."""
-        number, news = self._ended.get()
+        """Wait for one; None: there is none yet, or a request was taken back."""
+        try:
+            number, news = self._ended.get(timeout=_ASK_S)
+        except queue.Empty:
+            return None
         del self.tickets[number]
         if isinstance(news, BaseException):
             raise news

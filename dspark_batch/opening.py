@@ -141,6 +141,7 @@ def load(
     on_download: Callable[["Download"], None] | None = None,
 ) -> "Pair":
     """Load target, tokenizer and drafter as a job asks for them, or as it began with them."""
+    from dspark_batch.models.pairs import drafter_for
     from dspark_batch.models.thinking import settle_thinking
     from dspark_batch.pair import load_pair, load_reading
 
@@ -148,23 +149,34 @@ def load(
         blas.set_num_threads(setup["blas_threads"])
     if slow := blas.hint():
         log.warning("%s", slow)
-    names = (spec.thinking, spec.family, spec.target)
+    names = (spec.thinking, spec.family, spec.target, spec.drafter)
     if spec.thinking is not None:  # refused before gigabytes are fetched
         reading = load_reading(
             spec.family, target=spec.target, trust_remote_code=spec.trust_remote_code
         )
         settle_thinking(reading.tokenizer, *names)
     dtype = spec.dtype or (begun["identity"]["dtype"] if begun else None)
+    drafts = spec.draft_length != 0
     return load_pair(
         spec.family,
         target=spec.target,
-        drafter=spec.drafter,
+        drafter=drafter_for(spec.family, spec.target, spec.drafter, drafts=drafts),
         dtype=dtype,
         drafter_bits=None if spec.drafter_bits == "stored" else spec.drafter_bits,
         target_bits=spec.target_bits,
         trust_remote_code=spec.trust_remote_code,
         on_download=on_download,
     )
+
+
+def _by_name(spec: Spec, pair: "Pair", thinking: str | None) -> Iterator[str]:
+    """Say what nobody asked for, and follows from the names of target and drafter."""
+    is_named = spec.drafter is not None or spec.draft_length == 0
+    if spec.family is None and spec.target is not None and not is_named:
+        found = pair.config.identity["drafter_source"]
+        yield f"{found} is known for {spec.target}" if found else f"none is known for {spec.target}"
+    if thinking == "on" and spec.thinking is None:
+        yield "thinking on, as the drafter was trained"
 
 
 def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
@@ -174,7 +186,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
     from dspark_batch.models.thinking import settle_thinking
 
     tokenizer = pair.reader
-    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target)
+    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
     asked = number_or_none(spec.draft_length)
     setup = set_up(
         pair,
@@ -183,6 +195,9 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         max_tokens=spec.max_tokens,
         num_items=num_items,
     )
+    plan = setup.plan
+    why = "; ".join([plan.why, *_by_name(spec, pair, thinking.choice)])
+    setup = replace(setup, plan=replace(plan, why=why))
     engine = Engine(
         pair,
         slots=setup.plan.slots,

@@ -14,6 +14,7 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 SamplingRule: TypeAlias = Literal["coupled", "rejection"]
 
 MOST_LOGPROBS = 20  # OpenAI's limit
+_MOST_TEXTS = 1000  # and most characters of each: every round looks for all of them
 _MOST_REPETITION = 100  # no logit is so far from 0 that more would change anything
 _GREEDY_BELOW = 1e-5  # temperatures that DeepSpec and vLLM take for 0
 
@@ -73,6 +74,10 @@ class Sampling:
             _check(f"logit_bias of token {token}", bias, abs(bias) <= 100, "-100 to 100")
         words = list(self.bad_words)
         _check("bad_words", words, all(w.strip() for w in words), "texts that are not empty")
+        for name, texts in (("stop", self.stop), ("bad_words", self.bad_words)):
+            most = max(len(texts), *map(len, texts), 0)
+            expected = f"at most {_MOST_TEXTS} texts of {_MOST_TEXTS} characters"
+            _check(name, most, most <= _MOST_TEXTS, expected)
         _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
         num_top = self.logprobs or 0
         _check("logprobs", num_top, 0 <= num_top <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")

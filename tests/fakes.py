@@ -207,6 +207,7 @@ def fake_steps_opener(engine=None):
             slots=steps.slots,
             split=unsplit,
             decode=fake_decode,
+            vocab_size=0x110000,  # an id is a character
         )
 
     return open_engine

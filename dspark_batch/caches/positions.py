@@ -59,7 +59,7 @@ class PositionCache:
         if self.keys is None or self.values is None:
             self.keys = _empty(keys, self._extent.capacity)
             self.values = _empty(values, self._extent.capacity)
-        position = self._extent.lengths[:, None] + mx.arange(keys.shape[2])
+        position = self._extent.lengths[:, None] + self._extent.places(keys.shape[2])
         index = position[:, None, :, None]
         self.keys = mx.put_along_axis(self.keys, index, keys, axis=2)
         self.values = mx.put_along_axis(self.values, index, values, axis=2)

@@ -23,6 +23,16 @@ class Extent:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = capacity
         self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
+        self._places: dict[int, mx.array] = {}
+
+    def places(self, count: int) -> mx.array:
+        """Give 0 to count - 1, the same array to all layers.
+
+        What they compute of it is then the same, too, and a compiled pass computes it once.
+        """
+        if count not in self._places:
+            self._places[count] = mx.arange(count)
+        return self._places[count]
 
 
 class LayerPart(Protocol):

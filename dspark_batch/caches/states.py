@@ -63,7 +63,7 @@ class StateCache:
     def make_mask(self, width: int) -> mx.array | None:
         """Say which tokens of a step happen, [S, width]; None: `keep` will tell."""
         counts = self._extent.expected
-        return None if counts is None else mx.arange(width) < counts[:, None]
+        return None if counts is None else self._extent.places(width) < counts[:, None]
 
     def convolve(self, inputs: mx.array) -> None:
         """Record what the layer's convolution reads, [S, K-1 + W, C]."""
@@ -85,8 +85,8 @@ class StateCache:
         return [] if self._convolved is None else [self._convolved, *self._taped]
 
     def hold(self, arrays: Arrays) -> None:
-        """Put others in place of window and state."""
-        self._held = list(arrays)
+        """Put others in place of window and state; no step is behind them."""
+        self._held, self._convolved, self._taped = list(arrays), None, []
 
     def leave(self, arrays: Arrays) -> None:
         """Put another tape in place of the last step's."""
@@ -96,7 +96,7 @@ class StateCache:
         """Let the first counts[s] tokens of the last step have happened, the others not."""
         if self._convolved is None:
             raise ValueError("keep needs a step before it")
-        index = (counts[:, None] + mx.arange(self._window))[..., None]
+        index = (counts[:, None] + self._extent.places(self._window))[..., None]
         held = [mx.take_along_axis(self._convolved, index, axis=1)]
         if self._recurrence is not None:
             held.append(self._behind(counts))
@@ -159,7 +159,7 @@ class StateCache:
         """Return the states behind the tokens that happened."""
         if self._extent.expected is not None:  # the step knew them
             return self._taped[0]
-        mask = mx.arange(self._taped[0].shape[1]) < counts[:, None]
+        mask = self._extent.places(self._taped[0].shape[1]) < counts[:, None]
         state = self._held[1] if self._held else None
         return self._run(self._taped, state, mask)[1]
 

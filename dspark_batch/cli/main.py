@@ -32,6 +32,12 @@ from dspark_batch.cli.train_drafter_command import train_drafter_command
 from dspark_batch.cli.verify_command import verify_command
 from dspark_batch.errors import DsparkBatchError, UsageError
 
+# How mlx-lm and dflash-mlx call what has another name here; both names work.
+_WORDS_OF_OTHERS = {
+    "draft": "drafter",
+    "draft-model": "drafter",
+    "num-draft-tokens": "draft-length",
+}
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -61,7 +67,11 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": lambda word: _WORDS_OF_OTHERS.get(word, word),
+    },
 )
 @click.version_option(package_name="dspark-batch")
 def cli() -> None:

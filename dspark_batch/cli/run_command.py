@@ -102,9 +102,9 @@ class _Share(click.ParamType[object]):
     "--target",
     metavar="MODEL",
     help="Target, instead of the family's: a directory, or ORG/NAME or ORG/NAME@REVISION on the "
-    "Hugging Face Hub.",
+    "Hugging Face Hub. A known name finds its drafter.",
 )
-@_option("--drafter", metavar="MODEL", help="Drafter, instead of the family's: as --target.")
+@_option("--drafter", metavar="MODEL", help="Drafter, instead of the known one: as --target.")
 @_option(
     "--target-bits",
     type=_BitsChoice(),
@@ -135,8 +135,8 @@ class _Share(click.ParamType[object]):
 @_option(
     "--thinking",
     type=click.Choice(get_args(Thinking)),
-    help="Let the target think before it answers.  [default: as the family's drafter was trained; "
-    "without --family as the chat template does]",
+    help="Let the target think before it answers.  [default: as the drafter of a known pair was "
+    "trained, else as the chat template does]",
 )
 @_option(
     "--prompt-column",

@@ -92,10 +92,6 @@ def _keys(path: str | None) -> tuple[str, ...]:
 
 
 def _seconds_of(text: str) -> float:
-    """Read a duration, in days too."""
-    days = text.removesuffix("d")
-    if text.endswith("d") and days.isdecimal():
-        return int(days) * 24 * 3600
     try:
         return seconds_of(text)
     except UsageError as error:

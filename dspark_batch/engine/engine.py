@@ -351,7 +351,7 @@ class Engine:
         self._clock.verified(*verified)
         self._extend(verified.features)
         self._clock.drafted(*slots.context.arrays())
-        slots.keep(verified.accepted, verified.bonus)
+        slots.keep(self._passes, verified.accepted, verified.bonus)
         confidence = proposed.confidence if self._log_confidence else None
         if confidence is None:  # or nothing was drafted
             confidence = drafts[:, :0]
@@ -539,7 +539,8 @@ class Engine:
         """Say what the request wants changed; None: nothing."""
         texts = request.sampling.bad_words
         words = self._pair.reader.spellings(texts) if texts else []
-        return wish_of(request, words, self._pair.config.stop_ids)
+        vocab_size = self._pair.target.facts.vocab_size
+        return wish_of(request, words, self._pair.config.stop_ids, vocab_size)
 
 
 class _Undecodable(Exception):

@@ -72,6 +72,7 @@ class Passes:
         self._logits_at = made(partial(_run, target), self.make_cache)
         self._choices = made(partial(_choose, target), self.make_cache)
         self._extend = made(partial(_extend, drafter), self.make_context)
+        self._keep = SlotCache.keep if device.is_cpu() else _compiled_keep(self.make_cache)
         self._greedy: dict[int, OverCache] = {}  # number of drafts -> drafting
 
     def propose(
@@ -117,9 +118,13 @@ class Passes:
         logits, features = self._logits_at(cache, tokens, at)
         return logits[:, 0], features
 
+    def keep(self, cache: SlotCache, counts: mx.array) -> None:
+        """Let the first counts[s] tokens of the target's last pass have happened in slot s."""
+        self._keep(cache, counts)
+
     def extend(self, context: SlotCache, features: mx.array | None) -> None:
         """Write features behind the drafter's context; see `Drafter.extend`."""
-        if features is not None:
+        if features is not None and self._drafter.tap_ids:
             with self._for_drafter():
                 self._extend(context, features)
 
@@ -178,5 +183,34 @@ def _compiled(over: OverCache, make: MakeCache) -> OverCache:
         cache.leave(left)  # nobody else holds the old buffers, so none is copied
         rest = iter(results)
         return tuple(next(rest) if is_there else None for is_there in present)
+
+    return compiled
+
+
+def _compiled_keep(make: MakeCache) -> Callable[[SlotCache, mx.array], None]:
+    """Compile `SlotCache.keep` where it replays states: many small operations in each layer."""
+
+    def pure(
+        counts: mx.array,
+        lengths: mx.array,
+        expected: mx.array | None,
+        held: list[list[mx.array]],
+        left: list[list[mx.array]],
+    ) -> tuple[mx.array, list[list[mx.array]]]:
+        cache = make(lengths.shape[0], 0)
+        cache.hold(lengths, expected, held)
+        cache.leave(left)
+        cache.keep(counts)
+        return cache.lengths, cache.held()
+
+    run = mx.compile(pure)
+
+    def compiled(cache: SlotCache, counts: mx.array) -> None:
+        if cache.bytes_per_slot == 0:  # no states, or none before this step
+            cache.keep(counts)
+            return
+        known = cache.lengths, cache.expected, cache.held(), cache.left()
+        lengths, held = run(counts, *known)
+        cache.hold(lengths, None, held)
 
     return compiled

@@ -5,6 +5,7 @@ from collections.abc import Sequence as ListLike
 import mlx.core as mx
 
 from dspark_batch.caches.slot_cache import whole_steps
+from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes
@@ -122,10 +123,10 @@ class Slots:
         if num_drafts == 0:
             self.cache.expect(self._are_active().astype(mx.int32))
 
-    def keep(self, accepted: mx.array, bonus: mx.array) -> None:
+    def keep(self, passes: Passes, accepted: mx.array, bonus: mx.array) -> None:
         """Move on: the anchor and the accepted drafts [S] stay, the bonus [S] is next."""
         counts = mx.where(self._are_active(), accepted + 1, 0)
-        self.cache.keep(counts)
+        passes.keep(self.cache, counts)
         self.context.keep(counts)
         self.anchors = bonus
 

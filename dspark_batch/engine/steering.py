@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 
 def wish_of(
-    request: Request, words: ListLike[ListLike[int]], stop_ids: frozenset[int]
+    request: Request, words: ListLike[ListLike[int]], stop_ids: frozenset[int], vocab_size: int
 ) -> Wish | None:
     """Say what a request wants changed; None: nothing.
 
@@ -49,13 +49,16 @@ def wish_of(
         request: what was asked.
         words: the tokens of its bad words.
         stop_ids: the target's own, which `min_tokens` holds back too.
+        vocab_size: there are no logits of tokens from here on, so nobody may change them.
     """
     sampling = request.sampling
     if not sampling.steers:
         return None
-    held_back = sorted(stop_ids | sampling.stop_ids) if sampling.min_tokens else []
+    stops = stop_ids | sampling.stop_ids if sampling.min_tokens else frozenset[int]()
+    held_back = sorted(token for token in stops if token < vocab_size)
+    until = min(sampling.min_tokens, _FOR_EVER)
     edits = [(token, bias, _FOR_EVER) for token, bias in sampling.logit_bias]
-    edits += [(token, -np.inf, sampling.min_tokens) for token in held_back]
+    edits += [(token, -np.inf, until) for token in held_back]
     looks_back = sampling.repetition_penalty != 1
     prompt_ids = np.unique(np.array(request.prompt_ids if looks_back else (), dtype=np.int32))
     return Wish(sampling, tuple(edits), tuple(tuple(word) for word in words), prompt_ids)

@@ -43,7 +43,7 @@ def words_of(spec: Spec) -> Words:
         spec.family, target=spec.target, trust_remote_code=spec.trust_remote_code
     )
     tokenizer = reading.tokenizer
-    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target)
+    thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
     marks = [mark for mark in (tokenizer.think_start, tokenizer.think_end) if mark]
     return Words(
         thinking.render, thinking.split, tokenizer.decode, frozenset(tokenizer.stop_ids), marks

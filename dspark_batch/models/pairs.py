@@ -1,7 +1,9 @@
 """The registry: which target and drafter belong together."""
 
+import re
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 from dspark_batch.errors import UsageError
 
@@ -9,6 +11,8 @@ DEFAULT_FAMILY = "tiny"
 
 _DEEPSPEC = "DeepSpec, trained on answers without thinking"
 _ZLAB = "z-lab, DFlash, for answers with thinking"
+# How the name of a target ends that somebody stored in another number type.
+_CONVERTED = re.compile(r"(-(mlx|bf16|fp16|\d+bit|mxfp\d|nvfp4|dwq))+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +132,47 @@ def known_pair(family: str) -> KnownPair:
             "Name one of these, or give --target and --drafter."
         )
     return KNOWN_PAIRS[family]
+
+
+def pair_of(target: str | None, drafter: str | None = None) -> KnownPair | None:
+    """Find the pair to which a target or a drafter belongs, by its name on the Hub.
+
+    A target that others stored in another number type counts too, if its name says so:
+    mlx-community/Qwen3-8B-4bit is Qwen/Qwen3-8B. A directory has no such name.
+    """
+    names = [_published(name) for name in (target, drafter) if name is not None]
+    return next((p for p in KNOWN_PAIRS.values() if _is_named(p, *names)), None)
+
+
+def drafter_for(
+    family: str | None, target: str | None, drafter: str | None, *, drafts: bool = True
+) -> str | None:
+    """Say which drafter is meant: the one that is named, or that is known for a target's name.
+
+    Args:
+        family: and
+        target: and
+        drafter: as they were named; None: not.
+        drafts: whether there will be any; else none is looked for.
+
+    Returns:
+        None: the family's, or there is none.
+    """
+    known = pair_of(target) if drafts and family is None and drafter is None else None
+    return drafter if known is None else known.drafter
+
+
+def _published(name: str) -> str:
+    """Give a name as it is on the Hub, without a revision, in small letters."""
+    return "" if Path(name).expanduser().is_dir() else name.partition("@")[0].lower()
+
+
+def _is_named(pair: KnownPair, *names: str) -> bool:
+    own = pair.target.lower(), pair.drafter.lower()
+    return any(name in own or _is_conversion(name, own[0]) for name in names)
+
+
+def _is_conversion(name: str, target: str) -> bool:
+    """Whether a name is that of a target, of whatever owner, and says how it is stored."""
+    name, target = (each.rpartition("/")[2] for each in (name, target))
+    return name.startswith(target) and _CONVERTED.fullmatch(name[len(target) :]) is not None

@@ -99,7 +99,10 @@ def _record(module: nn.Module, convolution: str) -> None:
     def call(self: nn.Module, *args: object, **kwargs: object) -> mx.array:
         given = (*args, *kwargs.values())
         step.cache = next((each for each in given if isinstance(each, StateCache)), None)
-        return forward(self, *args, **kwargs)
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            step.cache = None  # or the layer would hold its states for ever
 
     module.__class__ = type(plain.__name__, (plain,), {**changed, _CALL: call, _KIND: kind})
     inner = module[convolution]

@@ -6,7 +6,7 @@ from typing import Literal
 from jinja2 import TemplateError
 
 from dspark_batch.errors import UsageError
-from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
+from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair, pair_of
 from dspark_batch.models.tokenizer import Tokenizer
 from dspark_batch.types import Said
 
@@ -86,25 +86,35 @@ class Thinking:
 
 
 def settle_thinking(
-    tokenizer: Tokenizer, asked: Choice | None, family: str | None, target: str | None
+    tokenizer: Tokenizer,
+    asked: Choice | None,
+    family: str | None,
+    target: str | None,
+    drafter: str | None,
 ) -> Thinking:
     """Set the switch for a pair as it was named.
 
     Raises:
         UsageError: the template cannot do what was asked.
     """
-    return Thinking(tokenizer, asked, default_thinking(family, target))
+    return Thinking(tokenizer, asked, default_thinking(family, target, drafter))
 
 
-def default_thinking(family: str | None, target: str | None) -> Choice | None:
-    """Say whether a family thinks when nobody chose: as its drafter was trained.
+def default_thinking(
+    family: str | None, target: str | None, drafter: str | None = None
+) -> Choice | None:
+    """Say whether a pair thinks when nobody chose: as its drafter was trained.
 
     Returns:
         None: a target of the user's own, whose template decides.
     """
     if family is None and target is not None:
+        known = pair_of(target, drafter)
+    else:
+        known = known_pair(family or DEFAULT_FAMILY)
+    if known is None:
         return None
-    return "on" if known_pair(family or DEFAULT_FAMILY).thinking else "off"
+    return "on" if known.thinking else "off"
 
 
 def _refuse_impossible(tokenizer: Tokenizer, asked: Choice) -> None:

@@ -16,9 +16,15 @@ from dspark_batch.numerics.rows import Product, over_safe_batches, over_safe_hea
 # position costs an exponential, the slowest thing there is; a GPU compiles for each capacity.
 BLOCK = 64 if device.is_cpu() else 256
 
-_KERNEL_DIMS = (64, 128)  # of heads
+_MOST_SCORES = 1 << 24  # that products have in memory at a time, in several copies
+
+_KERNEL_DIMS = (64, 128, 256)  # of heads
 _ROWS = 16  # of a warp
 _MOST_WARPS = 4  # that share a tile of keys
+_PIECE = 256  # positions whose sums begin anew
+_FEW_BLOCKS = 128  # of threads, which leave a GPU idle
+_JOINING_THREADS = 128  # of a block
+_BESIDE_SUMS = 8  # floats that the kernel keeps of a row beside its sums, as it says
 
 
 def ragged_attention(  # noqa: PLR0913  what attention is over
@@ -34,7 +40,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
 ) -> mx.array:
     """Attend with the query heads of a key head as rows of one product.
 
-    On CUDA one kernel reads each cached position once, and none behind a slot's end. Elsewhere the
+    On CUDA our kernel reads each cached position once, and none behind a slot's end. Elsewhere the
     products are MLX's, over whole buffers. Either way the bits of a slot depend on that slot only.
 
     Args:
@@ -52,20 +58,63 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
         return products_attention(queries, keys, values, scale, mask, sinks=sinks, softcap=softcap)
+    return attention_by_kernel(queries, keys, values, scale, mask, lengths)
+
+
+def attention_by_kernel(  # noqa: PLR0913  what attention is over
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array,
+    lengths: mx.array,
+    *,
+    splits: int | None = None,
+) -> mx.array:
+    """Attend as `ragged_attention` does, by the CUDA kernel.
+
+    The sums of a row begin anew with each piece of so many positions, and pieces are joined in
+    order, by one block of threads or behind several: how many splits there are changes no bit.
+
+    Args:
+        queries: bfloat16, as keys and values are.
+        keys: and
+        values: and
+        scale: and
+        mask: and
+        lengths: as `ragged_attention` has them.
+        splits: of the positions; None: as many as there are pieces, where else few blocks of
+            threads would have all the work, as in a step of few tokens of few slots.
+    """
     batch, heads, width, dim = queries.shape
-    kv_heads = keys.shape[1]
-    num_warps = -(-heads // kv_heads * width // _ROWS)
+    kv_heads, capacity = keys.shape[1:3]
+    rows, pieces = heads // kv_heads * width, -(-capacity // _PIECE)
+    num_warps = -(-rows // _ROWS)
     warps = min(_MOST_WARPS, num_warps)
+    groups = -(-num_warps // warps)
+    if splits is None:
+        splits = pieces if groups == 1 and batch * kv_heads <= _FEW_BLOCKS else 1
+    parts = (batch, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
+    attended = (batch, width, heads, dim)
     threads = 32 * warps
-    (attended,) = _kernel()(
+    found, sums = _kernel("attend")(
         inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
         template=[("D", dim)],
-        grid=(threads * batch, kv_heads, -(-num_warps // warps)),
+        grid=(threads * batch, kv_heads, groups * splits),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(batch, width, heads, dim)],
-        output_dtypes=[queries.dtype],
+        output_shapes=[attended if splits == 1 else (1,), parts if pieces * splits > 1 else (1,)],
+        output_dtypes=[queries.dtype, mx.float32],
     )
-    return attended.transpose(0, 2, 1, 3)
+    if splits > 1:
+        (found,) = _kernel("join")(
+            inputs=[sums, lengths, queries],
+            template=[("D", dim)],
+            grid=(batch * kv_heads * rows * dim // 2, 1, 1),
+            threadgroup=(_JOINING_THREADS, 1, 1),
+            output_shapes=[attended],
+            output_dtypes=[queries.dtype],
+        )
+    return found.transpose(0, 2, 1, 3)
 
 
 def products_attention(  # noqa: PLR0913  what attention is over
@@ -82,8 +131,31 @@ def products_attention(  # noqa: PLR0913  what attention is over
 
     The room behind a slot's end changes no bit: a library sums long products in parts whose size
     depends on their length, so every product here is one block long, and the blocks are added in
-    order. Neither does the number of query rows, nor that of the slots; see `numerics.rows`.
+    order. Neither does the number of query rows, nor that of the slots; see `numerics.rows`. So
+    tokens with too many scores for the memory run some at a time.
     """
+    batch, heads, width, _ = queries.shape
+    most = max(1, _MOST_SCORES // (batch * heads * keys.shape[2]))
+    attended: list[mx.array] = []
+    for start in range(0, width, most):
+        some, seen = queries[:, :, start : start + most], mask
+        if mask.shape[2] > 1:
+            seen = mask[:, :, start : start + most]
+        if attended:  # else MLX begins with all of them
+            (some,) = mx.depends([some], attended[-1:])
+        attended.append(_products(some, keys, values, scale, seen, sinks, softcap))
+    return attended[0] if len(attended) == 1 else mx.concatenate(attended, axis=2)
+
+
+def _products(  # noqa: PLR0913  what attention is over
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array,
+    sinks: mx.array | None,
+    softcap: float | None,
+) -> mx.array:
     batch, heads, width, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
     key_blocks, value_blocks = (
@@ -141,20 +213,35 @@ def _has_tensor_cores() -> bool:
 
 @cache
 def _source() -> str:
-    return (files(__package__) / "ragged_attention.cu").read_text()
+    source = (files(__package__) / "ragged_attention.cu").read_text()
+    return f"constexpr int PIECE = {_PIECE};\n{source}"
+
+
+_CALLS = {
+    "attend": (
+        ["queries", "keys", "values", "mask", "lengths", "scale"],
+        ["attended", "parts"],
+        "ragged_attention<D>(queries, keys, values, mask, lengths, scale[0], attended, parts, "
+        "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);",
+    ),
+    "join": (
+        ["parts", "lengths", "queries"],
+        ["attended"],
+        "join_pieces<D>(parts, lengths, attended, parts_shape[0], parts_shape[1], parts_shape[2], "
+        "parts_shape[3], queries_shape[2]);",
+    ),
+}
 
 
 @cache
-def _kernel() -> Callable[..., list[mx.array]]:
+def _kernel(part: str) -> Callable[..., list[mx.array]]:
+    inputs, outputs, call = _CALLS[part]
     kernel: Any = mx.fast.cuda_kernel(  # its stub says no more than `object`
-        name=kernel_name(),
-        input_names=["queries", "keys", "values", "mask", "lengths", "scale"],
-        output_names=["attended"],
+        name=f"{kernel_name()}_{part}",
+        input_names=inputs,
+        output_names=outputs,
         header=_source(),
-        source=(
-            "ragged_attention<D>(queries, keys, values, mask, lengths, scale[0], attended, "
-            "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);"
-        ),
+        source=call,
     )
     made: Callable[..., list[mx.array]] = kernel
     return made

@@ -2,9 +2,15 @@
 //
 // One block of threads serves one key head of one slot. Its rows are the query heads that share
 // the key head, times the tokens of the step; a warp takes 16 of them. Keys and values come in
-// tiles of 32 positions, once for all rows, from the first position to the slot's last one and no
-// further. A row's sums run over the tiles in their order, whatever else is in the batch, so its
-// bits depend on its own slot only: not on other slots, the width of the step, or the capacity.
+// tiles of a few positions, once for all rows, from the first position to the slot's last one and
+// no further. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
+// sums begin anew with every piece, run over its tiles in their order, and are then joined with
+// those of the pieces before.
+//
+// Few blocks of threads leave most of a GPU idle. Then the pieces of a slot are split over several
+// blocks, which write the sums of each piece, and `join_pieces` joins them in the same order by the
+// same operations. So a row's bits depend on its own slot only: not on other slots, the width of
+// the step, the capacity, or the number of splits.
 //
 // Layouts of the fragments: PTX ISA, mma.m16n8k16 and ldmatrix. The softmax over tiles is that of
 // FlashAttention (Dao et al., 2022).
@@ -12,8 +18,7 @@
 using Fragment = unsigned[4];  // bfloat16 pairs
 using Sums = float[4];         // of rows lane / 4 and lane / 4 + 8, two columns each
 
-constexpr int TILE = 32;    // positions
-constexpr int STAGES = 2;   // tiles in shared memory: one at work, the others on their way
+constexpr int STAGES = 2;           // tiles in shared memory: one at work, the others on their way
 constexpr float LOWEST = -3.0e38f;  // of what is not visible
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -58,6 +63,31 @@ __device__ inline unsigned pair_of(float low, float high) {
   return both;
 }
 
+// Positions of a tile, so that those of all stages fit into shared memory.
+template <int D>
+constexpr int TILE_OF = D > 128 ? 16 : 32;
+
+// Floats of a row's part: its sums, and for each of four threads its highest score and its total.
+template <int D>
+constexpr int PART = D + 8;
+
+// How much of its sums a row keeps when another piece is joined to the pieces before.
+struct Shares {
+  float before, own;
+};
+
+// Takes the higher of two rows' highest scores into `highest`.
+__device__ inline Shares shares_of(float& highest, float own) {
+  const float higher = fmaxf(highest, own);
+  const Shares shares = {exp2f(__fsub_rn(highest, higher)), exp2f(__fsub_rn(own, higher))};
+  highest = higher;
+  return shares;
+}
+
+__device__ inline float joined(float before, float own, Shares shares) {
+  return __fmaf_rn(before, shares.before, __fmul_rn(own, shares.own));
+}
+
 // Where 8 numbers of a position lie in a tile, so that 8 positions lie in different banks.
 template <int D>
 __device__ inline int place_of(int position, int chunk) {
@@ -72,14 +102,26 @@ __device__ void ragged_attention(
     const bool* mask,              // [slots, 1, width or 1, capacity]
     const int* lengths,            // [slots], cached positions before the step
     float scale,
-    __nv_bfloat16* attended,  // [slots, width, heads, D]
+    __nv_bfloat16* attended,  // [slots, width, heads, D]; not written by several splits
+    float* parts,  // [slots, kv_heads, pieces or 1, rows, PART]
     int heads, int kv_heads, int width, int mask_width, int capacity) {
+  constexpr int TILE = TILE_OF<D>;
   __shared__ __align__(16) __nv_bfloat16 tiles[STAGES][2][TILE * D];
   const int lane = threadIdx.x % 32, slot = blockIdx.x, kv_head = blockIdx.y;
   const int rows = heads / kv_heads * width;
-  const int row = (blockIdx.z * (blockDim.x / 32) + threadIdx.x / 32) * 16 + lane / 4;
+  const int rows_of_block = blockDim.x / 2, num_groups = (rows + rows_of_block - 1) / rows_of_block;
+  const int splits = gridDim.z / num_groups, split = blockIdx.z / num_groups;
+  const int row = blockIdx.z % num_groups * rows_of_block + threadIdx.x / 32 * 16 + lane / 4;
   const bool is_row[2] = {row < rows, row + 8 < rows};
   const size_t group = static_cast<size_t>(slot) * kv_heads + kv_head;
+
+  const int extent = min(lengths[slot] + width, capacity);  // nothing behind it is visible
+  const int most_pieces = (capacity + PIECE - 1) / PIECE;
+  const int own_pieces = (most_pieces + splits - 1) / splits;
+  const int first_tile = split * own_pieces * (PIECE / TILE);
+  const int end = min(extent, (split + 1) * own_pieces * PIECE);
+  const int end_tile = (end + TILE - 1) / TILE;
+  if (first_tile >= end_tile) return;
 
   Fragment query[D / 16];
   for (int k = 0; k < D / 16; k++) {
@@ -103,16 +145,14 @@ __device__ void ragged_attention(
     }
   };
 
-  const int extent = min(lengths[slot] + width, capacity);  // nothing behind it is visible
-  const int num_tiles = (extent + TILE - 1) / TILE;
   Sums out[D / 8] = {};
   float highest[2] = {LOWEST, LOWEST}, total[2] = {0, 0};
-  for (int tile = 0; tile < STAGES - 1; tile++) {
-    if (tile < num_tiles) fetch_tile(tile);
+  for (int tile = first_tile; tile < first_tile + STAGES - 1; tile++) {
+    if (tile < end_tile) fetch_tile(tile);
     end_of_stage();
   }
-  for (int tile = 0; tile < num_tiles; tile++) {
-    if (tile + STAGES - 1 < num_tiles) fetch_tile(tile + STAGES - 1);
+  for (int tile = first_tile; tile < end_tile; tile++) {
+    if (tile + STAGES - 1 < end_tile) fetch_tile(tile + STAGES - 1);
     end_of_stage();
     wait_for_stage();
     __syncthreads();
@@ -168,17 +208,81 @@ __device__ void ragged_attention(
       }
     }
     __syncthreads();  // before the stage is fetched anew
-  }
 
-  for (int i = 0; i < 2; i++) {
-    total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
-    total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
-    if (!is_row[i]) continue;
-    int at = row + 8 * i, head = kv_head * (heads / kv_heads) + at / width;
-    size_t to = ((static_cast<size_t>(slot) * width + at % width) * heads + head) * D;
-    for (int n = 0; n < D / 8; n++) {
-      *reinterpret_cast<unsigned*>(attended + to + n * 8 + lane % 4 * 2) =
-          pair_of(out[n][2 * i] / total[i], out[n][2 * i + 1] / total[i]);
+    const bool is_last = tile + 1 == end_tile;
+    if (!is_last && (tile + 1) % (PIECE / TILE) != 0) continue;
+    const int piece = tile / (PIECE / TILE);  // which ends here
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
+      total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
+      if (!is_row[i]) continue;
+      const int at = row + 8 * i, head = kv_head * (heads / kv_heads) + at / width;
+      const size_t place = splits == 1 ? group : group * most_pieces + piece;
+      float* part = parts + (place * rows + at) * PART<D>;
+      float2* bounds = reinterpret_cast<float2*>(part + D + lane % 4 * 2);
+      const bool is_joined = splits == 1 && piece > 0;
+      Shares shares = {};
+      if (is_joined) {
+        const float2 earlier = *bounds;
+        float before_and_own = earlier.x;
+        shares = shares_of(before_and_own, highest[i]);
+        highest[i] = before_and_own;
+        total[i] = joined(earlier.y, total[i], shares);
+      }
+      const size_t to = ((static_cast<size_t>(slot) * width + at % width) * heads + head) * D;
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        const int column = n * 8 + lane % 4 * 2;
+        float2 sums = {out[n][2 * i], out[n][2 * i + 1]};
+        if (is_joined) {
+          const float2 earlier = *reinterpret_cast<const float2*>(part + column);
+          sums = {joined(earlier.x, sums.x, shares), joined(earlier.y, sums.y, shares)};
+        }
+        if (splits == 1 && is_last) {
+          *reinterpret_cast<unsigned*>(attended + to + column) =
+              pair_of(sums.x / total[i], sums.y / total[i]);
+        } else {
+          *reinterpret_cast<float2*>(part + column) = sums;
+        }
+        out[n][2 * i] = out[n][2 * i + 1] = 0;
+      }
+      *bounds = {highest[i], total[i]};
+      highest[i] = LOWEST;
+      total[i] = 0;
     }
   }
+}
+
+// Joins what several splits have written. Each thread has two columns of a row.
+template <int D>
+__device__ void join_pieces(
+    const float* parts,  // [slots, kv_heads, pieces, rows, PART], as `ragged_attention` leaves it
+    const int* lengths,  // [slots]
+    __nv_bfloat16* attended,  // [slots, width, heads, D]
+    int slots, int kv_heads, int pieces, int rows, int width) {
+  const int number = blockIdx.x * blockDim.x + threadIdx.x;
+  if (number >= slots * kv_heads * rows * (D / 2)) return;
+  const int column = number % (D / 2) * 2, at = number / (D / 2) % rows;
+  const int group = number / (D / 2) / rows, slot = group / kv_heads;
+  const int count = min((lengths[slot] + width + PIECE - 1) / PIECE, pieces);
+  float2 sums, bounds;
+  for (int piece = 0; piece < count; piece++) {
+    const size_t place = static_cast<size_t>(group) * pieces + piece;
+    const float* part = parts + (place * rows + at) * PART<D>;
+    const float2 own = *reinterpret_cast<const float2*>(part + column);
+    const float2 own_bounds = *reinterpret_cast<const float2*>(part + D);
+    if (piece == 0) {
+      sums = own;
+      bounds = own_bounds;
+      continue;
+    }
+    const Shares shares = shares_of(bounds.x, own_bounds.x);
+    bounds.y = joined(bounds.y, own_bounds.y, shares);
+    sums = {joined(sums.x, own.x, shares), joined(sums.y, own.y, shares)};
+  }
+  const int groups = rows / width, head = group % kv_heads * groups + at / width;
+  const size_t to = ((static_cast<size_t>(slot) * width + at % width) * kv_heads * groups + head) * D;
+  *reinterpret_cast<unsigned*>(attended + to + column) =
+      pair_of(sums.x / bounds.y, sums.y / bounds.y);
 }

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+_LEAST = 1e-37  # a float32 above 0, so that the likeliest token stays, however little is asked for
+
 
 class Filters(NamedTuple):
     """Which tokens each slot may say; [B] each."""
@@ -88,6 +90,6 @@ def _floor(scaled: mx.array, filters: Filters) -> mx.array:
     mass = mx.softmax(left, axis=-1)
     before = mx.cumsum(mass, axis=-1) - mass
     # 1 is no filter, although rounded masses reach it before the last token.
-    kept = (before < top_p) | (top_p >= 1)
+    kept = (before < mx.maximum(top_p, _LEAST)) | (top_p >= 1)
     nucleus = mx.where(kept, left, mx.inf).min(axis=-1)
     return mx.maximum(floor[..., 0], nucleus)

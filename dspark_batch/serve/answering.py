@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from dspark_batch.engine.fallback import FAULTS
 from dspark_batch.hub import CANCELLED, Hub, News, Ticket
 from dspark_batch.opening import split
 from dspark_batch.output.responses import body_of
@@ -25,7 +26,6 @@ from dspark_batch.types import Completion, Failure, Json, Partial
 T = TypeVar("T")
 
 _KEEP_ALIVE_S = 15.0  # without news, after which a client hears that the server lives
-_UNREAD_S = 120.0  # after which a client that reads nothing is given up
 _WAITING_PER_SLOT = 4
 _EVENTS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -120,6 +120,9 @@ class Answers:
             yield b"data: [DONE]\n\n"
         except Problem as problem:
             yield b"data: " + orjson.dumps(problem.body) + b"\n\n"
+        except FAULTS as error:  # the tokenizer's: it has no text for these ids
+            what = Problem(500, f"No text ({type(error).__name__}: {error}).", code="engine")
+            yield b"data: " + orjson.dumps(what.body) + b"\n\n"
 
     async def _deltas(self) -> AsyncIterator[bytes]:
         """Give the events; b"" where a client must hear something, and there is no news."""
@@ -263,12 +266,13 @@ class Answering(Response):
         """Send them."""
         try:
             if self._is_streamed:
-                with suppress(TimeoutError):
-                    await _while_there(receive, self._stream(send))
-            elif (response := await _while_there(receive, self._whole())) is not None:
-                await response(scope, receive, send)
+                await _while_there(receive, self._stream(send))
+                return
+            response = await _while_there(receive, self._whole())
         finally:
             self._answers.close()
+        if response is not None:
+            await response(scope, receive, send)
 
     async def _whole(self) -> Response:
         try:
@@ -281,8 +285,7 @@ class Answering(Response):
         await send(start | {"headers": _EVENTS})
         async with aclosing(self._answers.events()) as events:
             async for event in events:
-                async with asyncio.timeout(_UNREAD_S):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from dspark_batch.errors import DsparkBatchError
 from dspark_batch.hub import Hub
+from dspark_batch.intake.json_text import keys_twice, said_twice
 from dspark_batch.intake.openai import CHAT, COMPLETIONS
 from dspark_batch.serve.answering import Answering, Desk
 from dspark_batch.serve.asking import asked_in, check_model
@@ -197,12 +198,19 @@ class Endpoints:
 
 async def _object_in(request: Request) -> dict[str, Json]:
     """Read a body that is a JSON object."""
+    return await run_in_threadpool(_object, await request.body())
+
+
+def _object(content: bytes) -> dict[str, Json]:
     try:
-        body = orjson.loads(await request.body())
+        body = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise Problem(400, f"The body is no JSON ({error}).", code="invalid_json") from error
     if not isinstance(body, dict):
         raise Problem(400, "The body is no JSON object.", code="invalid_json")
+    if any(twice := keys_twice(content, body)):
+        said = said_twice(twice)
+        raise Problem(400, said[:1].upper() + said[1:], code="invalid_json")
     return body
 
 

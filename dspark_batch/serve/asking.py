@@ -93,7 +93,8 @@ def _prompts(prompt: Json, opened: Opened) -> Sequence[Json]:
         return [prompt]  # if it is no text, reading it says so
     several = prompt if prompt and isinstance(prompt[0], str | list) else [prompt]
     if len(several) > _MOST_CHOICES:
-        raise bad_field("prompt", f"`prompt` has {len(several)} texts, expected {_MOST_CHOICES}.")
+        message = f"`prompt` has {len(several)} texts, expected at most {_MOST_CHOICES}."
+        raise bad_field("prompt", message)
     for each in several:
         if isinstance(each, list) and not _are_ids(each, opened.vocab_size):
             below = f"token ids from 0 to {opened.vocab_size - 1}"
@@ -112,7 +113,12 @@ def _request(
 ) -> Request:
     if prompt is not None:
         body = body | {"prompt": prompt}
-    digest = digest_of(orjson.dumps([path, body], option=orjson.OPT_SORT_KEYS))
+    try:
+        digest = digest_of(orjson.dumps([path, body], option=orjson.OPT_SORT_KEYS))
+    except orjson.JSONEncodeError as error:
+        raise Problem(
+            400, f"The body is nested too deeply ({error}).", code="invalid_json"
+        ) from error
     if isinstance(prompt, list):  # as they are; the record says them as text
         body = body | {"prompt": opened.decode(prompt) or " "}
         opened = opened._replace(render=partial(_as_they_are, prompt))
@@ -121,6 +127,10 @@ def _request(
     if isinstance(request, Failure):
         raise problem_of(request)
     sampling = request.sampling
+    for token, _ in sampling.logit_bias:
+        if token >= opened.vocab_size:
+            known = f"expected token ids from 0 to {opened.vocab_size - 1}"
+            raise bad_field("logit_bias", f"`logit_bias` names token {token}, {known}.")
     if sampling.is_greedy or body.get("seed", body.get("random_seed")) is not None:
         return request
     drawn = replace(sampling, seed=secrets.randbits(53))  # nobody asked to see the same again

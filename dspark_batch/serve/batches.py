@@ -17,18 +17,21 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import orjson
 
-from dspark_batch.errors import Resumable, UsageError
+from dspark_batch.errors import OutputInUse, Resumable, UsageError
 from dspark_batch.hub import Hub
+from dspark_batch.intake.json_text import keys_twice, said_twice
 from dspark_batch.intake.openai import CHAT, COMPLETIONS
 from dspark_batch.intake.reader import digest_of
 from dspark_batch.output.export import export
+from dspark_batch.record.disk import full_disk_is_resumable, make_directory
 from dspark_batch.record.run_dir import RunDir
 from dspark_batch.run import Tick, run
 from dspark_batch.serve.files import Files, Object, new_id, read_object, write_object
@@ -43,7 +46,6 @@ FINAL = ("completed", "failed", "cancelled", "expired")
 _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata")
 _MOST_ERRORS = 100  # of an input, that a client is told of
 _MOST_METADATA = 16
-_DAY_S = 24 * 3600
 _AGAIN_S = 30.0  # after which a batch that could not go on is tried again
 _WHY = {
     "cancelled": "The batch was cancelled before this request began.",
@@ -64,12 +66,12 @@ class Batches:
     def __init__(self, service: Service, files: Files, hub: Hub) -> None:
         self._service, self._files, self._hub = service, files, hub
         self._folder = service.data_dir / "batches"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()  # of the objects
         self._is_closing = threading.Event()
         self._to_do: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()  # these need not wait
         self._objects: dict[str, Object] = {}  # by id, the oldest first
-        for folder in sorted(self._folder.iterdir()):
+        for folder in sorted(self._folder.glob("batch_*/")):
             told = read_object(folder / "batch.json")
             if told is None:  # a crash while it was made; nobody was told of it
                 shutil.rmtree(folder)
@@ -82,7 +84,7 @@ class Batches:
 
     # What clients ask for.
 
-    def create(self, asked: Json) -> Object:
+    def create(self, asked: Object) -> Object:
         """Take a batch on.
 
         Raises:
@@ -106,9 +108,14 @@ class Batches:
             "request_counts": {"total": 0, "completed": 0, "failed": 0},
         }
         folder = self._folder / batch_id
-        folder.mkdir()
-        self._files.link(upload["id"], folder / "input.jsonl")
-        write_object(folder / "batch.json", told)
+        try:
+            with full_disk_is_resumable(folder):
+                make_directory(folder)
+                self._files.link(upload["id"], folder / "input.jsonl")
+            write_object(folder / "batch.json", told)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         with self._lock:
             self._objects[batch_id] = told
         self._to_do.put(batch_id)
@@ -136,19 +143,19 @@ class Batches:
         Raises:
             Problem: there is none, or it has ended.
         """
-        told = self.find(batch_id)
-        if told["status"] == "cancelling":
-            return told
-        if told["status"] in (*FINAL, "finalizing"):
+        self.find(batch_id)
+        told = self._note(batch_id, "cancelling", unless=(*FINAL, "finalizing", "cancelling"))
+        if told["status"] != "cancelling":
             raise Problem(
                 409, f"The batch is {told['status']} and cannot be cancelled.", code="conflict"
             )
-        return self._note(batch_id, "cancelling")
+        self._cancelled.put(batch_id)
+        return told
 
     def forget_before(self, seconds: float) -> None:
         """Delete batches that ended, and files that came, before a time since 1970."""
         for told in self.all():
-            if told["status"] in FINAL and told["created_at"] < seconds:
+            if told["status"] in FINAL and told[f"{told['status']}_at"] < seconds:
                 with self._lock:
                     del self._objects[told["id"]]
                 shutil.rmtree(self._folder / told["id"])
@@ -165,36 +172,47 @@ class Batches:
     # What the thread does.
 
     def _work(self) -> None:
-        while (batch_id := self._to_do.get()) is not None and not self._is_closing.is_set():
-            try:
-                self._carry_out(batch_id)
-            except Exception as error:  # noqa: BLE001  an error of ours: told, and others go on
-                if self._hub.error is not None:
-                    return  # the next start goes on
+        while (batch_id := self._to_do.get()) is not None and not self._is_ending:
+            self._try(batch_id)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether the next start goes on."""
+        return self._is_closing.is_set() or self._hub.error is not None
+
+    def _try(self, batch_id: str) -> None:
+        """Carry a batch out; what goes wrong is told, and others go on."""
+        try:
+            self._carry_out(batch_id)
+        except (Resumable, OutputInUse) as error:  # the disk is full, say, or `status` looks
+            if not self._is_ending:
+                log.warning("%s: %s", batch_id, error)
+                self._is_closing.wait(_AGAIN_S)
+                self._to_do.put(batch_id)
+        except Exception as error:  # noqa: BLE001  an error of ours
+            if not self._is_ending:
                 log.warning("%s: %s: %s", batch_id, type(error).__name__, error)
                 with suppress(Resumable):  # nor can this be written: the next start tries again
                     self._fail(batch_id, [_error("server", f"{type(error).__name__}: {error}")])
 
     def _carry_out(self, batch_id: str) -> None:
         """Bring a batch to its end from wherever it is."""
-        if self._objects[batch_id]["status"] == "validating":
+        told = self.find(batch_id)
+        if told["status"] in FINAL:  # it was cancelled while it waited
+            return
+        if "in_progress_at" not in told:
             total, errors = self._validated(batch_id)
             if errors:
                 self._fail(batch_id, errors)
                 return
             counts = {"total": total, "completed": 0, "failed": 0}
-            self._note(batch_id, "in_progress", unless="cancelling", request_counts=counts)
+            self._note(batch_id, "in_progress", unless=["cancelling"], request_counts=counts)
         try:
             if not self._is_stopped(batch_id):
                 self._run(batch_id)
-        except Resumable as error:
-            if self._is_closing.is_set() or self._hub.error is not None:
-                return
-            if not self._is_stopped(batch_id):  # the disk is full, say
-                log.warning("%s: %s", batch_id, error)
-                self._is_closing.wait(_AGAIN_S)
-                self._to_do.put(batch_id)
-                return
+        except Resumable:
+            if self._is_ending or not self._is_stopped(batch_id):
+                raise
         if self._is_stopped(batch_id):
             self._end_early(batch_id)
         else:
@@ -231,6 +249,16 @@ class Batches:
             counts = {"total": tick.total, **counts}
             with self._lock:
                 self._objects[batch_id] = self._objects[batch_id] | {"request_counts": counts}
+            while not self._cancelled.empty():
+                if (other := self._cancelled.get()) != batch_id:
+                    self._try(other)
+
+        is_over = False  # and stays so in this start, wherever clocks are put
+
+        def stop() -> bool:
+            nonlocal is_over
+            is_over = is_over or self._is_closing.is_set() or self._is_stopped(batch_id)
+            return is_over
 
         spec = replace(
             self._service.spec,
@@ -238,12 +266,8 @@ class Batches:
             out=str(self._out(batch_id)),
             format="openai",
         )
-        run(
-            spec,
-            observe=observe,
-            open_engine=self._hub.view,
-            stop=lambda: self._is_closing.is_set() or self._is_stopped(batch_id),
-        )
+        open_engine = partial(self._hub.view, stop=stop)
+        run(spec, observe=observe, open_engine=open_engine, stop=stop)
 
     def _is_stopped(self, batch_id: str) -> bool:
         """Whether a batch goes no further than it is."""
@@ -293,10 +317,11 @@ class Batches:
         """Write answers to one file and failures to another; a file without a line is none."""
         drafts = {name: self._folder / batch_id / f"{name}.tmp" for name in ("output", "error")}
         counts = {"output": 0, "error": 0}
-        with drafts["output"].open("wb") as output, drafts["error"].open("wb") as error:
+        with full_disk_is_resumable(drafts["output"]), ExitStack() as stack:
+            files = {name: stack.enter_context(path.open("wb")) for name, path in drafts.items()}
             for line in lines:
                 name = "output" if line["error"] is None else "error"
-                (output if name == "output" else error).write(orjson.dumps(line) + b"\n")
+                files[name].write(orjson.dumps(line) + b"\n")
                 counts[name] += 1
         ids = {}
         for name, draft in drafts.items():
@@ -308,18 +333,18 @@ class Batches:
             ids[f"{name}_file_id"] = file_id if counts[name] else None
         told = {"completed": counts["output"], "failed": counts["error"]}
         told = {"total": sum(counts.values()), **told}
-        self._note(batch_id, status, request_counts=told, **ids)
+        self._note(batch_id, status, unless=(), request_counts=told, **ids)
 
     def _fail(self, batch_id: str, errors: list[Json]) -> None:
         self._note(batch_id, "failed", errors={"object": "list", "data": errors})
 
     def _note(
-        self, batch_id: str, status: str, *, unless: str | None = None, **changes: Json
+        self, batch_id: str, status: str, *, unless: Sequence[str] = (), **changes: Json
     ) -> Object:
-        """Change a status, unless it is another one by now, and let it survive everything."""
+        """Change a status, unless it is one of others by now, and let it survive everything."""
         with self._lock:
             told = self._objects[batch_id] | changes
-            if told["status"] != unless:
+            if told["status"] not in unless:
                 told |= {"status": status, f"{status}_at": int(time.time())}
             write_object(self._folder / batch_id / "batch.json", told)
             self._objects[batch_id] = told
@@ -332,10 +357,8 @@ class Batches:
         return self._folder / batch_id / "out.jsonl"
 
 
-def _checked(asked: Json) -> Object:
+def _checked(asked: Object) -> Object:
     """Read the body of a new batch."""
-    if not isinstance(asked, dict):
-        raise Problem(400, "The body is no object.")
     for name in asked:
         if name not in _FIELDS and asked[name] is not None:
             raise Problem(400, f"`{name}` is not supported.", param=name, code="unsupported")
@@ -358,10 +381,6 @@ def _is_metadata(value: Json) -> bool:
 
 
 def _seconds(window: str) -> float:
-    """Read a completion window: hours and minutes, or days."""
-    days = window.removesuffix("d")
-    if window.endswith("d") and days.isdecimal() and int(days):
-        return int(days) * _DAY_S
     try:
         return seconds_of(window)
     except UsageError as error:
@@ -380,12 +399,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _problem_in(line: bytes, endpoint: str, number: int, seen: dict[str, int]) -> Json:
     """Say why a line makes the whole input unusable; what it asks is its own affair."""
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return _error("invalid_json_line", f"This line is no JSON ({error}).", number)
-    if not isinstance(record, dict):
-        return _error("invalid_request", "This line is no object.", number)
+    record, problem = _record_in(line, number)
+    if problem is not None:
+        return problem
     custom_id = record.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         return _error("missing_required_parameter", "`custom_id` is no text.", number, "custom_id")
@@ -393,15 +409,27 @@ def _problem_in(line: bytes, endpoint: str, number: int, seen: dict[str, int]) -
         message = f"`custom_id` is {custom_id!r} as in line {seen[custom_id]}."
         return _error("duplicate_custom_id", message, number, "custom_id")
     seen[custom_id] = number
-    if record.get("url") != endpoint:
-        message = f"`url` is {record.get('url')!r}, expected {endpoint!r}."
-        return _error("mismatched_endpoint", message, number, "url")
-    if record.get("method") != "POST":
-        message = f"`method` is {record.get('method')!r}, expected 'POST'."
-        return _error("invalid_method", message, number, "method")
+    expected = (("url", endpoint, "mismatched_endpoint"), ("method", "POST", "invalid_method"))
+    for name, value, code in expected:
+        if record.get(name) != value:
+            message = f"`{name}` is {record.get(name)!r}, expected {value!r}."
+            return _error(code, message, number, name)
     if not isinstance(record.get("body"), dict):
         return _error("missing_required_parameter", "`body` is no object.", number, "body")
     return None
+
+
+def _record_in(line: bytes, number: int) -> tuple[Object, Json]:
+    """Read a line; with a problem beside it, it is none."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return {}, _error("invalid_json_line", f"This line is no JSON ({error}).", number)
+    if not isinstance(record, dict):
+        return {}, _error("invalid_request", "This line is no object.", number)
+    if any(twice := keys_twice(line, record)):
+        return {}, _error("invalid_json_line", f"In this line {said_twice(twice)}", number)
+    return record, None
 
 
 def _error(code: str, message: str, line: int | None = None, param: str | None = None) -> Json:

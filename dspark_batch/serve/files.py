@@ -15,14 +15,19 @@ from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 
-from dspark_batch.record.disk import full_disk_is_resumable, sync_file, write_text
-from dspark_batch.serve.problems import Problem, bad_field, not_found
+from dspark_batch.errors import JournalError
+from dspark_batch.record.disk import (
+    full_disk_is_resumable,
+    sync_file,
+    write_text,
+)
+from dspark_batch.serve.problems import bad_field, not_found
 
 Object: TypeAlias = dict[str, Any]  # what clients are told of a file or a batch
 
 PURPOSES = ("batch",)
 _ID = re.compile(r"file-[0-9a-f]{16,40}")
-_MOST_LISTED = 10_000
+_LIMIT = re.compile(r"[1-9][0-9]{0,3}|10000")
 
 
 def new_id(prefix: str) -> str:
@@ -35,9 +40,9 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for draft in folder.glob("*.tmp"):  # of an upload that a crash cut off
-            draft.unlink()
+        for path in (*folder.glob("*.tmp"), *folder.glob("file-*.jsonl")):
+            if not self._object(path.stem).exists():  # a crash cut it off
+                path.unlink()
 
     def add(self, content: BinaryIO, name: str, purpose: str) -> Object:
         """Keep an upload.
@@ -49,16 +54,21 @@ class Files:
             raise bad_field("purpose", f"`purpose` is {purpose!r}, expected {PURPOSES[0]!r}.")
         file_id = new_id("file-")
         draft = self.path(file_id).with_suffix(".tmp")
-        with full_disk_is_resumable(draft):
-            with draft.open("wb") as file:
+        try:
+            with full_disk_is_resumable(draft), draft.open("wb") as file:
                 shutil.copyfileobj(content, file)
-            sync_file(draft)
-        return self.keep(draft, file_id, name, purpose)
+            return self.keep(draft, file_id, name, purpose)
+        except BaseException:  # a full disk has no room for half a file
+            for path in (draft, self.path(file_id)):
+                path.unlink(missing_ok=True)
+            raise
 
     def keep(self, draft: Path, file_id: str, name: str, purpose: str) -> Object:
         """Take a whole file of ours in; the same again changes nothing."""
         path = self.path(file_id)
-        draft.replace(path)
+        with full_disk_is_resumable(path):
+            sync_file(draft)
+            draft.replace(path)
         told: Object = {
             "id": file_id,
             "object": "file",
@@ -100,22 +110,30 @@ class Files:
 
     def link(self, file_id: str, to: Path) -> None:
         """Give somebody a file that stays when this one is forgotten."""
-        to.unlink(missing_ok=True)
         try:
             os.link(self.path(file_id), to)
+        except FileNotFoundError as error:  # since somebody looked
+            raise not_found("File object", file_id) from error
         except OSError:  # a file system without links
             shutil.copyfile(self.path(file_id), to)
+            sync_file(to)
 
     def _object(self, file_id: str) -> Path:
         return self._folder / f"{file_id}.json"
 
 
 def read_object(path: Path) -> Object | None:
-    """Read what clients are told of something; None: it is not there."""
+    """Read what clients are told of something; None: it is not there.
+
+    Raises:
+        JournalError: it is not as we wrote it.
+    """
     try:
         return orjson.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except orjson.JSONDecodeError as error:
+        raise JournalError(f"{path}: damaged ({error}); restore it, or take it away.") from error
 
 
 def write_object(path: Path, told: Object) -> None:
@@ -140,7 +158,7 @@ def page(objects: Iterable[Object], query: Mapping[str, str], most: int = 100) -
     if query.get("order") == "asc":
         listed.reverse()
     if "purpose" in query:
-        listed = [each for each in listed if each["purpose"] == query["purpose"]]
+        listed = [each for each in listed if each.get("purpose") == query["purpose"]]
     if "after" in query:
         places = [n for n, each in enumerate(listed) if each["id"] == query["after"]]
         if not places:
@@ -160,6 +178,6 @@ def page(objects: Iterable[Object], query: Mapping[str, str], most: int = 100) -
 def _limit(asked: str | None, most: int) -> int:
     if asked is None:
         return most
-    if not asked.isdecimal() or not 1 <= int(asked) <= _MOST_LISTED:
-        raise Problem(400, f"`limit` is {asked!r}, expected 1 to {_MOST_LISTED}.", param="limit")
+    if not _LIMIT.fullmatch(asked):
+        raise bad_field("limit", f"`limit` is {asked!r}, expected 1 to 10000.")
     return int(asked)

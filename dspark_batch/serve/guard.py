@@ -53,6 +53,7 @@ class Guard:
         if self._service.is_loopback and not _is_local(headers.get("host", "")):
             message = "This server answers its own machine only: the Host is another one's."
             raise Problem(403, message, code="foreign_host")
+        self._refuse_page(headers.get("origin"))
         if scope["path"] not in _OPEN and not self._has_key(headers):
             raise Problem(
                 *(401, "No API key of this server; send it as `Authorization: Bearer KEY`."),
@@ -63,6 +64,13 @@ class Guard:
             raise busy("The server stops; try again later.", "stopping", 503)
         if int(headers.get("content-length", 0)) > most:
             raise _too_large(most)
+
+    def _refuse_page(self, origin: str | None) -> None:
+        """Refuse scripts of pages; a browser may ask for them unasked, though with no key."""
+        service = self._service
+        if origin is not None and not (service.keys or {origin, "*"} & {*service.cors_origins}):
+            message = f"Pages of {origin} may not ask; --cors-origin {origin} would let them."
+            raise Problem(403, message, code="foreign_origin")
 
     def _has_key(self, headers: Headers) -> bool:
         if not self._service.keys:

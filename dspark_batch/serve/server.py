@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import resource
 import socket
 import threading
 import time
@@ -22,11 +23,13 @@ from dspark_batch.errors import (
 )
 from dspark_batch.hub import Hub
 from dspark_batch.opening import Opened, open_pair
+from dspark_batch.record.disk import make_directory
 from dspark_batch.serve.app import Endpoints
 from dspark_batch.serve.service import Service
 
 _HEADERS_S = 10.0  # in which a connection has to send a request's headers
 _MOST_CONNECTIONS = 512
+_UNREAD_S = 120.0  # after which a client that reads nothing is given up
 _LAST_WORDS_S = 1.0  # after the engine's end, for clients to hear of it
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 2\r\n"
@@ -68,7 +71,7 @@ class Server:
         with _locked(service.data_dir), _listening(service.host, service.port) as sock:
             self.hub = Hub(self._open_engine, live_slots=service.live_slots, on_end=self._die)
             app = Endpoints(service, self.hub, self._is_ending).app()
-            self._uvicorn = uvicorn.Server(_config(app, service))
+            self._uvicorn = _Listener(_config(app, service), self.hub, service.spec.grace)
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             if self._is_stopping.is_set():
@@ -102,7 +105,7 @@ def _config(app: Starlette, service: Service) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(service.spec.grace),
+        timeout_graceful_shutdown=int(service.spec.grace + _LAST_WORDS_S),
     )
 
 
@@ -116,11 +119,18 @@ def _reason(error: BaseException) -> BaseException:
     )
 
 
+def _most_connections() -> int:
+    """Leave half of the files that may be open at a time to batches."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if files < 0 else min(_MOST_CONNECTIONS, files // 2)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Have a folder for oneself."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in ("files", "batches"):
+            make_directory(folder / each)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UsageError(f"--data-dir {folder}: {error.strerror}; name another.") from error
@@ -129,6 +139,12 @@ def _locked(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(fd)
         raise OutputInUse(f"--data-dir {folder}: another server has it; name another.") from error
+    except OSError as error:
+        os.close(fd)
+        raise UsageError(
+            f"--data-dir {folder}: this file system has no locks ({error.strerror}); name a folder "
+            "on a local disk."
+        ) from error
     try:
         yield
     finally:
@@ -148,15 +164,34 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield sock
 
 
+class _Listener(uvicorn.Server):
+    """Ends the hub when the grace is over, so that who is still being answered hears of it."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub, grace_s: float) -> None:
+        super().__init__(config)
+        self._hub, self._grace_s = hub, grace_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ends = asyncio.create_task(self._end())
+        await super().shutdown(sockets)
+        ends.cancel()
+
+    async def _end(self) -> None:
+        await asyncio.sleep(self._grace_s)
+        await asyncio.to_thread(self._hub.close)
+
+
 class _Protocol(H11Protocol):
-    """HTTP, without connections that say nothing and without more of them than there is room."""
+    """HTTP, without connections that say or read nothing, and as many as there is room for."""
+
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(  # type: ignore[override]  # as uvicorn's own has it
         self, transport: asyncio.Transport
     ) -> None:
         super().connection_made(transport)
         self._limit = self.loop.call_later(_HEADERS_S, self.transport.close)
-        if len(self.connections) > _MOST_CONNECTIONS:
+        if len(self.connections) > _most_connections():
             transport.write(_BUSY)
             transport.close()
 
@@ -168,8 +203,19 @@ class _Protocol(H11Protocol):
         elif was_answered and self._limit.cancelled():  # the next request begins
             self._limit = self.loop.call_later(_HEADERS_S, self.transport.close)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(_UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._limit.cancel()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     @property

@@ -10,7 +10,8 @@ from dspark_batch.errors import UsageError
 from dspark_batch.types import Completion, Outcome
 
 _RECENT = 32  # items whose longest stands for the next one
-_SECONDS_BY_UNIT = {"h": 3600, "m": 60, "s": 1}
+_SECONDS_BY_UNIT = {"d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(f"(?:([0-9]{{1,9}}){unit})?" for unit in _SECONDS_BY_UNIT))
 
 
 class Budget:
@@ -54,12 +55,12 @@ class Budget:
 
 
 def seconds_of(text: str) -> float:
-    """Read a duration such as "6h", "1h30m", "45m" or "90s".
+    """Read a duration such as "6h", "1h30m", "45m", "90s" or "7d".
 
     Raises:
         UsageError: it is something else, or nothing.
     """
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    parts = _DURATION.fullmatch(text)
     if not text or parts is None:
         raise UsageError(f"max_runtime is {text!r}, expected a duration such as 6h, 1h30m or 90s.")
     seconds = sum(

@@ -5,7 +5,7 @@ Where drafts do not pay, the drafter rests: then decoding costs what it costs wi
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from math import inf
@@ -14,11 +14,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
-_HOPE = 1.15  # how much better an untried draft length may be than the costs say
+_HOPE = 1.05  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _FIRST_TRIAL, _TRIAL_ROUNDS = 8, 4  # a short job tries nothing; rounds of a trial
-_LEAST_SEEN, _MOST_SEEN = 3, 7  # rounds of a kind, whose least is what such a round takes
+_LEAST_SEEN, _MOST_SEEN = 3, 15  # rounds of a kind, that say what such a round takes
+_SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
 _LEAST_S = 1e-9  # of a round: a clock may stand still
+_ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
@@ -53,14 +55,15 @@ class _Seen(NamedTuple):
 
     @property
     def usual_s(self) -> float:
-        """The shortest: what other programs do makes rounds longer, never shorter."""
-        return min(self.seconds)
+        """The mean of the shorter half: what other programs do makes rounds longer, not shorter."""
+        shorter = sorted(self.seconds)[: -(-len(self.seconds) // 2)]
+        return sum(shorter) / len(shorter)
 
 
 class Costs:
     """What rounds take, from a rule that the rounds of a job correct; the engine owns it.
 
-    A kind of round that was seen of late takes the least of its last times. Of others the parts
+    A kind of round that was seen of late takes what its last ones took. Of others the parts
     are estimated, from all kinds that were seen and, with little weight, from the rule.
 
     Args:
@@ -85,7 +88,8 @@ class Costs:
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
         times.append(max(seconds, _LEAST_S))
         self._seen[kind] = _Seen(times, self.num_rounds)
-        self._weights = None
+        if len(times) <= _LEAST_SEEN or self.num_rounds % _ESTIMATE_EVERY == 0:
+            self._weights = None
 
     @property
     def has_plain(self) -> bool:
@@ -97,10 +101,10 @@ class Costs:
         """Whether any round without drafts was seen of late, even one."""
         return any(kind.draft_length == 0 and self._fresh(kind) for kind in self._seen)
 
-    def is_known(self, kind: Kind) -> bool:
-        """Whether what such a round takes was seen of late."""
+    def is_known(self, kind: Kind, least: int = _LEAST_SEEN) -> bool:
+        """Whether what such a round takes was seen of late, in so many rounds."""
         seen = self._fresh(kind)
-        return seen is not None and len(seen.seconds) >= _LEAST_SEEN
+        return seen is not None and len(seen.seconds) >= least
 
     def round_s(self, kind: Kind) -> float:
         """Expect the seconds of a round, or its cost by the rule while none was seen."""
@@ -230,17 +234,18 @@ class Pace:
             return self._resting(slots, served)
         if self._trial:
             return Step(self._trial.pop())
-        best = self._best(slots)
+        rates = self._rates(slots)
+        best = self._best(rates)
         if best == 0 and self._costs.num_drafted < _LEAST_DRAFTED:
             return self.step  # neither a hint nor a round that was disturbed decides this
-        untried = self._worth_a_trial(slots, best)
+        untried = self._worth_a_trial(slots, best, rates)
         if untried is not None:
             return self._tried(untried)
-        is_known = self._costs.is_known(Kind(slots, best))
-        if best == 0 and is_known:
+        kind = Kind(slots, best)
+        if best == 0 and self._costs.is_known(kind, _SURE_SEEN):
             self._rested = 1
             return Step(0, keeps_context=False)
-        if not is_known and best != self.step.draft_length:
+        if not self._costs.is_known(kind) and best != self.step.draft_length:
             return self._tried(best)  # one round says little
         return Step(best)
 
@@ -258,19 +263,17 @@ class Pace:
         self._trial = [draft_length] * (_TRIAL_ROUNDS - 1)
         return Step(draft_length)
 
-    def _best(self, slots: int) -> int:
+    def _best(self, rates: Mapping[int, float]) -> int:
         """The draft length that promises most; another than the last one must gain 3 %."""
-        rates = self._rates(slots)
         best = max(self._lengths, key=rates.__getitem__)
         last = self.step.draft_length
         is_close = last in rates and rates[best] < (1 + _CLOSE) * rates[last]
         return last if is_close else best
 
-    def _worth_a_trial(self, slots: int, best: int) -> int | None:
+    def _worth_a_trial(self, slots: int, best: int, rates: Mapping[int, float]) -> int | None:
         """Find a draft length whose rounds nobody has seen, and that might be better."""
         if best > 0 and self._costs.num_rounds < _FIRST_TRIAL:
             return None
-        rates = self._rates(slots)
         hope_plain = _HOPE if self._costs.saw_plain else _HOPE_PLAIN
         if not self._costs.has_plain and self._costs.num_rounds > _LONG_JOB:
             hope_plain = inf

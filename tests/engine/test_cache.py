@@ -5,7 +5,7 @@ import pytest
 from golden_cases import load_case
 
 from dspark_batch.caches.positions import PositionCache
-from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.caches.slot_cache import Extent, SlotCache
 
 
 def random_keys(seed, slots, tokens, heads=2, dim=4):
@@ -68,3 +68,10 @@ def test_tokens_that_did_not_stay_change_no_later_logit(rejected):
             cache.keep(mx.array([0 if tokens is junk else tokens.shape[1]]))
         logits.append(case.pair.target(mx.array([[5, 6]]), cache)[0])
     assert mx.array_equal(logits[0], logits[1])
+
+
+def test_all_layers_count_with_the_same_array():
+    extent = Extent(2, 8)
+    assert extent.places(3) is extent.places(3)
+    assert extent.places(3).tolist() == [0, 1, 2]
+    assert extent.places(1).tolist() == [0]

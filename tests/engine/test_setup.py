@@ -192,3 +192,43 @@ def test_a_drafter_that_fails_is_no_hindrance(pair):
         parameters=pair.drafter.parameters,
     )
     assert set_up(pair._replace(drafter=broken)).plan.draft_length == 7
+
+
+def active_bytes(make):
+    """What MLX has in memory after a call more than before, and what the call returned."""
+    most = mx.set_cache_limit(0)  # or small arrays would get larger buffers that are there
+    mx.synchronize()
+    before = mx.get_active_memory()
+    made = make()
+    mx.synchronize()  # until then a CPU holds what its last steps read
+    mx.set_cache_limit(most)
+    return mx.get_active_memory() - before, made
+
+
+@pytest.mark.parametrize("case", ["qwen3_vanilla", "qwen35_dflash"])
+def test_a_slot_takes_the_bytes_that_are_claimed(case):
+    """`check` and the plan tell them by shapes alone; MLX has the truth."""
+    pair, slots = load_case(case).pair, 3
+
+    def filled(model, step):
+        cache = model.make_cache(slots, 100)
+        step(cache)
+        cache.keep(mx.ones(slots, dtype=mx.int32))
+        mx.eval(cache.arrays())
+        return cache
+
+    tokens = mx.zeros((slots, 1), mx.int32)
+    _, features = pair.target.by_itself(tokens)
+    mx.eval(features, pair.target.model.parameters())
+    filled(pair.target, lambda cache: pair.target(tokens, cache))  # what stays is there
+    of_target, cache = active_bytes(lambda: filled(pair.target, lambda c: pair.target(tokens, c)))
+    of_drafter, context = active_bytes(
+        lambda: filled(pair.drafter, lambda c: pair.drafter.extend(c, features))
+    )
+    position, slot = pair.target.cached_bytes()
+    assert slots * (position * cache.capacity + slot) == pytest.approx(of_target, rel=0.001)
+    planned, state = planning._cached_bytes(pair)
+    drafter = (planned - position) * context.capacity * slots
+    assert drafter == pytest.approx(of_drafter, rel=0.001)
+    assert state == slot
+    assert (slot > 0) == (case == "qwen35_dflash")

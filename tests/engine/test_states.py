@@ -1,6 +1,9 @@
 """States of recurrent layers: what did not stay has not happened, bit for bit."""
 
+import gc
 import random
+import weakref
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -9,6 +12,7 @@ from golden_cases import load_case
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.caches.states import StateCache
 from dspark_batch.drafters.plain import NoDrafter
+from dspark_batch.engine import passes
 from dspark_batch.engine.passes import Passes
 
 TOKENS = 48  # of a content
@@ -129,6 +133,36 @@ def test_the_bytes_of_a_slot_are_those_of_its_arrays(target):
     others = [layer for layer in cache.layers if layer not in states]
     total = sum(array.nbytes for layer in others for array in layer.held())
     assert cache.bytes_per_position == total // (3 * cache.capacity)
+
+
+def test_a_compiled_keep_leaves_the_same(target, monkeypatch):
+    monkeypatch.setattr(passes, "device", SimpleNamespace(is_cpu=lambda: False))
+    mx.disable_compile()
+    compiled = Passes(target, NoDrafter())
+    caches = target.make_cache(3, 64), target.make_cache(3, 64)
+    for number, counts in enumerate([[4, 4, 4], [0, 2, 4], [1, 0, 3]]):
+        rows = mx.array([ids(content)[4 * number : 4 * number + 4] for content in range(3)])
+        for cache in caches:
+            if number == 2:
+                cache.expect(mx.array(counts))
+            target(rows, cache)
+        caches[0].keep(mx.array(counts))
+        compiled.keep(caches[1], mx.array(counts))
+        for mine, other in zip(*(cache.arrays() for cache in caches), strict=True):
+            assert mx.array_equal(mine, other)
+    mx.enable_compile()
+    layers = [layer for layer in caches[1].layers if isinstance(layer, StateCache)]
+    assert not any(layer.left() for layer in layers)  # no step is behind them
+
+
+def test_a_step_that_is_over_holds_no_states(target):
+    cache = target.make_cache(2, 64)
+    states = [weakref.ref(layer) for layer in cache.layers if isinstance(layer, StateCache)]
+    step(target, cache, [[1, 2], [3, 4]], [1, 2])
+    del cache
+    gc.collect()
+    assert states
+    assert not any(state() for state in states)
 
 
 def test_states_stay_in_float32(target):

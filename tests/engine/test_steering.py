@@ -14,6 +14,7 @@ from dspark_batch.engine.margins import margins
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.steering import wish_of
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics import steering
 from dspark_batch.numerics.steering import ANY, NOBODY, Counted, Edits, Penalties, Steering, Words
@@ -142,6 +143,14 @@ def test_min_tokens_holds_every_stop_token_back():
         )
         assert stop not in answer.token_ids[:6]
         assert answer.token_ids[:3] == plain[0][:3]
+
+
+def test_a_stop_token_that_no_vocabulary_has_changes_nothing_and_no_memory():
+    plain, stop_ids = decode(draft_length=0), frozenset({10**6, 10**12, 10**30})
+    (asked, *_) = requests(stop_ids=stop_ids, min_tokens=10**20)
+    assert all(token < 40 for token, *_ in wish_of(asked, (), frozenset({5, 10**7}), 40).edits)
+    (answer,) = Engine(case().pair).generate([asked])
+    assert answer.token_ids == plain[0]
 
 
 def test_the_audits_margin_knows_what_was_changed():

@@ -16,7 +16,7 @@ from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.models.hub import locate
 from dspark_batch.models.number_type import set_dtype
-from dspark_batch.models.pairs import KNOWN_PAIRS
+from dspark_batch.models.pairs import KNOWN_PAIRS, drafter_for, pair_of
 from dspark_batch.models.target import Target
 from dspark_batch.pair import cached_bytes
 from dspark_batch.registry import list_pairs
@@ -191,3 +191,74 @@ def test_the_disk_is_told_truly_and_no_network_is_asked(capsys):
     assert [line.split("  ")[-1] for line in lines[:5]] == [
         *("yes", "yes", "in part", "no", "drafter only")
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "drafter"),
+    [
+        *((known.target, known.drafter) for known in KNOWN_PAIRS.values() if not known.bundled),
+        ("qwen/qwen3.5-27b@main", "z-lab/Qwen3.5-27B-DFlash"),
+        ("mlx-community/Qwen3-8B-4bit", "deepseek-ai/dspark_qwen3_8b_block7"),
+        ("mlx-community/Qwen3.5-35B-A3B-MLX-mxfp4", "z-lab/Qwen3.5-35B-A3B-DFlash"),
+        ("Qwen/Qwen3-4B-Instruct-2507", None),
+        ("mlx-community/Qwen3-4B-Instruct-2507-4bit", None),
+        ("somebody/Qwen3-4B", None),
+        ("Qwen/Qwen3.8-27B", None),  # its drafter is of a kind that is refused
+        ("models/Qwen3-4B", None),
+        (KNOWN_PAIRS["tiny"].target, None),
+    ],
+)
+def test_a_target_finds_its_drafter_by_its_name(target, drafter):
+    assert drafter_for(None, target, None) == drafter
+    assert drafter_for(None, target, "mine") == "mine"
+    assert drafter_for("qwen3", target, None) is None  # the family has its own
+
+
+def test_a_directory_has_no_published_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("Qwen/Qwen3-4B").mkdir(parents=True)
+    assert pair_of("Qwen/Qwen3-4B") is None
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """The bundled pair under the names of another one; and a prompt."""
+    tiny = KNOWN_PAIRS["tiny"]
+    point_client_at(monkeypatch, tmp_path / "hub")
+    make.hub_cache(tmp_path / "hub", "Qwen/Qwen3.5-4B", Path(tiny.target))
+    make.hub_cache(tmp_path / "hub", "z-lab/Qwen3.5-4B-DFlash", Path(tiny.drafter))
+    make.hub_cache(tmp_path / "hub", "somebody/else", Path(tiny.target))
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text('{"prompt": "Hello"}\n')
+
+
+@pytest.mark.parametrize(
+    ("words", "drafts", "says"),
+    [
+        (
+            "--target Qwen/Qwen3.5-4B",
+            True,
+            f"z-lab/Qwen3.5-4B-DFlash@{make.COMMIT} is known for Qwen/Qwen3.5-4B; thinking on, as "
+            "the drafter was trained",
+        ),
+        (
+            "--target Qwen/Qwen3.5-4B --draft-model z-lab/Qwen3.5-4B-DFlash --num-draft-tokens 3",
+            True,
+            "drafts as asked; thinking on, as the drafter was trained",
+        ),
+        (
+            "--target somebody/else --draft z-lab/Qwen3.5-4B-DFlash",
+            True,
+            "rounds choose how many drafts; thinking on, as the drafter was trained",
+        ),
+        ("--target Qwen/Qwen3.5-4B --draft-length 0", False, "no drafter"),
+        ("--target somebody/else", False, "no drafter; none is known for somebody/else"),
+    ],
+)
+@pytest.mark.usefixtures("named")
+def test_a_run_says_what_follows_from_the_names(words, drafts, says, capsys):
+    job = ["run", "prompts.jsonl", "-o", "out.jsonl", "--max-tokens", "4"]
+    assert main([*job, *words.split()]) == 0
+    out = capsys.readouterr().out
+    assert says in out
+    assert ("accept length" in out) == drafts

@@ -140,3 +140,7 @@ def test_a_family_thinks_as_its_drafter_was_trained():
     assert default_thinking("qwen3", "some/finetune") == "off"
     assert default_thinking(None, None) == "off"
     assert default_thinking(None, "some/target") is None
+    assert default_thinking(None, "Qwen/Qwen3-4B") == "off"
+    assert default_thinking(None, "mlx-community/Qwen3.5-4B-4bit") == "on"
+    assert default_thinking(None, "some/target", "z-lab/Qwen3.5-4B-DFlash") == "on"
+    assert default_thinking(None, "some/target", "some/drafter") is None

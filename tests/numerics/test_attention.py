@@ -8,7 +8,13 @@ import mlx.core as mx
 import pytest
 
 from dspark_batch import blas
-from dspark_batch.numerics.attention import BLOCK, products_attention, ragged_attention
+from dspark_batch.numerics import attention
+from dspark_batch.numerics.attention import (
+    BLOCK,
+    attention_by_kernel,
+    products_attention,
+    ragged_attention,
+)
 from dspark_batch.numerics.masks import ragged_block, ragged_causal, windowed_block
 
 OTHERS = [
@@ -110,7 +116,7 @@ def test_what_is_no_number_stays_in_its_slot_and_is_seen_there(bad):
     assert mx.array_equal(found[:3], known[:3])
 
 
-SIZES = [(2, 2, 16), (8, 2, 64), (6, 3, 128)]  # heads, key heads, dim
+SIZES = [(2, 2, 16), (8, 2, 64), (6, 3, 128), (4, 1, 256)]  # heads, key heads, dim
 
 
 @pytest.fixture(scope="module", params=[40, 600], ids=["short", "long"])
@@ -190,6 +196,53 @@ def test_products_attention_is_what_runs_without_a_kernel(monkeypatch):
     mask = ragged_causal(lengths, 6, arrays[1].shape[2])
     known = attended(arrays, lengths)
     assert mx.array_equal(products_attention(*arrays, 0.125, mask), known)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_tokens_that_run_some_at_a_time_change_no_bit(dtype, size, monkeypatch):
+    arrays, lengths = slots_of(dtype, size, 100, width=7)
+    capacity = arrays[1].shape[2]
+    for mask in (ragged_causal(lengths, 7, capacity), ragged_block(lengths, 7, capacity)):
+        known = products_attention(*arrays, 0.125, mask)
+        for tokens in (0, 1, 3, 6):
+            most = tokens * 3 * size[0] * capacity
+            monkeypatch.setattr(attention, "_MOST_SCORES", most)
+            assert mx.array_equal(products_attention(*arrays, 0.125, mask), known)
+        monkeypatch.undo()
+
+
+def test_scores_take_no_more_memory_than_they_may(monkeypatch):
+    """Peak memory beside what is given: a few copies of the scores that may be there at a time."""
+    queries, keys, values = (
+        mx.random.normal((1, heads, places, 16), key=mx.random.key(heads))
+        for heads, places in ((8, 64), (2, 64 * BLOCK), (2, 64 * BLOCK))
+    )
+    mask = ragged_causal(mx.array([63 * BLOCK]), 64, 64 * BLOCK)
+    mx.eval(queries, keys, values, mask)
+
+    def peak(most):
+        monkeypatch.setattr(attention, "_MOST_SCORES", most)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(products_attention(queries, keys, values, 0.25, mask))
+        return mx.get_peak_memory() - before
+
+    whole = 8 * 64 * 64 * BLOCK  # numbers
+    assert peak(whole) > 4 * whole
+    assert peak(whole // 64) < 4 * whole / 4
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="the kernel is CUDA's")
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_the_number_of_splits_changes_no_bit(size):
+    arrays, lengths = slots_of(mx.bfloat16, size, 3000)
+    mask = ragged_causal(lengths, 6, arrays[1].shape[2])
+    known = attention_by_kernel(*arrays, 0.125, mask, lengths, splits=1)
+    assert mx.abs(known - products_attention(*arrays, 0.125, mask)).max() < ERROR[mx.bfloat16]
+    for splits in (2, 3, 5, 12, 40, None):
+        found = attention_by_kernel(*arrays, 0.125, mask, lengths, splits=splits)
+        assert mx.array_equal(found, known)
 
 
 def test_a_whole_hidden_block_leaves_only_what_is_visible():

@@ -67,6 +67,7 @@ def test_each_filter_alone():
     assert kept(logits, top_p=0.75) == [1, 2, 3]
     assert kept(logits, min_p=0.6) == [1, 3]
     assert kept(logits, min_p=1.0) == kept(logits, top_k=1) == kept(logits, top_p=0.01) == [1]
+    assert kept(logits, top_p=1e-300) == [1]  # 0 as a float32
 
 
 def test_the_temperature_comes_before_the_nucleus():

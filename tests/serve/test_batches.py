@@ -1,21 +1,31 @@
 """Batches: states, limits, and restarts after a kill at any of them."""
 
+import errno
 import json
 import re
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import httpx
 import pytest
-from fakes import FakeSteps
+from fakes import FakeSteps, fake_steps_opener
 from serving import batch_line, chat, jsonl, served, wait_for
+
+from dspark_batch.hub import Hub
+from dspark_batch.serve.batches import Batches
+from dspark_batch.serve.files import Files
+from dspark_batch.serve.problems import Problem
+from dspark_batch.serve.service import Service
+from dspark_batch.spec.spec import Spec
 
 DRIVER = Path(__file__).with_name("driver.py")
 LINES = [batch_line(f"q{n}", chat(f"Question {n}?")) for n in range(30)]
 LINES.insert(3, batch_line("bad", chat("a", n=2)))
 FINAL = ("completed", "failed", "cancelled", "expired")
+FILE_ID = "file-0123456789abcdef0123"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,7 @@ def lines_in(http, file_id):
         (jsonl(batch_line("a", {}) | {"method": "GET"}), "invalid_method"),
         (jsonl(batch_line("a", [])), "missing_required_parameter"),
         (jsonl(batch_line("first", {})), "duplicate_custom_id"),
+        (b'{"custom_id": "a", ' + jsonl(batch_line("b", {}))[1:], "invalid_json_line"),
     ],
     ids=str,
 )
@@ -78,10 +89,13 @@ def test_an_input_is_no_larger_than_a_batch_may_be_and_not_empty(slow):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("input_file_id", "file-0123456789abcdef0123"),
+        ("input_file_id", FILE_ID),
         ("input_file_id", None),
         ("endpoint", "/v1/embeddings"),
         ("completion_window", "soon"),
+        ("completion_window", "0d"),
+        ("completion_window", "9" * 30 + "d"),
+        ("completion_window", "9" * 5000 + "h"),
         ("completion_window", None),
         ("metadata", {"a": 1}),
         ("output_expires_after", {"seconds": 5}),
@@ -93,6 +107,11 @@ def test_a_batch_that_cannot_be_is_refused_at_once(slow, field, value):
     reply = slow.http.post("/v1/batches", json=asked | {field: value})
     assert reply.status_code in (400, 404)
     assert reply.json()["error"]["param"] in (field, None)
+
+
+def test_batches_have_no_purpose_by_which_to_list_them(slow):
+    create(slow.http, b" ")
+    assert slow.http.get("/v1/batches?purpose=batch").json()["data"] == []
 
 
 def test_a_batch_that_is_cancelled_keeps_what_is_answered_and_says_what_is_not(slow):
@@ -112,6 +131,122 @@ def test_a_batch_that_is_cancelled_keeps_what_is_answered_and_says_what_is_not(s
     counts = batch["request_counts"]
     assert (counts["completed"], counts["failed"]) == (len(answers), len(failures))
     assert slow.http.post(f"{url}/cancel").status_code == 409
+
+
+def test_a_batch_that_is_cancelled_takes_back_what_waits_though_all_of_it_is_in_the_engine(
+    tmp_path,
+):
+    with served(tmp_path, FakeSteps(slots=1, pause_s=0.05)) as one:
+        batch = create(one.http, jsonl(*LINES[4:16]))  # for 2 seconds
+        url = f"/v1/batches/{batch['id']}"
+        wait_for(lambda: one.http.get(url).json()["request_counts"]["completed"] > 0)
+        one.http.post(f"{url}/cancel")
+        batch = ended(one.http, batch)
+        assert batch["status"] == "cancelled"
+        assert batch["request_counts"]["failed"] > 2
+
+
+def test_a_batch_that_is_cancelled_while_it_waits_for_another_need_not_wait(slow):
+    first = create(slow.http, jsonl(*LINES))
+    whole, impossible = create(slow.http, jsonl(*LINES)), create(slow.http, b"{\n")
+    for each in (whole, impossible):
+        slow.http.post(f"/v1/batches/{each['id']}/cancel")
+    whole, impossible = (ended(slow.http, each) for each in (whole, impossible))
+    now = slow.http.get(f"/v1/batches/{first['id']}").json()
+    assert (now["status"], whole["status"]) == ("in_progress", "cancelled")
+    assert whole["request_counts"] == {"total": 31, "completed": 0, "failed": 31}
+    assert impossible["errors"]["data"][0]["code"] == "invalid_json_line"
+    assert ended(slow.http, first)["request_counts"]["completed"] == 30
+
+
+def test_a_batch_that_ends_while_it_is_cancelled_stays_ended(tmp_path):
+    service = Service(spec=Spec(inputs=("live",), out="-"), data_dir=tmp_path)
+    hub = Hub(fake_steps_opener())
+    for name in ("files", "batches"):
+        (tmp_path / name).mkdir()
+    files = Files(tmp_path / "files")
+    batches = Batches(service, files, hub)
+    try:
+        asked = {"input_file_id": files.add(BytesIO(jsonl(LINES[0])), "in", "batch")["id"]}
+        asked |= {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = batches.create(asked)
+        wait_for(lambda: batches.all()[0]["status"] == "completed")
+        batches.find = lambda batch_id: batch  # as it was a moment ago
+        with pytest.raises(Problem, match="is completed"):
+            batches.cancel(batch["id"])
+        assert batches.all()[0]["status"] == "completed"
+    finally:
+        hub.close()
+        batches.close()
+
+
+def test_a_clock_that_is_put_forward_and_back_only_delays_a_batch(tmp_path, monkeypatch):
+    is_stopped, asked = Batches._is_stopped, []
+
+    def is_late_once(self, batch_id):
+        asked.append(batch_id)
+        return len(asked) == 9 or is_stopped(self, batch_id)
+
+    monkeypatch.setattr(Batches, "_is_stopped", is_late_once)
+    monkeypatch.setattr("dspark_batch.serve.batches._AGAIN_S", 0.05)
+    with served(tmp_path) as one:
+        batch = ended(one.http, create(one.http, jsonl(*LINES)))
+    assert len(asked) > 9
+    assert batch["request_counts"] == {"total": 31, "completed": 30, "failed": 1}
+
+
+def is_full(*args, **more):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_when_a_batch_ends_only_delays_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_batch.serve.batches._AGAIN_S", 0.1)
+    with served(tmp_path) as one:
+        with monkeypatch.context() as full:
+            full.setattr("dspark_batch.serve.files.sync_file", is_full)
+            file_id = FILE_ID
+            (tmp_path / "files" / f"{file_id}.jsonl").write_bytes(jsonl(*LINES))
+            told = {"id": file_id, "purpose": "batch", "created_at": 0}
+            (tmp_path / "files" / f"{file_id}.json").write_text(json.dumps(told))
+            asked = {"input_file_id": file_id, "completion_window": "24h"}
+            asked |= {"endpoint": "/v1/chat/completions"}
+            batch = one.http.post("/v1/batches", json=asked).json()
+            url = f"/v1/batches/{batch['id']}"
+            wait_for(lambda: one.http.get(url).json()["status"] == "finalizing")
+            time.sleep(0.3)
+            assert one.http.get(url).json()["status"] == "finalizing"
+        batch = ended(one.http, batch)
+        assert batch["request_counts"] == {"total": 31, "completed": 30, "failed": 1}
+        assert len(lines_in(one.http, batch["output_file_id"])) == 30
+
+
+def test_a_disk_that_is_full_keeps_no_half_of_an_upload_or_a_batch(tmp_path, monkeypatch):
+    with served(tmp_path) as one:
+        file_id = upload(one.http, jsonl(LINES[0]))["id"]
+        monkeypatch.setattr("dspark_batch.serve.files.sync_file", is_full)
+        monkeypatch.setattr("dspark_batch.serve.files.os.link", is_full)
+        files = {"file": ("in.jsonl", b"x")}
+        reply = one.http.post("/v1/files", data={"purpose": "batch"}, files=files)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (503, "server_error")
+        asked = {"input_file_id": file_id, "completion_window": "24h"}
+        reply = one.http.post("/v1/batches", json=asked | {"endpoint": "/v1/chat/completions"})
+        assert reply.status_code == 503
+        monkeypatch.undo()
+        assert len(list((tmp_path / "files").iterdir())) == 2
+        assert list((tmp_path / "batches").iterdir()) == []
+
+
+def test_a_start_takes_away_what_a_crash_left_and_nothing_of_others(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "batches" / "mine").mkdir(parents=True)
+    (tmp_path / "batches" / "batch_0").mkdir()  # a crash while it was made
+    (tmp_path / "batches" / ".DS_Store").touch()
+    for name in (f"{FILE_ID}.jsonl", f"{FILE_ID}.json.tmp", f"{FILE_ID}.tmp"):
+        (tmp_path / "files" / name).touch()
+    with served(tmp_path):
+        names = sorted(path.name for path in (tmp_path / "batches").iterdir())
+        assert names == [".DS_Store", "mine"]
+        assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_a_batch_whose_window_ends_is_expired(slow):
@@ -151,6 +286,10 @@ def test_old_files_and_ended_batches_go_at_the_start(tmp_path):
     with served(tmp_path) as one:
         batch = ended(one.http, create(one.http, jsonl(LINES[0])))
     with served(tmp_path, retain_s=3600.0) as one:
+        assert one.http.get(f"/v1/batches/{batch['id']}").status_code == 200
+    path = tmp_path / "batches" / batch["id"] / "batch.json"
+    path.write_bytes(json.dumps(batch | {"created_at": 0}).encode())
+    with served(tmp_path, retain_s=3600.0) as one:  # it took long, and has just ended
         assert one.http.get(f"/v1/batches/{batch['id']}").status_code == 200
     time.sleep(1.1)
     with served(tmp_path, retain_s=0.5) as one:

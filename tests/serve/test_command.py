@@ -51,6 +51,15 @@ def test_a_port_and_a_folder_that_are_taken_are_named(capsys, tmp_path):
         assert (code, "another server" in said) == (5, True)
 
 
+@pytest.mark.parametrize("name", ["batches", "batches/batch_0/batch.json"])
+def test_a_folder_that_is_not_as_we_left_it_is_named(capsys, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    code, said = refused(capsys, "--port", "0", "--data-dir", str(tmp_path))
+    assert (code, str(path if name.endswith(".json") else tmp_path) in said) == (2, True)
+
+
 def test_a_folder_that_cannot_be_made_is_named(capsys, tmp_path):
     (tmp_path / "file").touch()
     code, said = refused(capsys, "--data-dir", str(tmp_path / "file" / "data"))

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes import CONTEXT_LENGTH, FakeSteps, fake_steps_opener
@@ -98,6 +99,8 @@ def test_reasoning_is_told_apart_in_a_stream_as_in_an_answer(tmp_path):
         (b"{", 400, None, "invalid_json"),
         (b"[]", 400, None, "invalid_json"),
         (b"\xff", 400, None, "invalid_json"),
+        (b'{"messages": [], "n": 1, "n": 1}', 400, None, "invalid_json"),
+        (b'{"metadata": %s%s}' % (b"[" * 300, b"]" * 300), 400, None, "invalid_json"),
         ({}, 400, "messages", "invalid_value"),
         (chat("a") | {"model": "gpt-5"}, 404, "model", "model_not_found"),
         (chat("a") | {"model": 5}, 404, "model", "model_not_found"),
@@ -108,6 +111,7 @@ def test_reasoning_is_told_apart_in_a_stream_as_in_an_answer(tmp_path):
         (chat("a", suffix="x"), 400, "suffix", "unsupported"),
         (chat("a", wisdom=1), 400, "wisdom", "unsupported"),
         (chat("a", temperature=-1), 400, "temperature", "invalid_value"),
+        (chat("a", logit_bias={"99999999": 1}), 400, "logit_bias", "invalid_value"),
         (chat("a" * CONTEXT_LENGTH), 400, "messages", "context_length_exceeded"),
         ({"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages", "invalid_value"),
     ],
@@ -131,6 +135,13 @@ def test_what_cannot_be_done_is_refused_and_never_ignored(
 def test_a_prompt_that_is_none_is_refused(server, prompt):
     reply = server.http.post("/v1/completions", json={"prompt": prompt})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", f"limit={'9' * 5000}", "order=up"])
+def test_a_part_of_a_list_that_cannot_be_is_refused(server, query):
+    for path in ("/v1/files", "/v1/batches"):
+        reply = server.http.get(f"{path}?{query}")
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, query.split("=")[0])
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/models/gpt-5"])
@@ -188,6 +199,28 @@ def test_an_answer_that_takes_too_long_is_given_up(tmp_path, stream):
         assert reply.status_code == (200 if stream else 408)
         assert error["error"]["code"] == "timeout"
         wait_for(lambda: server.http.get("/health").json()["running"] == 0)
+
+
+def test_a_stream_whose_tokens_have_no_text_ends_with_an_error(tmp_path):
+    def decode(token_ids):
+        raise ValueError(f"no text for {token_ids[0]}")
+
+    opener = fake_steps_opener()
+    with served(tmp_path, opener=lambda: opener()._replace(decode=decode)) as server:
+        text = server.http.post("/v1/chat/completions", json=chat("a", stream=True)).text
+    assert events_of(text)[-1]["error"]["code"] == "engine"
+
+
+def test_whoever_is_not_answered_within_the_grace_hears_that_the_server_stops(tmp_path):
+    with served(tmp_path, FakeSteps(pause_s=0.6)) as server, ThreadPoolExecutor() as pool:
+        path, body = "/v1/chat/completions", chat("a")
+        whole = pool.submit(server.http.post, path, json=body)
+        with server.http.stream("POST", path, json=chat("a", stream=True)) as stream:
+            wait_for(lambda: server.http.get("/health").json()["running"] == 2)
+            server.server.stop()
+            last = events_of(stream.read().decode())[-1]
+        assert last["error"]["code"] == "stopping"
+        assert whole.result().status_code == 503
 
 
 def test_a_client_that_waits_hears_that_the_server_lives(tmp_path, monkeypatch):

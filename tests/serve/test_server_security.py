@@ -1,5 +1,6 @@
 """Who may ask, and that nobody can keep the server from answering others."""
 
+import json
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -177,6 +178,37 @@ def test_pages_may_ask_only_from_where_it_was_allowed(locked, tmp_path):
         assert reply.headers["access-control-allow-origin"] == "http://page.example"
         other = one.http.options("/v1/chat/completions", headers=asks | {"Origin": "http://x"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_script_of_a_foreign_page_is_refused_though_its_browser_sends_what_it_asks(tmp_path):
+    """Text and forms go without a preflight, and only their answers are kept from the page."""
+    body = json.dumps(chat("a")).encode()
+    with served(tmp_path, cors_origins=("http://page.example",)) as one:
+        replies = {
+            origin: one.http.post(
+                "/v1/chat/completions",
+                content=body,
+                headers={"Origin": origin, "Content-Type": "text/plain"},
+            )
+            for origin in ("http://evil.example", "null", "http://page.example")
+        }
+        assert [reply.status_code for reply in replies.values()] == [403, 403, 200]
+        assert replies["null"].json()["error"]["code"] == "foreign_origin"
+        assert one.server.hub.counts.ended.total() == 1
+
+
+def test_who_never_reads_is_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_batch.serve.server._UNREAD_S", 0.2)
+    with served(tmp_path) as one:
+        files = {"file": ("in.jsonl", b"x" * (24 << 20))}
+        told = one.http.post("/v1/files", data={"purpose": "batch"}, files=files).json()
+        one.http.close()
+        connections = one.server._uvicorn.server_state.connections
+        with connected(one) as sock:
+            path = f"/v1/files/{told['id']}/content".encode()
+            sock.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+            wait_for(lambda: len(connections) == 1)
+            wait_for(lambda: not connections, seconds=4)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-machine"])

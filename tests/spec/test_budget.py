@@ -84,13 +84,16 @@ def test_once_the_time_is_up_it_stays_so(budget, clock):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("6h", 21600), ("1h30m", 5400), ("90s", 90), ("2h5s", 7205)]
+    ("text", "seconds"),
+    [("6h", 21600), ("1h30m", 5400), ("90s", 90), ("2h5s", 7205), ("7d", 604800)],
 )
 def test_durations(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "6", "6 h", "h", "0h", "-1h", "1.5h", "30m1h"])
+@pytest.mark.parametrize(
+    "text", ["", "6", "6 h", "h", "0h", "-1h", "1.5h", "30m1h", "0d", "9" * 5000 + "h"]
+)
 def test_refuses_what_is_no_duration(text):
     with pytest.raises(UsageError, match="max_runtime is "):
         seconds_of(text)

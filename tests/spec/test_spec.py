@@ -38,6 +38,10 @@ from dspark_batch.spec.spec import Spec
             "min_tokens is 5, expected at most max_tokens, 4.",
         ),
         ({"stop": ("a", "")}, "stop is ['a', ''], expected strings that are not empty."),
+        *(
+            ({"stop": many}, "stop is 1001, expected at most 1000 texts of 1000 characters.")
+            for many in (("a",) * 1001, ("a" * 1001,))
+        ),
         ({"sampling": "best"}, "sampling is best, expected one of coupled, rejection."),
         ({"confidence_threshold": 2}, "confidence_threshold is 2, expected 0 to 1."),
         ({"samples": 0}, "samples is 0, expected 1 or more."),

@@ -98,14 +98,14 @@ def test_before_any_round_the_rule_is_believed():
     assert not costs.is_known(Kind(4, 3))
 
 
-def test_a_kind_of_round_takes_the_least_of_its_last_times():
+def test_a_kind_of_round_takes_the_mean_of_the_shorter_half_of_its_last_times():
     costs, kind = Costs(RULE_CPU), Kind(4, 3)
     for seconds in (5.0, 1.0, 90.0):
         assert not costs.is_known(kind)
         costs.add(kind, seconds)
     assert costs.is_known(kind)
-    assert costs.round_s(kind) == 1.0
-    for _ in range(7):
+    assert costs.round_s(kind) == 3.0
+    for _ in range(15):
         costs.add(kind, 2.0)
     assert costs.round_s(kind) == 2.0
 
