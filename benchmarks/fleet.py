@@ -36,7 +36,7 @@ from dspark_batch.fleet.opener import Words, open_fleet
 from dspark_batch.fleet.worker import Worker
 from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Item, Request, Said
+from dspark_batch.types import Completion, Gauge, Item, Request, Said
 
 AT_LEAST = 10_000  # items per second through the driver
 MOST_GROWTH_MB = 20.0  # over a million items
@@ -78,7 +78,8 @@ def _answer(request):
 
 def open_null(spec, begun, num_items):
     """Load nothing."""
-    return Opened(Null(), WORDS.render, 4096, _IDENTITY, slots=spec.slots)
+    gauge = Gauge(0.0, spec.slots, 0, 0, 0.0, 0.0)
+    return Opened(Null(), WORDS.render, 4096, _IDENTITY, slots=spec.slots, gauge=lambda: gauge)
 
 
 def open_random(spec, begun, num_items, *, size, folder):

@@ -209,8 +209,12 @@ class _Merge:
         with opened as journal:
             found = self._joined(journal, manifest)
             here.write_manifest(manifest)
+            rows = Rows(self._sources, journal, found)
             report = finish(
-                *(here, manifest, Rows(self._sources, journal, found), self._spec),
+                here,
+                manifest,
+                rows,
+                self._spec,
                 setup=manifest["setup"],
                 resumed=0,
                 new_tokens=0,
@@ -238,13 +242,13 @@ class _Merge:
         """Copy the row of each record out of the shard that has it."""
         inputs, samples = tuple(manifest["inputs"]), self._spec.samples
         records = sum(each["records"] for each in inputs)
-        whole = range(records if self._spec.limit is None else min(records, self._spec.limit))
+        whole = self._spec.part_of(records)
         offsets = array("q")
         items = map(item_of, read(self._sources, whole, samples))
         for job in self._jobs:
-            part = _shard_of(job).part_of(len(whole))
+            num_rows = len(job.spec.part_of(records)) * samples
             with Journal(job.run_dir.rows, job.run_id, read_only=True) as theirs:
-                for item in islice(items, len(part) * samples):
+                for item in islice(items, num_rows):
                     offsets.append(_copied(item, theirs, journal, job))
         if len(offsets) < len(whole) * samples:
             raise changed_input(self._sources[-1].name)

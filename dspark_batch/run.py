@@ -497,8 +497,12 @@ def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: fl
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
     manifest, gauge = job.begun(), tick.gauge
+    rows = Rows(job.sources, job.journal, job.found)
     report = finish(
-        *(job.run_dir, manifest, Rows(job.sources, job.journal, job.found), job.spec),
+        job.run_dir,
+        manifest,
+        rows,
+        job.spec,
         setup=setup or manifest["setup"],
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,

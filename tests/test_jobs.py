@@ -61,6 +61,7 @@ def test_the_script_for_slurm_runs_a_shard_and_queues_again_what_is_not_finished
     assert done.returncode == code
     run, *words = (tmp_path / "dspark-batch.args").read_text().splitlines()
     with run_command.make_context("run", words) as context:
+        assert context.params.pop("quiet")
         spec = spec_of(context, context.params)
     assert (run, spec.shard, spec.out) == ("run", "3/16", "parts/part-3.parquet")
     again = tmp_path / "scontrol.args"

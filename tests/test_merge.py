@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from functools import partial
 from itertools import chain
 
 import pyarrow as pa
@@ -149,11 +148,12 @@ def test_a_merge_can_be_continued(folder):
 
 
 def test_a_shard_is_a_job_of_its_part(folder):
-    [out] = run_shards(folder, 3, numbers=[2], opener=planned())
+    [out] = run_shards(folder, 3, numbers=[2], opener=planned(), keep=("n",))
     rows = rows_in(folder / "part-2.jsonl")
     assert [row["custom_id"] for row in rows] == ["#3", "#4", "long", "turns"]
     found = status(out)
     assert (found.shard, found.total, found.done) == ("2/3", 4, 4)
+    assert [shown.prompt for shown in rows_of(out)][1:] == ["nameless", "x" * 500, "two"]
     assert audited(out).rows == 4
     manifest = RunDir(out).manifest()
     assert (manifest["spec"]["shard"], manifest["inputs"][0]["records"]) == ("2/3", len(LINES))
@@ -370,7 +370,7 @@ def test_the_command_says_what_came_out(folder, capsys):
     shards = run_shards(folder, 2)
     assert main(["merge", str(folder / "merged.jsonl"), *shards]) == 1
     said = capsys.readouterr().out
-    assert "8 of 11 items have an answer." in said
+    assert "9 of 11 items have an answer." in said
     assert "merged.jsonl.run/report.html" in said
     saved = json.loads((folder / "merged.jsonl.run/manifest.json").read_bytes())
     assert saved["shards"] == [RunDir(shard).manifest()["run_id"] for shard in shards]
@@ -383,7 +383,11 @@ def test_sampled_answers_of_a_real_pair_are_those_of_one_process(tmp_path):
         for n in range(7)
     ]
     write_lines(tmp_path / "in.jsonl", *lines)
-    opener = partial(open_with, load_pair("tiny", dtype="float32"))
+    pair = load_pair("tiny", dtype="float32")
+
+    def opener(spec, manifest):
+        return open_with(pair, spec)
+
     options = {"opener": opener, "max_tokens": 12, "temperature": 0.8, "samples": 2}
     start(tmp_path, **options)
     merge(str(tmp_path / "merged.jsonl"), run_shards(tmp_path, 2, **options))

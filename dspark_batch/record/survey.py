@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dspark_batch.errors import Resumable, UsageError
 from dspark_batch.intake.mapping import ignored_in
-from dspark_batch.intake.reader import ALL, Source, count_records, item_of, read
+from dspark_batch.intake.reader import Source, count_records, item_of, read
 from dspark_batch.record.formats import InputJson
 from dspark_batch.record.journal import Found, Retries
 from dspark_batch.record.named_columns import NamedColumns
@@ -92,20 +92,19 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
 
     Raises:
         UsageError: no records, an input that cannot be read, or a column with one of our names.
-        Resumable: the input of a shard shrank while it was read.
+        Resumable: the input shrank while it was read.
     """
     inputs = tuple(describe(source) for source in sources)
     records = sum(described["records"] for described in inputs)
     if not records:
         names = ", ".join(source.name for source in sources)
         raise UsageError(f"{names}: holds no records; give it at least one line or row.")
-    whole = ALL if spec.limit is None else range(spec.limit)
-    part = whole if spec.part is None else spec.part.part_of(min(records, whole.stop))
+    part = spec.part_of(records)
     offsets = array("q")
     failed = 0
     layout, named, retries = layout_of(spec), NamedColumns(spec), spec.retries()
     ignored: Counter[str] = Counter()
-    for record in read(sources, whole, spec.samples):
+    for record in read(sources, spec.limited(records), spec.samples):
         item = item_of(record)
         named.see(item.record, is_whole=isinstance(record, Item))
         if spec.ignore_fields and not item.sample_index:
@@ -119,9 +118,7 @@ def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
         failed += row is not None and row.errored
     named.check(", ".join(source.name for source in sources))
     resumed = len(offsets) - offsets.count(TO_DO)
-    if spec.part is None:
-        part = range(len(offsets) // spec.samples)
-    elif len(offsets) < len(part) * spec.samples:
+    if len(offsets) < len(part) * spec.samples:
         raise Resumable(f"{sources[-1].name} shrank while it was read; run the same command again.")
     return Survey(inputs, part, offsets, resumed, failed, dict(ignored), named.hints())
 

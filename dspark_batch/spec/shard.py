@@ -1,14 +1,15 @@
 """Which records one of N processes answers, when they share a job without talking to each other."""
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from dspark_batch.errors import UsageError
 
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shard:
     """One of `count` parts of the records."""
 
     number: int  # 1..count

@@ -252,6 +252,19 @@ class Spec:
         """Which part of the records is meant; None: all."""
         return None if self.shard is None else read_shard(self.shard)
 
+    def limited(self, num_records: int) -> range:
+        """Say which of the records all shards have together."""
+        return range(num_records if self.limit is None else min(num_records, self.limit))
+
+    def part_of(self, num_records: int) -> range:
+        """Say which of the records the job has.
+
+        Raises:
+            UsageError: there are fewer than shards.
+        """
+        whole = self.limited(num_records)
+        return whole if self.part is None else self.part.part_of(len(whole))
+
     @property
     def audited_share(self) -> float:
         """The share of the items that the baseline decodes again, 0..1."""

@@ -495,7 +495,7 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["inputs"][0]["records"] == 4
     assert manifest["fingerprint"]["fields"].keys() == {
         *("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits"),
-        "context_length",
+        *("context_length", "shard"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
