@@ -60,7 +60,9 @@ class Diff:
         return EqualityError.exit_code if is_different else 0
 
 
-def diff(a: str, b: str, *, open_engine: OpenEngine = open_pair) -> Diff:
+def diff(
+    a: str, b: str, *, trust_remote_code: bool = False, open_engine: OpenEngine = open_pair
+) -> Diff:
     """Compare the answers of two runs item by item; `metrics` and `verified` have no part in it.
 
     Items are matched by id, content and sample, so order and place may differ. Only if answers
@@ -69,13 +71,16 @@ def diff(a: str, b: str, *, open_engine: OpenEngine = open_pair) -> Diff:
     Args:
         a: output or run directory of a run; finished or not, and so is the other.
         b: of another.
+        trust_remote_code: let the target of A run Python code of its own.
         open_engine: loads the pair of A.
 
     Raises:
         UsageError: one of them is no run.
         ModelError: answers differ and the pair of A cannot be loaded.
     """
-    first, second = (look(str(run_dir_of(name).out)) for name in (a, b))
+    first, second = (
+        look(str(run_dir_of(name).out), trust_remote_code=trust_remote_code) for name in (a, b)
+    )
     found = Diff(
         a=first.spec.out,
         b=second.spec.out,

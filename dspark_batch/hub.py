@@ -12,6 +12,7 @@ others leave a few slots free for the next. Who is next decides no token: neighb
 """
 
 import queue
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TypeAlias
 
 from dspark_batch.errors import Resumable
@@ -37,6 +39,7 @@ _STOPPED = Resumable("the server stops; send it again later.")
 CANCELLED = "cancelled"  # the code of a request that was given up
 
 _LIVE_S = 60.0  # after an urgent request, for which slots are kept free
+_AFTERMATH_S = 0.1  # of a thread, where nobody tells whether it is gone
 _FEWEST_AHEAD = 16  # requests that wait in the engine, so that equal beginnings meet
 _ASK_S = 1.0  # after which a job is asked whether it goes on
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds to a first token
@@ -230,7 +233,7 @@ class Hub:
         self._is_closing = True
         if self._is_open.is_set():
             self.order(lambda: None)  # it may sleep
-            self._thread.join()
+            _wait_for_end_of(self._thread)
         else:
             self._end(_STOPPED)
 
@@ -373,6 +376,19 @@ class Hub:
             self._orders.get()()
         if not self._is_closing:
             self._on_end(error)
+
+
+def _wait_for_end_of(thread: threading.Thread) -> None:
+    """Wait until a thread is gone, with what MLX keeps for it.
+
+    MLX drops the compiled functions of a thread after Python's own end of it, and needs Python for
+    that. If the process ends meanwhile, it aborts. `join` waits so long only since Python 3.13.
+    """
+    thread.join()
+    if sys.platform != "linux":
+        time.sleep(_AFTERMATH_S)
+    while Path(f"/proc/self/task/{thread.native_id}").exists():
+        time.sleep(0.001)
 
 
 class View:

@@ -27,13 +27,14 @@ def _ignore(lesson: Lesson) -> None:
     """Tell nobody."""
 
 
-def train_drafter(
+def train_drafter(  # noqa: PLR0913  each is an option of the command
     outs: Sequence[str],
     to: str,
     asked: Asked | None = None,
     *,
     max_runtime: str | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     observe: Observe = _ignore,
 ) -> Training:
     """Train a drafter for the target of some runs, and measure it on answers it never saw.
@@ -44,6 +45,7 @@ def train_drafter(
         asked: sizes, steps and what else a rule would decide.
         max_runtime: stop after so long, "45m"; the same command goes on.
         overwrite: start over.
+        trust_remote_code: let the target run Python code of its own, as the runs may have done.
         observe: told how far it is.
 
     Raises:
@@ -54,7 +56,8 @@ def train_drafter(
     """
     asked = asked or Asked()
     _refuse_sizes_of_trained(asked)
-    jobs, budget = [look(out) for out in outs], Budget(None, max_runtime)
+    jobs = [look(out, trust_remote_code=trust_remote_code) for out in outs]
+    budget = Budget(None, max_runtime)
     _refuse_several_targets(jobs)
     reads = open_reading(replace(jobs[0].spec, drafter=None))
     _refuse_other_reading(jobs[0], reads)

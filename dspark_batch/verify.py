@@ -147,6 +147,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
     workers: int | Auto | None = None,
     against: Against = "engine",
     strict: bool = False,
+    trust_remote_code: bool = False,
     observe: Observe = _ignore,
     open_engine: OpenEngine | None = None,
 ) -> Audit:
@@ -161,6 +162,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
         workers: processes of this machine that decode, as a run has them; None: this one.
         against: our engine without a drafter, or mlx-lm's own generation.
         strict: with mlx-lm, near-ties fail as well.
+        trust_remote_code: let the target run Python code of its own, as the run may have done.
         observe: called before models are loaded and after every replayed answer.
         open_engine: loads the pair, `open_pair` by default.
 
@@ -180,7 +182,7 @@ def verify(  # noqa: PLR0913  each is an option of the command
     audit = Audit(out=str(run_dir.out), against=against, strict=strict)
     with run_dir.lock():
         if audit.see("manifest", 1, _manifest_problems(run_dir, manifest)):
-            job = look(audit.out)
+            job = look(audit.out, trust_remote_code=trust_remote_code)
             here = replace(job.spec, worker_resources=None, ray=None, workers=workers)
             job = job._replace(spec=replace(here, slots=slots or job.spec.slots))
             if open_engine is None:

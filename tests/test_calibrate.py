@@ -1,5 +1,7 @@
 """From the log of a run to the threshold of the next one."""
 
+import os
+
 import pytest
 from fakes import FakeEngine
 from golden_cases import GOLDEN, load_case
@@ -180,7 +182,20 @@ def test_a_cache_folder_that_cannot_be_read_holds_nothing(tmp_path, monkeypatch)
     def refuses(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(type(tmp_path), "read_bytes", refuses)
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path / "whole"))
+    keep_temperatures(identity, [1.0])
+    for name in ("read_bytes", "is_file"):
+        with monkeypatch.context() as denied:
+            denied.setattr(type(tmp_path), name, refuses)
+            assert kept_temperatures(identity) is None
+
+
+def test_a_pipe_in_the_place_of_a_calibration_is_not_waited_for(tmp_path, monkeypatch):
+    identity = {"target": "a", "drafter": "b"}
+    monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))
+    path = keep_temperatures(identity, [1.0])
+    path.unlink()
+    os.mkfifo(path)
     assert kept_temperatures(identity) is None
 
 

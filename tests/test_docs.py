@@ -38,6 +38,7 @@ OF_OTHERS |= {"--array", "--time"}  # of sbatch
 OF_OTHERS |= {"--head", "--address", "--resources", "--node-ip-address"}  # of `ray start`
 OF_OTHERS |= {"--min-worker-port", "--max-worker-port"}
 OF_OTHERS |= {"--draft", "--draft-model", "--num-draft-tokens"}
+OF_OTHERS |= {"--name", "--network", "--add-host"}
 OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens", "--no-generate"}
 EXIT_CODES = {0, 1, main.INTERRUPTED, main.TERMINATED} | {
     error.exit_code

@@ -1,11 +1,14 @@
 """One thread owns the engine: jobs and people share it, and nobody's answer changes."""
 
+import sys
 import threading
 import time
 from collections import deque
 from functools import cache, partial
+from pathlib import Path
 from queue import SimpleQueue
 
+import mlx.core as mx
 import pytest
 from fakes import FakeSteps, fake_answer, fake_steps_opener
 from golden_cases import load_case
@@ -295,3 +298,18 @@ def test_a_hub_that_closes_tells_who_still_waits(open_hub):
     assert any(isinstance(owner.end(), Resumable) for owner in owners)
     with pytest.raises(Resumable):
         hub.put(request(0), Hears())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether a thread is gone")
+def test_a_closed_hub_leaves_nothing_that_needs_python_later(open_hub):
+    """MLX drops a thread's compiled functions late; a process that ends meanwhile aborts."""
+
+    def open_engine():
+        for _ in range(20):
+            mx.eval(mx.compile(lambda a: a @ a)(mx.ones((4, 4))))  # no kernel to build
+        return fake_steps_opener()()
+
+    hub = open_hub(open_engine)
+    hub.opened()
+    hub.close()
+    assert not Path(f"/proc/self/task/{hub._thread.native_id}").exists()

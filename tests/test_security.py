@@ -1,6 +1,7 @@
 """Each claim of docs/SECURITY.md."""
 
 import ast
+import importlib
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fakes import FakeEngine, OtherEngine
 from jinja2.exceptions import SecurityError
 from small_jobs import rows_in, start, write_lines
 
@@ -107,6 +109,26 @@ def test_nothing_in_the_package_unpickles_or_runs_what_it_reads():
 
 
 @pytest.mark.parametrize(
+    "words", [["verify", "{a}"], ["diff", "{a}", "{b}"], ["train-drafter", "{a}", "-o", "{new}"]]
+)
+def test_a_run_directory_lets_no_model_run_code(model, tmp_path, capsys, words):
+    """A run directory may come from anybody, too, and with it the models that it names."""
+    trace = write_evil(model)
+    edit(model / "config.json", model_file="evil.py")
+    write_lines(tmp_path / "in.jsonl", {"id": "a", "prompt": "a"})
+    asked = {"target": str(model), "trust_remote_code": True}  # as its maker had said
+    for name, engine in (("a", FakeEngine()), ("b", OtherEngine(others=frozenset("a")))):
+        start(tmp_path, out=str(tmp_path / f"{name}.jsonl"), engine=engine, **asked)
+    names = {name: str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "new")}
+    words = [word.format(**names) for word in words]
+    assert main(words) == 2
+    assert "nothing of it was run. Read the code" in capsys.readouterr().err
+    assert not trace.exists()
+    main([*words, "--trust-remote-code"])  # the user's own word
+    assert trace.exists() == (words[0] != "train-drafter")  # another target by then
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -198,6 +220,7 @@ sys.exit(code)
 
 
 def test_a_run_opens_no_path_of_a_record_no_socket_and_tells_no_token(tmp_path):
+    importlib.import_module("matplotlib.font_manager")  # asks fc-list once in each new home
     forbidden = tmp_path / "forbidden.jsonl"
     forbidden.write_text('{"prompt": "never read"}\n')
     job = tmp_path / "job"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dspark_batch.cli.run_command import trust_option
 from dspark_batch.wording import count, one_line, table
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ _RELATIONS: tuple["Relation", ...] = ("same", "tied", "different", "only in A", 
 @click.command("diff")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def diff_command(a: str, b: str, as_json: bool) -> int:
+def diff_command(a: str, b: str, *, trust_remote_code: bool, as_json: bool) -> int:
     """Compare the answers of two runs A and B of the same input.
 
     A and B are outputs or run directories, finished or not. Where answers part, the pair of A
@@ -26,7 +28,7 @@ def diff_command(a: str, b: str, as_json: bool) -> int:
     """
     from dspark_batch.diff import diff
 
-    found = diff(a, b)
+    found = diff(a, b, trust_remote_code=trust_remote_code)
     if as_json:
         import json
         from dataclasses import asdict

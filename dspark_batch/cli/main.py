@@ -147,13 +147,16 @@ def _exit_code(words: list[str]) -> int:
 
 class _Sayer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        _say(f"{record.levelname.lower()}: {record.getMessage()}")
+        kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        _say(f"{kind}{record.getMessage()}")
 
 
 @contextmanager
 def _warnings_said() -> Iterator[None]:
-    """Show what the package logs."""
-    log, sayer = logging.getLogger("dspark_batch"), _Sayer(logging.WARNING)
+    """Show what the package logs: warnings, and what a server has to tell."""
+    log, sayer = logging.getLogger("dspark_batch"), _Sayer()
+    # In a new home it tells of its fonts and folders, which is no news for anybody.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     log.addHandler(sayer)
     try:
         yield

@@ -45,6 +45,13 @@ def _option(name: str, **settings: Any) -> Callable[[_F], _F]:
     return click.option(name, default=default, show_default=shown, **settings)
 
 
+trust_option = _option(  # of every command that loads a target; no file can say it
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let a target run Python code of its own; without this such a target is refused.",
+)
+
+
 def families(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a registered pair, for the shell."""
     from dspark_batch.registry import list_pairs
@@ -116,11 +123,7 @@ class _Share(click.ParamType[object]):
     help="Quantise the drafter while it loads; auto: 4 on an Apple GPU unless it is small, else as "
     "stored.",
 )
-@_option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Let a target run Python code of its own; without this such a target is refused.",
-)
+@trust_option
 @_option(
     "--dtype",
     type=click.Choice(get_args(Dtype)),

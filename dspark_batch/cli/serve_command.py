@@ -1,5 +1,6 @@
 """`dspark-batch serve`: an OpenAI-compatible server; the options of answers are `run`'s."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def _serve(  # noqa: PLR0913  each is an option
     retain: str | None,
     **choices: object,
 ) -> int:
-    """Answer requests in OpenAI's words: chats, completions, files and batches.
+    """Serve a model to OpenAI clients: chats, completions, files and batches.
 
-    Live requests go before batches. A batch is a job that survives the server: start the same
-    command again, and it goes on. The key is in a file, or in DSPARK_BATCH_API_KEY.
+    Clients need the base URL http://127.0.0.1:8000/v1. Live requests go before batches. A batch
+    survives the server: start the same command again, and it goes on. Other machines need --host
+    and a key, from --api-key-file or from DSPARK_BATCH_API_KEY.
     """
     try:
         # Heavy imports wait until there is work, so that --help answers at once.
@@ -74,6 +76,7 @@ def _serve(  # noqa: PLR0913  each is an option
         names = ", ".join(service.model_names)
         click.echo(f"{names} at {url}/v1, data in {service.data_dir}; Ctrl-C stops.", err=True)
 
+    logging.getLogger("dspark_batch.serve").setLevel(logging.INFO)
     Server(service).run(ready)
     return 0
 
@@ -124,32 +127,36 @@ serve_command = click.Command(
             ["--served-model-name"],
             metavar="NAME",
             multiple=True,
-            help="What clients call the model; repeatable: the first is told, all are taken.  "
-            "[default: as the pair is named]",
+            help="A name of the model for clients; repeatable: answers carry the first, requests "
+            "may use each.  [default: as the pair is named]",
         ),
         click.Option(
             ["--api-key-file"],
             metavar="FILE",
-            help="Answer only who sends one of these keys, one a line.",
+            help="Refuse requests without one of the keys in this file, one a line.",
         ),
-        click.Option(["--no-auth"], is_flag=True, help="Answer other machines without a key, too."),
+        click.Option(
+            ["--no-auth"], is_flag=True, help="Let other machines send requests without a key."
+        ),
         click.Option(
             ["--cors-origin"],
             metavar="ORIGIN",
             multiple=True,
-            help="Let scripts of pages from here ask; repeatable.",
+            help="Let web pages of this origin send requests, http://HOST:PORT; repeatable.",
         ),
         click.Option(
             ["--live-slots"],
             metavar="N",
             type=Whole(min=0),
-            help="Slots that batches leave free while live requests come.  [default: an eighth]",
+            help="Slots that batches leave free while live requests come.  "
+            "[default: an eighth, at least 1]",
         ),
         click.Option(
             ["--max-waiting"],
             metavar="N",
             type=Whole(min=0),
-            help="Most live requests that wait for a slot.  [default: 4 for each slot]",
+            help="Most live requests that wait for a slot; more get status 429.  "
+            "[default: 4 for each slot]",
         ),
         click.Option(
             ["--max-body"],
@@ -163,7 +170,7 @@ serve_command = click.Command(
             ["--request-timeout"],
             metavar="S",
             type=Number(min=0, min_open=True),
-            help="Give a live request up after these seconds.  [default: never]",
+            help="End a live request with status 408 after these seconds.  [default: never]",
         ),
         click.Option(
             ["--max-batch-requests"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dspark_batch.cli.numbers import Whole
+from dspark_batch.cli.run_command import trust_option
 from dspark_batch.errors import UsageError
 from dspark_batch.wording import count, table
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--by", metavar="COLUMN", help="Measure the values of this input column apart.")
 @click.option("--max-runtime", metavar="6h", help="Stop after so long; the same command goes on.")
 @click.option("--overwrite", is_flag=True, help="Start over, and replace DRAFTER.")
+@trust_option
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the drafter, with its card.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -44,6 +46,7 @@ def train_drafter_command(  # noqa: PLR0913  one for each option
     taps: str | None,
     max_runtime: str | None,
     overwrite: bool,
+    trust_remote_code: bool,
     push_to_hub: str | None,
     private: bool,
     quiet: bool,
@@ -64,6 +67,7 @@ def train_drafter_command(  # noqa: PLR0913  one for each option
             Asked(taps=_layers(taps), **asked),
             max_runtime=max_runtime,
             overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
             observe=observe,
         )
     click.echo("\n".join(_lines(training, to)))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dspark_batch.cli.numbers import Whole, WholeOrAuto
+from dspark_batch.cli.run_command import trust_option
 from dspark_batch.wording import count, duration, one_line, table
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _WHAT = {
     help="What decodes them again: our engine without drafts, or mlx-lm's own generation.",
 )
 @click.option("--strict", is_flag=True, help="With mlx-lm, near-ties fail as well.")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print what audit.json holds.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def verify_command(out: str, *, as_json: bool, quiet: bool, **choices: Any) -> int:

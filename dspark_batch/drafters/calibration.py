@@ -24,6 +24,8 @@ def kept_temperatures(identity: Identity) -> tuple[float, ...] | None:
     """
     path = calibration_path(identity)
     try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return None
         temperatures = tuple(float(t) for t in orjson.loads(path.read_bytes())["temperatures"])
     except OSError:
         return None

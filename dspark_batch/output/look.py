@@ -57,8 +57,13 @@ class Look(NamedTuple):
             yield found, Rows(sources, journal, found)
 
 
-def look(out: str) -> Look:
+def look(out: str, *, trust_remote_code: bool = False) -> Look:
     """Find the job of an output.
+
+    Args:
+        out: of a job.
+        trust_remote_code: let its target run Python code of its own. What the run directory says
+            of it does not count: that may come from somebody else.
 
     Raises:
         UsageError: there is none.
@@ -72,7 +77,7 @@ def look(out: str) -> Look:
     fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in manifest["spec"].items()
     }
-    spec = Spec(**fields)
+    spec = Spec(**fields | {"trust_remote_code": trust_remote_code})
     if starts:
         spec = replace(spec, inputs=tuple(starts[-1].inputs), limit=starts[-1].limit)
     return Look(run_dir, manifest, spec, starts)

@@ -35,6 +35,7 @@ from dspark_batch.types import Json
 _LONGEST_ROUND_S = 30.0
 _BATCHES_LISTED = 20
 _FILES_LISTED = 10_000
+_UPLOAD = "curl -F file=@requests.jsonl -F purpose=batch sends one"
 _UPLOAD_FIELDS = ("file", "purpose")
 
 
@@ -97,8 +98,12 @@ class Endpoints:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(self._hub.close)
-        await run_in_threadpool(self._batches.close)
+        await run_in_threadpool(self.close)
+
+    def close(self) -> None:
+        """End hub and batches; twice is no mistake."""
+        self._hub.close()
+        self._batches.close()
 
     async def health(self, request: Request) -> Response:
         """Say whether requests are answered."""
@@ -145,6 +150,8 @@ class Endpoints:
 
     async def upload(self, request: Request) -> Response:
         """Keep a file."""
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise Problem(400, f"An upload is a form: {_UPLOAD}.", code="invalid_value")
         async with request.form(max_files=1, max_fields=8) as form:
             for name in form:
                 if name not in _UPLOAD_FIELDS:
@@ -153,9 +160,9 @@ class Endpoints:
                     )
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
-                raise bad_field("file", "`file` is no file.")
+                raise bad_field("file", "`file` is missing, or no file.")
             if not isinstance(purpose, str):
-                raise bad_field("purpose", "`purpose` is missing.")
+                raise bad_field("purpose", "`purpose` is missing, expected 'batch'.")
             name = upload.filename or "file"
             told = await run_in_threadpool(self._files.add, upload.file, name, purpose)
         return JSONResponse(told)
@@ -219,8 +226,13 @@ async def _say(request: Request, problem: Problem) -> Response:
 
 
 async def _say_http(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405 and error.headers:
+        can = error.headers["Allow"]
+        message = f"{request.method} is not possible at {request.url.path}; {can} is."
+        return Problem(405, message, headers=error.headers).response()
     if error.status_code == 404:
-        message = f"There is no {request.method} {request.url.path} here."
+        message = f"There is no {request.method} {request.url.path} here. "
+        message += "Clients need the base URL http://HOST:PORT/v1; GET /v1/models is there."
         return Problem(404, message, code="unknown_url").response()
     message = f"{error.detail.rstrip('.')}."
     return Problem(error.status_code, message, headers=error.headers).response()

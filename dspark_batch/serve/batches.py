@@ -40,7 +40,7 @@ from dspark_batch.serve.service import Service
 from dspark_batch.spec.budget import seconds_of
 from dspark_batch.types import Json
 
-log = logging.getLogger("dspark_batch")
+log = logging.getLogger("dspark_batch.serve")
 
 FINAL = ("completed", "failed", "cancelled", "expired")
 _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata")
@@ -78,6 +78,7 @@ class Batches:
                 continue
             self._objects[folder.name] = told
             if told["status"] not in FINAL:
+                log.info("%s goes on", folder.name)
                 self._to_do.put(folder.name)
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
@@ -346,6 +347,7 @@ class Batches:
             told = self._objects[batch_id] | changes
             if told["status"] not in unless:
                 told |= {"status": status, f"{status}_at": int(time.time())}
+                log.info("%s", _news(told))
             write_object(self._folder / batch_id / "batch.json", told)
             self._objects[batch_id] = told
             return told
@@ -357,6 +359,16 @@ class Batches:
         return self._folder / batch_id / "out.jsonl"
 
 
+def _news(told: Object) -> str:
+    """Say for the log how far a batch is; nothing of what it asks."""
+    counts, errors = told["request_counts"], told["errors"]
+    said = f"{told['id']} is {told['status']}"
+    if errors:
+        first = errors["data"][0]
+        return f"{said}: {first['code']}" + (f" in line {first['line']}" if first["line"] else "")
+    return f"{said}: {counts['completed']} of {counts['total']} requests have an answer"
+
+
 def _checked(asked: Object) -> Object:
     """Read the body of a new batch."""
     for name in asked:
@@ -365,7 +377,8 @@ def _checked(asked: Object) -> Object:
     given: Object = {name: asked.get(name) for name in _FIELDS}
     for name in ("input_file_id", "endpoint", "completion_window"):
         if not isinstance(given[name], str):
-            raise bad_field(name, f"`{name}` is {given[name]!r}, expected a string.")
+            shown = orjson.dumps(given[name]).decode()
+            raise bad_field(name, f"`{name}` is {shown}, expected a string.")
     if given["endpoint"] not in (CHAT, COMPLETIONS):
         raise bad_field("endpoint", f"`endpoint` is not {CHAT} or {COMPLETIONS}.")
     _seconds(given["completion_window"])

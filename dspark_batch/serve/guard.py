@@ -51,7 +51,10 @@ class Guard:
 
     def _refuse(self, scope: Scope, headers: Headers, most: int) -> None:
         if self._service.is_loopback and not _is_local(headers.get("host", "")):
-            message = "This server answers its own machine only: the Host is another one's."
+            message = (
+                "The Host header names another machine, and this server answers only its own. "
+            )
+            message += "To serve others, start it with --host ADDRESS and --api-key-file FILE."
             raise Problem(403, message, code="foreign_host")
         self._refuse_page(headers.get("origin"))
         if scope["path"] not in _OPEN and not self._has_key(headers):

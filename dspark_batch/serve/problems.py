@@ -67,6 +67,7 @@ def problem_of(failure: Failure) -> Problem:
     """Say why an item has no answer."""
     message = failure.message.removeprefix(f"{failure.item.where}: ")
     message = message.replace("Use --samples for several answers.", "Send several requests.")
+    message = message.replace("leave it aside with", "start the server with")
     message = message[:1].upper() + message[1:]
     if failure.code == "prompt_too_long":
         param = "prompt" if is_text(failure.item.record) else "messages"

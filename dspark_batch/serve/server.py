@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import resource
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,6 +28,8 @@ from dspark_batch.opening import Opened, open_pair
 from dspark_batch.record.disk import make_directory
 from dspark_batch.serve.app import Endpoints
 from dspark_batch.serve.service import Service
+
+log = logging.getLogger("dspark_batch.serve")
 
 _HEADERS_S = 10.0  # in which a connection has to send a request's headers
 _MOST_CONNECTIONS = 512
@@ -52,6 +56,7 @@ class Server:
         self._service = service
         self._open_engine = open_engine or (lambda: open_pair(service.spec, None))
         self._is_stopping = threading.Event()
+        self._is_told = threading.Event()  # where it listens
         self._uvicorn: uvicorn.Server | None = None
         self._died: BaseException | None = None
         self.hub: Hub | None = None
@@ -69,15 +74,19 @@ class Server:
         """
         service = self._service
         with _locked(service.data_dir), _listening(service.host, service.port) as sock:
-            self.hub = Hub(self._open_engine, live_slots=service.live_slots, on_end=self._die)
-            app = Endpoints(service, self.hub, self._is_ending).app()
-            self._uvicorn = _Listener(_config(app, service), self.hub, service.spec.grace)
+            self.hub = Hub(self._loaded, live_slots=service.live_slots, on_end=self._die)
+            endpoints = Endpoints(service, self.hub, self._is_ending)
+            self._uvicorn = _Listener(
+                _config(endpoints.app(), service), self.hub, service.spec.grace
+            )
             host, port = sock.getsockname()[:2]
             ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            self._is_told.set()
             if self._is_stopping.is_set():
                 self._uvicorn.should_exit = True
             with suppress(KeyboardInterrupt):  # raised again after an end in good order
                 self._uvicorn.run(sockets=[sock])
+            endpoints.close()  # after a second Ctrl-C: in a round MLX would abort the process
         if self._died is not None:
             raise _reason(self._died)
 
@@ -86,6 +95,13 @@ class Server:
         self._is_stopping.set()
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
+
+    def _loaded(self) -> Opened:
+        """Load what answers, in the hub's thread."""
+        opened = self._open_engine()
+        self._is_told.wait()
+        log.info("%s is loaded; requests are answered", ", ".join(self._service.model_names))
+        return opened
 
     def _is_ending(self) -> bool:
         return self._is_stopping.is_set() or bool(self._uvicorn and self._uvicorn.should_exit)
@@ -157,9 +173,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         sock = socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
-        raise UsageError(
-            f"--host {host} --port {port}: {error.strerror}; choose another."
-        ) from error
+        why, _, _ = (error.strerror or str(error)).partition(" (")  # Python adds the address
+        raise UsageError(f"--host {host} --port {port}: {why}; choose another.") from error
     with sock:
         yield sock
 
@@ -172,6 +187,12 @@ class _Listener(uvicorn.Server):
         self._hub, self._grace_s = hub, grace_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._hub.error is None:
+            log.info(
+                "stopping; live answers have %g s, batches go on at the next start; "
+                "Ctrl-C again stops at once",
+                self._grace_s,
+            )
         ends = asyncio.create_task(self._end())
         await super().shutdown(sockets)
         ends.cancel()
@@ -179,6 +200,11 @@ class _Listener(uvicorn.Server):
     async def _end(self) -> None:
         await asyncio.sleep(self._grace_s)
         await asyncio.to_thread(self._hub.close)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # answers are cut off as was asked; no tracebacks about them
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 class _Protocol(H11Protocol):

@@ -32,8 +32,8 @@ class Service:
     def __post_init__(self) -> None:
         if not (self.is_loopback or self.keys or self.no_auth):
             raise UsageError(
-                f"--host {self.host}: others could ask without a key. Give --api-key-file, or say "
-                "--no-auth."
+                f"--host {self.host}: other machines could ask without a key. Give --api-key-file "
+                "or DSPARK_BATCH_API_KEY, or say --no-auth."
             )
 
     @property

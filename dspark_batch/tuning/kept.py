@@ -90,8 +90,11 @@ def _path(name: str) -> Path:
 
 
 def _read(name: str) -> dict[str, Any] | None:
+    path = _path(name)
     try:
-        content = orjson.loads(_path(name).read_bytes())
+        if not path.is_file():  # a pipe would be waited for without end
+            return None
+        content = orjson.loads(path.read_bytes())
         body = content["kept"]
         is_whole = content["seal"] == _digest([_FORMAT, body]) and content["machine"] == machine()
     except (OSError, ValueError, KeyError, TypeError):

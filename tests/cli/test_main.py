@@ -193,3 +193,18 @@ def processor_s():
     """What our children had of the processors, however busy these are."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_the_library_that_draws_says_nothing_of_its_fonts_and_folders(tmp_path):
+    """Where a home cannot be written, matplotlib would advise to set a variable of its own."""
+    (tmp_path / "home").touch()
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "XDG"))}
+    program = "from dspark_batch.cli.main import main; main(['--version'])\n"
+    program += "import dspark_batch.page.charts"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=others | {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -305,9 +305,10 @@ class Process:
         self.popen = subprocess.Popen(
             [sys.executable, DRIVER, words], stderr=subprocess.PIPE, text=True
         )
-        said = self.popen.stderr.readline()
-        url = re.search(r"http://[\d.:]+", said)
-        assert url, said + self.popen.stderr.read()
+        said = ""
+        while not (url := re.search(r"http://[\d.:]+", said)):
+            said += (line := self.popen.stderr.readline())
+            assert line, said
         self.http = httpx.Client(base_url=url[0], timeout=20)
 
     def ended(self):

@@ -299,3 +299,22 @@ def test_metrics_count_what_was_done(tmp_path):
     assert int(told["dspark:time_to_first_token_seconds_count"]) == 1
     assert told['dspark:time_to_first_token_seconds_bucket{le="+Inf"}'] == "1"
     assert int(told["dspark:num_requests_running"]) == 0
+
+
+def test_a_url_that_is_none_is_told_the_one_that_clients_need(server):
+    for path in ("/", "/chat/completions", "/v1/v1/models"):
+        reply = server.http.get(path)
+        assert (reply.status_code, "/v1/models is there" in reply.text) == (404, True)
+    reply = server.http.get("/v1/chat/completions")
+    assert (reply.status_code, "POST is" in reply.text) == (405, True)
+
+
+def test_an_upload_that_is_no_form_is_told_how_to_send_one(server):
+    reply = server.http.post("/v1/files", content=b"{}", headers={"content-type": "text/plain"})
+    assert reply.status_code == 400
+    assert "curl -F file=@requests.jsonl -F purpose=batch" in reply.json()["error"]["message"]
+
+
+def test_a_refusal_names_the_option_of_the_server_not_of_a_job(server):
+    reply = server.http.post("/v1/chat/completions", json=chat("a", colour="red"))
+    assert "start the server with --ignore-fields colour" in reply.json()["error"]["message"]

@@ -1,5 +1,7 @@
 """What is kept about a machine: believed only whole, and only where it was found."""
 
+import os
+
 import orjson
 import pytest
 
@@ -172,6 +174,18 @@ def test_a_folder_in_the_place_of_a_file_costs_time_only(folder):
     path.mkdir()
     assert read_anew() == {}
     learn()
+
+
+@pytest.mark.parametrize("name", ["verdicts", "costs"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder, name):
+    learn()
+    path = file_of(folder, name)
+    path.unlink()
+    os.mkfifo(path)
+    read_anew()
+    kept.read_costs("pair")
+    learn()
+    assert path.is_file()
 
 
 def test_nothing_half_written_is_left_or_read(folder, monkeypatch):
