@@ -29,6 +29,7 @@ RUNS = {
     "hybrid": "--size toy --slots 2 --items-per-slot 1 --max-tokens 4 --compared 1 --dtype float32",
     "long_context": "--toy --slots 1 --contexts 40 --width 2",
     "host": "--items 8 --job-items 8 --slots 2",
+    "plans": "--items 3 --slots 2 --draft-lengths 0 7",
     "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",
     "one_digest": "--runs 1 --items 3 --blas auto",
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",

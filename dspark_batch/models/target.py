@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -261,7 +261,7 @@ class Target:
         self._layers = layers_of(model)
         self._head = NarrowHead(head_of(text_model(model)))
 
-    @property
+    @cached_property  # it walks the whole model
     def facts(self) -> TargetFacts:
         """What a drafter must fit."""
         known = {"max_position_embeddings": self.config.context_length} if self.config else None
