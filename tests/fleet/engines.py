@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fakes import FakeSteps, fake_decode, fake_render, fake_steps_opener, unsplit
+from fakes import FakeSteps, fake_baseline, fake_decode, fake_render, fake_steps_opener, unsplit
 
 from dspark_batch.fleet.opener import Words, open_fleet
 from dspark_batch.types import Gauge
@@ -39,7 +39,9 @@ def open_mortal(spec, begun, num_items, *, folder, numerics=("n0",), **settings)
         file.write(f"{os.getpid()}\n")
     own = numerics[_number(folder) % len(numerics)]
     identity = opened.identity | {"numerics": own}
-    return opened._replace(identity=identity, gauge=partial(_gauge, engine))
+    return opened._replace(
+        identity=identity, gauge=partial(_gauge, engine), baseline=fake_baseline()
+    )
 
 
 def _gauge(engine):
