@@ -40,7 +40,7 @@ _MOST_DEATHS = 3  # of a place, without an answer in between
 _GROUP = 8  # suspects that are tried together, before each is tried alone
 _KEY_TOKENS = 64  # of a prompt, which name its beginning
 _MOST_KEYS = 1 << 14
-_BURST = 64  # requests that are sent together
+_BURST = 64  # requests that are sent together, and outcomes that are handed over before more are
 
 
 def _always(item: Item) -> bool:
@@ -255,7 +255,8 @@ class Fleet:
             while True:
                 yield from self._feed(walk)
                 if walk.ended:
-                    yield walk.ended.popleft()
+                    for _ in range(min(len(walk.ended), _BURST)):
+                        yield walk.ended.popleft()
                 elif walk.waiting or walk.suspects or walk.num_held:
                     self._even_out(walk)
                     self._hear()
@@ -458,9 +459,11 @@ class Fleet:
     def _finish(self, asked: _Asked, outcome: Outcome, worker: str | None = None) -> None:
         self._let_go(asked)
         del self._asked[asked.number]
+        item = asked.request.item
         if isinstance(outcome, Completion):
-            outcome = outcome._replace(worker=worker)
-        asked.walk.ended.append(outcome._replace(item=asked.request.item))
+            asked.walk.ended.append(outcome._replace(item=item, worker=worker))
+        else:
+            asked.walk.ended.append(outcome._replace(item=item))
 
     def _let_go(self, asked: _Asked) -> None:
         if asked.holder is not None:
