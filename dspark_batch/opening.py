@@ -187,7 +187,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
 
     tokenizer = pair.reader
     thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
-    asked = number_or_none(spec.draft_length)
+    asked = number_or_none(spec.draft_length) if spec.score is None else 0
     setup = set_up(
         pair,
         slots=number_or_none(spec.slots),
@@ -275,7 +275,8 @@ def open_baseline(
     def margin(request: Request, answer: Sequence[int], tokens: tuple[int, int]) -> Margin:
         return Margin(*margins(pair, request, answer, tokens))
 
-    return Baseline(generate, pair.reader.decode, margin, pair.config.stop_ids, split)
+    stop_ids, scores = pair.config.stop_ids, against == "engine"
+    return Baseline(generate, pair.reader.decode, margin, stop_ids, split, scores)
 
 
 def answer(

@@ -313,6 +313,8 @@ def _subject(job: Look, against: Against) -> dict[str, object]:
 def _why_not(claims: Sequence[Claim], spec: Spec, against: Against) -> str | None:
     """Say why answers cannot be decoded again; None: they can."""
     samplings = [claim.request.sampling for claim in claims]
+    if against == "mlx-lm" and any(claim.request.given is not None for claim in claims):
+        return "scored, which mlx-lm's generation does not do"
     if against == "mlx-lm" and any(sampling.is_own_way for sampling in samplings):
         return "with penalties, biases, a least length or other ends, which are none of mlx-lm's"
     if all(sampling.is_greedy for sampling in samplings):

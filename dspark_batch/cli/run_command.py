@@ -90,6 +90,17 @@ class _Share(click.ParamType[object]):
         return value
 
 
+class _Column(click.ParamType[str]):
+    """The name of an input column, behind an option that stands without one, too."""
+
+    name = "column"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if Path(value).exists():
+            self.fail(f"{value!r} is a file; write =COLUMN, or put this behind INPUT.", param, ctx)
+        return value
+
+
 @click.command("run")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path())
 @click.option(
@@ -267,6 +278,21 @@ class _Share(click.ParamType[object]):
     metavar="K",
     type=Whole(min=0, max=MOST_LOGPROBS),
     help="Tell the log-probability of each token, and of the K likeliest tokens beside it.",
+)
+@_option(
+    "--prompt-logprobs",
+    metavar="K",
+    type=Whole(min=0, max=MOST_LOGPROBS),
+    help="Tell the same of each token of the prompt.",
+)
+@_option(
+    "--score",
+    metavar="COLUMN",
+    type=_Column(),
+    is_flag=False,
+    flag_value="completion",
+    help="Generate nothing: tell the log-probability of the answer in the column `completion`, or "
+    "in another, as =chosen.",
 )
 @_option(
     "--sampling",

@@ -55,7 +55,7 @@ SPEC_FIELDS = (
     *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
-    *("ignore_eos", "logprobs"),
+    *("ignore_eos", "logprobs", "prompt_logprobs", "score"),
 )
 MODEL_FIELDS = (
     "target",

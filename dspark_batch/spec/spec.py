@@ -29,6 +29,12 @@ SpecialTokens = Literal["as-text", "as-tokens"]
 OUTPUTS = (".jsonl", ".parquet")
 STDOUT = "-"  # as an output
 MOST_SLOTS = 1024  # more than any machine has room and use for
+_OF_GENERATING = (  # without a meaning where an answer is scored
+    *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
+    *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
+    *("log_confidence", "verify_greedy"),
+)
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
 
@@ -68,7 +74,7 @@ class Spec:
     output_prefix: str = ""  # before each of our other column names
     format: Format = "rows"  # what the output looks like; openai: that of their Batch API
     max_tokens: int = 512  # most tokens of an answer, a stop token included
-    temperature: float = 0.0  # this and the next twelve: what `types.Sampling` says
+    temperature: float = 0.0  # this and the next thirteen: what `types.Sampling` says
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -81,6 +87,9 @@ class Spec:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    # Input column with the answer to score instead of one that is generated; None: generate.
+    score: str | None = None
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
@@ -139,6 +148,22 @@ class Spec:
         self._check_output()
         self._check_time()
         self._check_workers()
+        if self.score is not None:
+            self._refuse_with_score()
+
+    def _refuse_with_score(self) -> None:
+        _must_be_text(self.score)
+        for name in _OF_GENERATING:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UsageError(
+                    f"{name} is about answers that are generated, and score generates none; drop "
+                    "one of them."
+                )
+        if self.on_overflow.startswith("truncate"):
+            raise UsageError(
+                f"on_overflow is {self.on_overflow}, but score cuts no prompt, expected error or "
+                "skip."
+            )
 
     def _check_shard(self) -> None:
         if self.part is not None and self.out == STDOUT:
@@ -291,6 +316,7 @@ class Spec:
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
