@@ -175,6 +175,7 @@ def _opened(fleet: Fleet, hello: Hello, words: Words, workers: int) -> Opened:
             partial(fleet.margin, against),
             words.stop_ids,
             words.split,
+            scores=against == "engine",
         )
 
     def tell_lost(lost: Lost) -> None:
