@@ -3,7 +3,7 @@
     from dspark_batch.ray import GenerateConfig, build_processor
 
     processor = build_processor(
-        GenerateConfig(family="qwen3", concurrency=4, max_tokens=512),
+        GenerateConfig(family="tiny", concurrency=4, max_tokens=512),
         preprocess=lambda row: {**row, "prompt": f"Summarise: {row['text']}"},
     )
     processor(ray.data.read_parquet("in/")).write_parquet("out/")
@@ -40,7 +40,6 @@ except ImportError as error:
 RowMap: TypeAlias = Callable[[dict[str, Json]], dict[str, Json]]
 
 _BLOCKS_AT_ONCE = 2  # so that slots stay full while one block ends and the next begins
-_MOST_DEATHS = 3  # of a worker with one block, before the pipeline ends
 
 
 class GenerateConfig:
@@ -49,7 +48,7 @@ class GenerateConfig:
     Args:
         concurrency: workers, each with a pair of its own.
         batch_size: rows that go to a worker together; two such blocks are in its engine at a time.
-        num_cpus: of each worker, as Ray counts them.
+        num_cpus: of each worker, as Ray counts them; None: Ray decides.
         num_gpus: of each worker, as Ray counts them; None: one if the cluster has any.
         options: as `generate` has them.
 
@@ -62,7 +61,7 @@ class GenerateConfig:
         *,
         concurrency: int = 1,
         batch_size: int = 64,
-        num_cpus: float = 1,
+        num_cpus: float | None = None,
         num_gpus: float | None = None,
         **options: Unpack[Options],
     ) -> None:
@@ -89,7 +88,7 @@ class Processor:
             dataset = dataset.map(self._preprocess)
         num_gpus = config.num_gpus
         if num_gpus is None:
-            num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+            num_gpus = 1 if ray.cluster_resources().get("GPU") else None
         dataset = dataset.map_batches(
             Answers,
             fn_constructor_kwargs={"spec": config.spec},
@@ -98,13 +97,12 @@ class Processor:
             compute=ray.data.ActorPoolStrategy(
                 size=config.concurrency,
                 max_tasks_in_flight_per_actor=2 * _BLOCKS_AT_ONCE,
+                max_concurrent_calls_per_actor=_BLOCKS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
             num_cpus=config.num_cpus,
             num_gpus=num_gpus,
-            max_concurrency=_BLOCKS_AT_ONCE,
-            max_restarts=_MOST_DEATHS,
-            max_task_retries=_MOST_DEATHS,
+            udf_modifying_row_count=False,
         )
         return dataset if self._postprocess is None else dataset.map(self._postprocess)
 
