@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 
@@ -48,6 +49,8 @@ MOST_GROWTH_MB = 2.0  # whatever the number of items
 class NullTarget:
     """A target of one cache layer; the next token is the sum of all tokens so far."""
 
+    facts = SimpleNamespace(vocab_size=VOCABULARY)
+
     def make_cache(self, slots, positions):
         """Make keys and values for one layer."""
         return SlotCache([PositionCache], slots, positions)
@@ -60,7 +63,7 @@ class NullTarget:
         keys, _ = layer.update_and_fetch(written, written)
         seen = mx.where(mask[:, 0], keys[:, 0, None, :, 0], 0).sum(axis=-1)
         if at is not None:
-            seen = mx.take_along_axis(seen, at[:, None], axis=1)
+            seen = mx.take_along_axis(seen, at, axis=1)
         following = (seen.astype(mx.int32) + 1) % VOCABULARY
         return (mx.arange(VOCABULARY) == following[..., None]).astype(mx.float32), None
 

@@ -77,6 +77,10 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     prompt_logprobs: int | None
     score: str | None
+    json_schema: str | None
+    regex: str | None
+    grammar: str | None
+    choice: tuple[str, ...]
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto

@@ -316,7 +316,7 @@ def _why_not(claims: Sequence[Claim], spec: Spec, against: Against) -> str | Non
     if against == "mlx-lm" and any(claim.request.given is not None for claim in claims):
         return "scored, which mlx-lm's generation does not do"
     if against == "mlx-lm" and any(sampling.is_own_way for sampling in samplings):
-        return "with penalties, biases, a least length or other ends, which are none of mlx-lm's"
+        return "with penalties, biases, a grammar or other ends, which are none of mlx-lm's"
     if all(sampling.is_greedy for sampling in samplings):
         return None
     if spec.sampling == "rejection":

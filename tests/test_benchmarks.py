@@ -40,6 +40,7 @@ RUNS = {
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
     "--system-tokens 40 --dtype float32",
     "serve": "--items 3 --probes 2 --pause 0 --slots 2",
+    "structured": "--items 2 --slots 2 --speed-items 1 --repeats 1",
     "tiny_card": "--per-kind 1 --slots 4",
 }
 

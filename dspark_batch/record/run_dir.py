@@ -56,6 +56,7 @@ SPEC_FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
     *("ignore_eos", "logprobs", "prompt_logprobs", "score"),
+    *("json_schema", "regex", "grammar", "choice"),
 )
 MODEL_FIELDS = (
     "target",
@@ -73,7 +74,7 @@ DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
 DRAFTER_OPTIONS = ("drafter", "drafter_bits")
 PLAN_FIELDS = ("draft_length", "confidence_threshold")
 
-_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
+_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow", "llguidance")
 
 
 @dataclass(frozen=True, slots=True)

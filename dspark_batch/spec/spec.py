@@ -11,8 +11,9 @@ from dspark_batch.spec.budget import seconds_of, seconds_until
 from dspark_batch.spec.nearest import nearest
 from dspark_batch.spec.shard import Shard, read_shard
 from dspark_batch.spec.share import share_of
+from dspark_batch.spec.structure import KINDS, structure_of
 from dspark_batch.spec.where import Holds, Where, any_of, read_retry
-from dspark_batch.types import Sampling, SamplingRule
+from dspark_batch.types import Sampling, SamplingRule, Structure
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Bits = Literal[2, 3, 4, 5, 6, 8]  # of a quantised weight
@@ -33,7 +34,7 @@ _OF_GENERATING = (  # without a meaning where an answer is scored
     *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
     *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
-    *("log_confidence", "verify_greedy"),
+    *("log_confidence", "verify_greedy", "json_schema", "regex", "grammar", "choice"),
 )
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
@@ -90,6 +91,11 @@ class Spec:
     prompt_logprobs: int | None = None
     # Input column with the answer to score instead of one that is generated; None: generate.
     score: str | None = None
+    # What an answer must look like; one of the four at most.
+    json_schema: str | None = None  # its text
+    regex: str | None = None  # of the whole answer
+    grammar: str | None = None  # Lark's, its text
+    choice: tuple[str, ...] = ()  # the answer is one of these
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
@@ -122,7 +128,7 @@ class Spec:
             raise UsageError("no input: name at least one file, or - for standard input.")
         _must_be_output(self.out)
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
-        _must_be_text(*self.bad_words)
+        _must_be_text(*self.bad_words, *self.choice, self.json_schema, self.regex, self.grammar)
         _must_be_text(self.id_column, self.system_column, *self.ignore_fields)
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
@@ -300,6 +306,24 @@ class Spec:
         failed = [Where("status", "errored")] if self.retry_failed else []
         return any_of([*failed, *map(read_retry, self.retry_where)])
 
+    def structure(self) -> Structure | None:
+        """Read what every answer must look like; None: whatever it likes.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+        given = {name: getattr(self, name) for name in KINDS}
+        asked = [(name, value) for name, value in given.items() if value not in (None, ())]
+        if not asked:
+            return None
+        if len(asked) > 1:
+            raise ValueError(f"{asked[0][0]} and {asked[1][0]} exclude each other; drop one")
+        (kind, value), *_ = asked
+        try:
+            return structure_of(kind, value)
+        except ValueError as error:
+            raise ValueError(f"{kind} {error}") from error
+
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""
         return Sampling(
@@ -317,6 +341,7 @@ class Spec:
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            structure=self.structure(),
         )
 
 

@@ -33,6 +33,7 @@ def test_an_answer_fills_its_columns():
         "token_ids": [1, 2, 3, 4, 5, 6],
         "logprobs": None,
         "prompt_logprobs": None,
+        "structure": None,
         "verified": None,
         "input_notes": None,
     }
