@@ -24,14 +24,13 @@ from benchmarks.rehearsal import PROFILES, accept_length, rehearse
 from benchmarks.throughput import mlx_lm_batch
 from dspark_batch.drafters.dflash import read_dflash
 from dspark_batch.drafters.dspark import DSparkDrafter
-from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.conformance import conformance
 from dspark_batch.engine.engine import Engine
 from dspark_batch.models.config_reader import ConfigReader
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import PairConfig, Target, ends_of
 from dspark_batch.numerics.recurrence import gated_delta
-from dspark_batch.pair import Pair, cached_bytes
+from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
 SIZES = {
@@ -197,7 +196,7 @@ def engine_part(options, dtype):
         "divergence": found.divergence,
         "conformance_s": round(time.perf_counter() - began, 1),
         "accept_length_of_profile": round(accept_length(profile[: options.draft_length]), 2),
-        "bytes": cached_bytes(pair.target, NoDrafter()),
+        "bytes": pair.target.cached_bytes(),
     }
     most = max(options.slots) * options.items_per_slot
     work = requests(most, follower, options.max_tokens)

@@ -12,7 +12,7 @@ from dspark_batch.audit.replay import Against, Baseline, Margin
 from dspark_batch.errors import UsageError
 from dspark_batch.intake.mapping import Render, said_in, to_request
 from dspark_batch.intake.question import num_turns
-from dspark_batch.record.formats import Manifest
+from dspark_batch.record.formats import Begun, Manifest
 from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import (
     Completion,
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from dspark_batch.pair import Pair
 
 log = logging.getLogger("dspark_batch")
+
+
+# Is told the name of a worker, and the items that were in flight in it when it died.
+Lost: TypeAlias = Callable[[str, Sequence[Item]], None]
 
 
 def _silently() -> None:
@@ -101,6 +105,10 @@ class Opened(NamedTuple):
     decode: Callable[[Sequence[int]], str] = lambda token_ids: ""
     marks: Sequence[str] = ()  # the texts by which `split` tells reasoning and answer apart
     vocab_size: int = 1 << 31  # token ids are below it
+    # Of a fleet: takes who is to be told what was in flight in a worker that died. None: items are
+    # in flight in this process.
+    tell_lost: Callable[[Lost], None] | None = None
+    close: Callable[[], None] = _silently  # ends what goes on in other processes
 
     @property
     def steps(self) -> Steps:
@@ -119,17 +127,17 @@ OpenEngine: TypeAlias = Callable[[Spec, Manifest | None], Opened]  # None: it ha
 
 def open_pair(
     spec: Spec,
-    manifest: Manifest | None,
+    begun: Begun | None,
     on_download: Callable[["Download"], None] | None = None,
     num_items: int | None = None,
 ) -> Opened:
     """Load target and drafter; the number type of an earlier start is kept."""
-    return open_with(load(spec, manifest, on_download), spec, num_items)
+    return open_with(load(spec, begun, on_download), spec, num_items)
 
 
 def load(
     spec: Spec,
-    manifest: Manifest | None,
+    begun: Begun | None,
     on_download: Callable[["Download"], None] | None = None,
 ) -> "Pair":
     """Load target, tokenizer and drafter as a job asks for them, or as it began with them."""
@@ -137,7 +145,7 @@ def load(
     from dspark_batch.models.thinking import settle_thinking
     from dspark_batch.pair import load_pair, load_reading
 
-    if manifest and (setup := manifest["setup"]):  # with some kernels their number decides bits
+    if begun and (setup := begun["setup"]):  # with some kernels their number decides bits
         blas.set_num_threads(setup["blas_threads"])
     if slow := blas.hint():
         log.warning("%s", slow)
@@ -147,7 +155,7 @@ def load(
             spec.family, target=spec.target, trust_remote_code=spec.trust_remote_code
         )
         settle_thinking(reading.tokenizer, *names)
-    dtype = spec.dtype or (manifest["identity"]["dtype"] if manifest else None)
+    dtype = spec.dtype or (begun["identity"]["dtype"] if begun else None)
     drafts = spec.draft_length != 0
     return load_pair(
         spec.family,

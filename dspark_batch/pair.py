@@ -154,18 +154,6 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     return Pair(tapped, tokenizer, used, pair_config)
 
 
-def cached_bytes(target: Target, drafter: Drafter) -> tuple[int, int]:
-    """Say what the caches of a pair take for a position, and for a slot besides.
-
-    Shapes tell it, and nothing is computed.
-    """
-    cache, context = target.make_cache(1, 1), drafter.make_cache(1, 1)
-    _, features = target(mx.array([[0]]), cache)
-    drafter.extend(context, features)
-    cache.keep(mx.array([1]))
-    return cache.bytes_per_position + context.bytes_per_position, cache.bytes_per_slot
-
-
 class Reading(NamedTuple):
     """What a pair makes of a prompt, known without its weights."""
 
@@ -197,7 +185,7 @@ def load_reading(
     found = locate(target, with_code=trust_remote_code, with_weights=False)
     config = read_config(found.directory)
     _check_code(config, found.directory, trust_remote_code)
-    length, cache = _told_by_config(config, found.directory, dtype or "bfloat16")
+    length, cached_bytes = _told_by_config(config, found.directory, dtype or "bfloat16")
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     if tokenizer is None:
         raise ModelError(f"{target}: has no tokenizer, so it cannot read a prompt; name another.")
@@ -207,7 +195,7 @@ def load_reading(
         length,
         _reading_identity(found.directory, tokenizer),
         _weight_bytes([locate(name, with_weights=False).directory for name in names]),
-        cache,
+        cached_bytes,
     )
 
 
@@ -272,7 +260,7 @@ def _told_by_config(
     length = _facts(model, config, directory).context_length
     set_dtype(model, DTYPES[dtype])
     try:
-        return length, cached_bytes(Target(model), NoDrafter())
+        return length, Target(model).cached_bytes()
     except _UNLOADABLE:  # its passes are refused when a run begins
         return length, None
 

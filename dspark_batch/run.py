@@ -229,16 +229,25 @@ def _continued(job: _Job, open_engine: OpenEngine | None) -> Report:
     began = time.monotonic()
     job.observe(tick)
     num_items = found.total - found.resumed
-    open_engine = open_engine or partial(
-        open_pair, on_download=_told(job, tick), num_items=num_items
-    )
+    open_engine = open_engine or _opener(job, tick, num_items)
     opened = open_engine(job.spec, job.manifest)
-    _settle(job, opened)
-    loaded = time.monotonic()
-    _note_start(job, loaded - began)
-    tick = _decoded(job, opened, tick)
+    with ExitStack() as stack:
+        stack.callback(opened.close)
+        _settle(job, opened)
+        loaded = time.monotonic()
+        _note_start(job, loaded - began)
+        tick = _decoded(job, opened, tick)
     times = {"load_s": loaded - began, "decode_s": time.monotonic() - loaded}
     return _finished(job, tick, opened.setup, **times)
+
+
+def _opener(job: _Job, tick: Tick, num_items: int) -> OpenEngine:
+    """Choose what loads the pair: this process, or workers."""
+    if not job.spec.is_fleet:
+        return partial(open_pair, on_download=_told(job, tick), num_items=num_items)
+    from dspark_batch.fleet.opener import open_fleet
+
+    return partial(open_fleet, num_items=num_items)
 
 
 def _warn_of_little_space(job: _Job) -> None:
@@ -317,6 +326,7 @@ def _nothing_to_do(saved: ReportJson) -> Report:
     )
     report = replace(Report(**saved), new_tokens=0, resumed=saved["total"])
     report = replace(report, load_s=0.0, decode_s=0.0, finish_s=0.0, peak_memory_bytes=None)
+    report = replace(report, workers=())
     return replace(report, **nothing)
 
 
@@ -351,7 +361,9 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
     auditor = _auditor(job, opened, tell)
     with ExitStack() as stack:
         stack.callback(opened.keep_learnt)
-        attempts = stack.enter_context(_attempts(job, opened.slots))
+        attempts = stack.enter_context(_attempts(job, opened))
+        if opened.tell_lost is not None:
+            opened.tell_lost(attempts.lose)
         for outcome in _outcomes(job, opened, attempts, auditor):
             _append(job, outcome)
             job.budget.add(outcome)
@@ -390,9 +402,14 @@ def _auditor(job: _Job, opened: Opened, tell: Callable[[str], None]) -> Auditor 
     return Auditor(spec, baseline, claims, divergence, opened.slots, opened.leave_out)
 
 
-def _attempts(job: _Job, slots: int) -> Attempts:
+def _attempts(job: _Job, opened: Opened) -> Attempts:
     learnt, path, fsync_every = job.learnt, job.run_dir.attempts, job.spec.fsync_every
-    return Attempts(path, job.journal.size, learnt, slots=slots, fsync_every=fsync_every)
+    return Attempts(
+        *(path, job.journal.size, learnt),
+        slots=opened.slots,
+        fsync_every=fsync_every,
+        is_fleet=opened.tell_lost is not None,
+    )
 
 
 def _outcomes(
@@ -497,6 +514,7 @@ def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: fl
         idle_s=gauge and gauge.idle_s,
         audit_s=tick.audit_s,
         peak_memory_bytes=gauge and gauge.peak_memory_bytes,
+        workers=gauge.workers if gauge else (),
     )
     _warn_of_growth(job)
     return report

@@ -42,7 +42,11 @@ MAY_IMPORT = {
         *BASE,
         *MACHINE,
     },
-    "run": {"opening", "models", *JOB, *BASE},
+    "run": {"opening", "fleet", "models", *JOB, *BASE},
+    "fleet": {
+        *("opening", "hub", "pair", "models", "audit", "record", "intake", "spec", "device"),
+        *BASE,
+    },
     "ray": {"hub", "opening", "generate", "record", "intake", "spec", *BASE},
     "hub": {"opening", "record", "intake", "spec", *BASE},
     "serve": {"hub", "opening", "run", "engine", "output", "record", "intake", "spec", *BASE},
@@ -52,7 +56,7 @@ MAY_IMPORT = {
     "registry": {"models", *BASE},
     "doctor": {"registry", "tuning", *BASE, *MACHINE},
     "check": {"pair", "models", "output", "record", "intake", "spec", *BASE},
-    "verify": {"opening", *JOB, *BASE},
+    "verify": {"opening", "fleet", *JOB, *BASE},
     "merge": {"output", "record", "intake", "spec", *BASE},
     "diff": {"opening", "audit", "output", "record", *BASE},
     "train": {
@@ -160,6 +164,13 @@ def test_only_the_server_knows_http():
     elsewhere = [path for path in FILES if part_of(path) != "serve"]
     roots = {path: imported_modules(path.read_text()) for path in elsewhere}
     named = [str(p) for p, names in roots.items() if serving & {n.split(".")[0] for n in names}]
+    assert not named
+
+
+def test_only_the_fleet_and_its_stage_know_ray():
+    elsewhere = [path for path in FILES if part_of(path) not in ("fleet", "ray")]
+    roots = {path: imported_modules(path.read_text()) for path in elsewhere}
+    named = [str(p) for p, names in roots.items() if "ray" in {n.split(".")[0] for n in names}]
     assert not named
 
 

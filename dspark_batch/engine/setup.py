@@ -1,18 +1,18 @@
 """From a pair, and what the user fixed, to how it decodes on this machine."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import mlx.core as mx
 
 from dspark_batch import blas, device
-from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.conformance import Conformance, conformance
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.pair import Pair, cached_bytes
+from dspark_batch.pair import Pair
 from dspark_batch.tuning import kept
 from dspark_batch.tuning.pace import Costs, Weights
 from dspark_batch.types import SetupJson
@@ -194,9 +194,12 @@ def _free_bytes() -> int:
 
 
 def _cached_bytes(pair: Pair) -> tuple[int, int]:
-    try:
-        per_position, per_slot = guarded(partial(cached_bytes, pair.target, pair.drafter))
-    except DrafterFault:  # its items will say so, and cache nothing of it
-        per_position, per_slot = cached_bytes(pair.target, NoDrafter())
+    """Say what caches take for a position, and for a slot besides: told by shapes, never run."""
+    cache, context = pair.target.make_cache(1, 1), pair.drafter.make_cache(1, 1)
+    _, features = pair.target(mx.array([[0]]), cache)
+    with suppress(DrafterFault):  # its items will say so, and cache nothing of it
+        guarded(partial(pair.drafter.extend, context, features))
+    cache.keep(mx.array([1]))
     # At least 1, since nothing grows with a slot of a target without attention.
-    return max(1, per_position), per_slot
+    per_position = max(1, cache.bytes_per_position + context.bytes_per_position)
+    return per_position, cache.bytes_per_slot

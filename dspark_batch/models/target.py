@@ -272,6 +272,13 @@ class Target:
         makers = [make for group in self._layers for make in group]
         return SlotCache(makers, slots, positions)
 
+    def cached_bytes(self) -> tuple[int, int]:
+        """Say what a cache takes for a position, and for a slot besides: by shapes alone."""
+        cache = self.make_cache(1, 1)
+        self(mx.array([[0]]), cache)
+        cache.keep(mx.array([1]))
+        return cache.bytes_per_position, cache.bytes_per_slot
+
     def __call__(
         self, tokens: mx.array, cache: SlotCache, at: mx.array | None = None
     ) -> tuple[mx.array, mx.array | None]:

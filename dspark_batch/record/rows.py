@@ -69,6 +69,7 @@ ROW_SCHEMA = pa.schema(
                 "decode_s": pa.float64(),
                 "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
                 "fallback": pa.string(),  # why the drafter was given up; null: it was not
+                "worker": pa.string(),  # of a fleet, "host:gpu"; null: there was none
                 "speculative_decoding": pa.struct(
                     {  # vLLM's names and meanings
                         "mean_acceptance_length": pa.float64(),  # bonus included
@@ -152,6 +153,7 @@ class Metrics(TypedDict):
     decode_s: float
     tokens_per_s: float | None  # None: it had one token
     fallback: str | None
+    worker: str | None
     speculative_decoding: Speculation
 
 
@@ -346,6 +348,7 @@ def _metrics(completion: Completion) -> Metrics:
         "decode_s": completion.decode_s,
         "tokens_per_s": ratio(decoded, completion.decode_s),
         "fallback": completion.fallback,
+        "worker": completion.worker,
         "speculative_decoding": _speculative_decoding(completion),
     }
 

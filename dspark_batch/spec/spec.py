@@ -1,5 +1,6 @@
 """What the user asked for: every option is a field here or does not exist."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -114,6 +115,12 @@ class Spec:
     # Items that the baseline decodes again: "all" or true, or a share, "1%" or 0.01; None: none.
     verify_greedy: str | float | bool | None = None
     max_mismatches: int = 1  # answers that are not the baseline's, at which a start stops
+    # Processes with a pair each; auto: one for each GPU. None: this process alone, unless ray is
+    # given, which means auto.
+    workers: int | Auto | None = None
+    ray: str | None = None  # a running cluster, HOST:PORT or auto; None: workers on this machine
+    # What a worker takes of a cluster, as JSON, '{"mlx": 1}'; None: a GPU, or else a CPU.
+    worker_resources: str | None = None
     report_by: str | None = None  # input column whose values the report compares; None: none
 
     def __post_init__(self) -> None:
@@ -146,6 +153,7 @@ class Spec:
         self._check_audit()
         self._check_output()
         self._check_time()
+        self._check_workers()
         if self.score is not None:
             self._refuse_with_score()
 
@@ -238,6 +246,23 @@ class Spec:
         if self.max_runtime is not None:
             seconds_of(self.max_runtime)
 
+    def _check_workers(self) -> None:
+        if self.workers is not None:
+            _number_or_auto(workers=self.workers)
+            _at_least(1, workers=number_or_none(self.workers))
+        if self.worker_resources is None:
+            return
+        if self.ray is None:
+            raise UsageError(
+                "worker_resources is about a running cluster; name it with ray, or drop this."
+            )
+        resources_of(self.worker_resources)
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether workers answer, and not this process."""
+        return self.ray is not None or self.workers not in (None, 1)
+
     @property
     def prompt_name(self) -> str:
         """The column of a prompt."""
@@ -318,6 +343,24 @@ class Spec:
             prompt_logprobs=self.prompt_logprobs,
             structure=self.structure(),
         )
+
+
+def resources_of(text: str) -> dict[str, float]:
+    """Read what a worker takes of a cluster, by name of the resource.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        named = json.loads(text)
+        if named and all(float(amount) > 0 for amount in named.values()):
+            return {name: float(amount) for name, amount in named.items()}
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise UsageError(
+        f"worker_resources is {text}, expected names with an amount above 0, such as "
+        """'{"mlx": 1}'."""
+    )
 
 
 def number_or_none(value: int | Auto) -> int | None:

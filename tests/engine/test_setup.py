@@ -14,7 +14,6 @@ from dspark_batch.engine.conformance import Conformance
 from dspark_batch.engine.setup import set_up
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import UsageError
-from dspark_batch.pair import cached_bytes
 from dspark_batch.tuning import kept
 
 ANY, ONE = (Conformance(shapes, "bits", 0.5) for shapes in (Shapes(), Shapes(fixed=FALLBACK)))
@@ -226,7 +225,7 @@ def test_a_slot_takes_the_bytes_that_are_claimed(case):
     of_drafter, context = active_bytes(
         lambda: filled(pair.drafter, lambda c: pair.drafter.extend(c, features))
     )
-    position, slot = cached_bytes(pair.target, NoDrafter())
+    position, slot = pair.target.cached_bytes()
     assert slots * (position * cache.capacity + slot) == pytest.approx(of_target, rel=0.001)
     planned, state = planning._cached_bytes(pair)
     drafter = (planned - position) * context.capacity * slots

@@ -13,12 +13,10 @@ from mlx_lm.utils import load_model
 from dspark_batch.cli.main import main
 from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
-from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.models.hub import locate
 from dspark_batch.models.number_type import set_dtype
 from dspark_batch.models.pairs import KNOWN_PAIRS, drafter_for, pair_of
 from dspark_batch.models.target import Target
-from dspark_batch.pair import cached_bytes
 from dspark_batch.registry import list_pairs
 
 # hidden, MLP, heads, layers, tied: the public configs; the rest is the same for all of a family
@@ -136,7 +134,7 @@ def test_what_a_slot_takes_follows_from_the_shapes(family):
     model = make.model_of(target_of(family))
     set_dtype(model, mx.bfloat16)  # nothing is computed
     known = KNOWN_PAIRS[family]
-    assert cached_bytes(Target(model), NoDrafter()) == (known.position_bytes, known.state_bytes)
+    assert Target(model).cached_bytes() == (known.position_bytes, known.state_bytes)
 
 
 def test_the_parameters_of_the_bundled_pair_are_those_of_its_files():

@@ -41,6 +41,7 @@ def test_an_answer_fills_its_columns():
     assert metrics == {
         **{"cached_tokens": 2, "prefill_s": 0.5, "decode_s": 2.0, "tokens_per_s": 2.5},
         "fallback": None,
+        "worker": None,
     }
 
 
