@@ -25,6 +25,7 @@ RUNS = {
     "exact": "--items 1 --dtype float32 --alone 1",
     "first_row": "--starts 1 --items 1",
     "hybrid": "--size toy --slots 2 --items-per-slot 1 --max-tokens 4 --compared 1 --dtype float32",
+    "lookup": "--items 2 --slots 2",
     "long_context": "--toy --slots 1 --contexts 40 --width 2",
     "host": "--items 8 --job-items 8 --slots 2",
     "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",

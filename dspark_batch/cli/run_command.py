@@ -287,6 +287,11 @@ class _Share(click.ParamType[object]):
     help="Drafts per round; 0 decodes plainly; auto: what pays, round by round.",
 )
 @_option(
+    "--lookup",
+    is_flag=True,
+    help="Draft what prompt and answer say themselves, where that is likelier to be right.",
+)
+@_option(
     "--no-prefix-cache",
     is_flag=True,
     help="Compute every prompt whole, also where several begin alike.",
