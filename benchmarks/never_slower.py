@@ -5,20 +5,20 @@
 
 The bundled pair answers held-out items. Its drafts, nearly always right, are spoiled at random so
 that a round of seven gives about as many tokens as told. The contestants decode by turns of half a
-second in one process, so a machine that becomes slower is slower for all of them. Fixed draft
-lengths that are far behind leave early. `ratio` is the automatic draft length's tokens per second
-over those of the best fixed one: 1 is as good, less is slower.
+second in one process (`turns.py`); fixed draft lengths that are far behind leave early. `ratio` is
+the automatic draft length's tokens per second over those of the best fixed one: 1 is as good, less
+is slower. Without DSPARK_BATCH_CACHE at an empty folder, costs may be known from earlier jobs.
 """
 
 import argparse
 import sys
-import time
 
 import dspark_batch  # noqa: F401  the BLAS, before MLX
 
 import mlx.core as mx  # isort: skip
 
 from benchmarks.common import held_out_records, print_line, requests, surroundings
+from benchmarks.turns import Contestant, compete
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
@@ -26,8 +26,6 @@ from dspark_batch.numerics.chance import Chance
 from dspark_batch.pair import load_pair
 
 MAX_TOKENS = 64
-TURN_S = 0.5
-BEHIND = 0.8  # of the best; who is slower than that leaves after a fifth of the job
 
 
 class Spoiled(DSparkDrafter):
@@ -54,78 +52,6 @@ def chance_for(tokens, block=7):
     return low
 
 
-class Contestant:
-    """An engine with a job, that decodes when it is its turn."""
-
-    def __init__(self, pair, work, **settings):
-        self._engine = Engine(pair, **settings)
-        for request in work:
-            self._engine.add(request)
-        self._left = time.perf_counter()
-        self._rounds = 0
-        self.seconds = 0.0
-        self.answers = {}
-
-    @property
-    def is_done(self):
-        return self._engine.is_idle
-
-    def turn(self):
-        """Decode for a while."""
-        began = time.perf_counter()
-        self._engine.leave_out(began - self._left)
-        while time.perf_counter() - began < TURN_S and not self.is_done:
-            for answer in self._engine.step():
-                self.answers[answer.item.index] = answer.token_ids
-                self._rounds += len(answer.accept_lengths)
-        mx.synchronize()  # its round ends in its own time
-        self._left = time.perf_counter()
-        self.seconds += self._left - began
-
-    @property
-    def rate(self):
-        """Tokens per second, those of answers that go on included."""
-        growing = self._engine._slots.active
-        return (self._finished() + sum(len(each.token_ids) for each in growing)) / self.seconds
-
-    @property
-    def accept_length(self):
-        return round(self._finished() / max(1, self._rounds), 2)
-
-    def _finished(self):
-        return sum(map(len, self.answers.values()))
-
-
-def compare(pair, setup, work, slots, draft_lengths):
-    """Let all decode by turns; all must say the same."""
-    fixed = {str(k): Contestant(pair, work, slots=slots, draft_length=k) for k in draft_lengths}
-    auto = Contestant(pair, work, slots=slots, lengths=setup.lengths, costs=setup.costs)
-    left = {}
-    while not auto.is_done:
-        for contestant in (*fixed.values(), auto):
-            if not contestant.is_done:
-                contestant.turn()
-        if len(auto.answers) >= len(work) // 5:
-            best = max(each.rate for each in fixed.values())
-            left |= {k: each for k, each in fixed.items() if each.rate < BEHIND * best}
-            fixed = {k: each for k, each in fixed.items() if k not in left}
-    for contestant in fixed.values():
-        while not contestant.is_done:
-            contestant.turn()
-    best = max(fixed, key=lambda k: fixed[k].rate)
-    everyone = {**left, **fixed, "auto": auto}
-    said = [answer for each in everyone.values() for answer in each.answers.items()]
-    same = all(auto.answers[index] == token_ids for index, token_ids in said)
-    return {
-        "tokens_per_s": {k: round(each.rate, 1) for k, each in everyone.items()},
-        "accept_length": {k: each.accept_length for k, each in everyone.items()},
-        "left_early": sorted(left),
-        "best_fixed": best,
-        "ratio": round(auto.rate / fixed[best].rate, 3),
-        "identical": same,
-    }
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=100)
@@ -143,7 +69,10 @@ def main():
         for tokens in options.tokens:
             pair.drafter._kept = chance_for(tokens)
             list(Engine(pair, slots=slots).generate(work[: 2 * slots]))  # warm up
-            found = compare(pair, setup, work, slots, options.draft_lengths)
+            lengths = options.draft_lengths
+            fixed = {str(k): Contestant(pair, work, slots=slots, draft_length=k) for k in lengths}
+            auto = Contestant(pair, work, slots=slots, lengths=setup.lengths, costs=setup.costs)
+            found = compete(fixed, auto, work)
             results.append({"slots": slots, "tokens": tokens, **found})
             print(results[-1], file=sys.stderr, flush=True)
     print_line({"benchmark": "never_slower", **surroundings(), "results": results})

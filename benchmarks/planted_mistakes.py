@@ -29,8 +29,12 @@ TESTS = {
         "tests/engine/test_prefill.py",
     ],
     "trainer": [
-        *("tests/train/test_drafter_step.py", "tests/train/test_batches.py"),
+        *("tests/train/test_drafter_step.py", "tests/train/test_training_batches.py"),
         *("tests/train/test_teacher.py", "tests/train/test_train_drafter.py"),
+    ],
+    "room": [
+        *("tests/models/test_long_prompts.py", "tests/engine/test_drafts_ahead.py"),
+        *("tests/engine/test_setup.py", "tests/engine/test_states.py"),
     ],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for checkers and editors; a test compares it with the table
     from dspark_batch.generate import Options as Options
     from dspark_batch.generate import generate as generate
     from dspark_batch.generate import speculative_generate as speculative_generate
+    from dspark_batch.merge import merge as merge
     from dspark_batch.pair import Pair as Pair
     from dspark_batch.pair import load_pair as load_pair
     from dspark_batch.registry import RegisteredPair as RegisteredPair
@@ -78,6 +79,7 @@ _MODULE_BY_NAME = {
     "diff": "diff",
     "generate": "generate",
     "list_pairs": "registry",
+    "merge": "merge",
     "load_pair": "pair",
     "run": "run",
     "speculative_generate": "generate",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from dspark_batch.audit.replay import Baseline, Claim, Difference, compare
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.intake.mapping import Render, to_request
-from dspark_batch.intake.reader import STDIN, fetch, locate, read
+from dspark_batch.intake.reader import ALL, STDIN, fetch, locate, read
 from dspark_batch.output.plan import plan_of, plan_text
 from dspark_batch.output.report import Tick
 from dspark_batch.record.named_columns import wanted_columns
@@ -199,7 +199,7 @@ def _records(spec: Spec) -> list[Item | Failure]:
     with TemporaryDirectory(prefix="dspark-batch-") as folder:
         sources = locate(spec.inputs, Path(folder), Path(folder), wanted_columns(spec))
         fetch(sources)
-        return list(read(sources, spec.limit))
+        return list(read(sources, ALL if spec.limit is None else range(spec.limit)))
 
 
 def open_pair_for(

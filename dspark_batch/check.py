@@ -139,7 +139,7 @@ def check(spec: Spec, *, examples: int = 1, open_reading: OpenReading = open_rea
     result.has_job, result.holder = manifest is not None, run_dir.holder()
     result.total, result.resumed = found.total, found.resumed
     result.hints, result.ignored = found.hints, found.ignored
-    for record in read(sources, spec.limit):
+    for record in read(sources, found.part):
         _count(result, record, spec, reads, examples)
     result.audited = _count_audited(sources, spec, found)
     _estimate(result, spec, reads, found, status(spec.out) if manifest else None)
@@ -192,7 +192,7 @@ def _count_audited(sources: Sequence[Source], spec: Spec, found: Survey) -> int:
     """Count the items of the audited share that have no row yet."""
     if not spec.audited_share:
         return 0
-    items = map(item_of, read(sources, spec.limit, spec.samples))
+    items = map(item_of, read(sources, found.part, spec.samples))
     return sum(found.is_to_do(i.index) and is_in_share(i, spec.audited_share) for i in items)
 
 

@@ -75,6 +75,8 @@ class Options(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
+    score: str | None
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto

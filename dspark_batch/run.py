@@ -39,8 +39,7 @@ from dspark_batch.intake.reader import (
     printable,
     read,
 )
-from dspark_batch.output.finish import Rows, changed_input, line_maker, write_output
-from dspark_batch.output.plan import plan_of
+from dspark_batch.output.finish import Rows, changed_input, finish, line_maker
 from dspark_batch.output.report import Report, Tick
 from dspark_batch.record.attempts import MOST_CRASHES, Attempts, Lesson, lesson, poison
 from dspark_batch.record.disk import full_disk_is_resumable
@@ -59,7 +58,7 @@ from dspark_batch.record.run_dir import (
     new_run_id,
     refuse_another_job,
 )
-from dspark_batch.record.survey import TO_DO, Survey, most_bytes, survey
+from dspark_batch.record.survey import Survey, most_bytes, survey
 from dspark_batch.spec.budget import Budget
 from dspark_batch.spec.spec import STDOUT, Spec, number_or_none
 from dspark_batch.types import (
@@ -234,7 +233,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         pair = with_look_ups(pair)
     tokenizer = pair.reader
     thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
-    asked = number_or_none(spec.draft_length)
+    asked = number_or_none(spec.draft_length) if spec.score is None else 0
     setup = set_up(
         pair,
         slots=number_or_none(spec.slots),
@@ -323,7 +322,8 @@ def open_baseline(
     def margin(request: Request, answer: Sequence[int], tokens: tuple[int, int]) -> Margin:
         return Margin(*margins(pair, request, answer, tokens))
 
-    return Baseline(generate, pair.reader.decode, margin, pair.config.stop_ids, split)
+    stop_ids, scores = pair.config.stop_ids, against == "engine"
+    return Baseline(generate, pair.reader.decode, margin, stop_ids, split, scores)
 
 
 def _ignore(tick: Tick) -> None:
@@ -606,7 +606,7 @@ def _decoded(job: _Job, opened: Opened, tick: Tick) -> Tick:
             job.budget.add(outcome)
             tick = tick.after(outcome, opened.gauge())
             job.observe(tick)
-    if TO_DO in job.found.offsets:
+    if job.found.num_to_do:
         _explain_missing_rows(job, tick)
     return replace(tick, outcome=None, audit_s=auditor.seconds if auditor else None)
 
@@ -731,8 +731,7 @@ def _suspected(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
 
 def _requests(job: _Job, opened: Opened) -> Iterator[Request | Failure]:
     """Read and map the records that have no row yet."""
-    samples = job.spec.samples
-    for record in read(job.sources, job.found.total // samples, samples):
+    for record in read(job.sources, job.found.part, job.spec.samples):
         if not job.found.is_to_do(item_of(record).index):
             continue
         if isinstance(record, Failure):
@@ -755,14 +754,14 @@ def _append(job: _Job, outcome: Outcome) -> None:
         raise DsparkBatchError(f"{item.where}: the engine answered this item twice; report this.")
     now = round(time.time(), 3)
     entry = Entry(item.index, item.where, item.digest, row_of(outcome), now)
-    job.found.offsets[item.index] = job.journal.append(entry)
+    job.found.add(item.index, job.journal.append(entry))
 
 
 def _explain_missing_rows(job: _Job, tick: Tick) -> None:
     """Tell a stop and an input that shrank while it was read from an engine that lost an item."""
     if job.stop():
         raise Resumable(
-            f"{job.spec.out}: stopped as asked, {job.found.offsets.count(TO_DO)} items are left; "
+            f"{job.spec.out}: stopped as asked, {job.found.num_to_do} items are left; "
             "the same command continues."
         )
     if job.budget.is_spent:
@@ -771,10 +770,10 @@ def _explain_missing_rows(job: _Job, tick: Tick) -> None:
             "the same command to go on."
         )
     records = sum(count_records(source) for source in job.sources)
-    if records * job.spec.samples < job.found.total:
+    if records < job.found.part.stop:
         raise changed_input(job.sources[-1].name)
     raise DsparkBatchError(
-        f"{job.spec.out}: {job.found.offsets.count(TO_DO)} items went into the engine and did not "
+        f"{job.spec.out}: {job.found.num_to_do} items went into the engine and did not "
         "come out; report this, and run the same command again."
     )
 
@@ -788,31 +787,26 @@ def _finished(job: _Job, tick: Tick, setup: SetupJson | None = None, **times: fl
         setup: with which this start decoded; None: as the first one did, if this one did at all.
         times: how long this start took, as the report has it.
     """
-    began = time.monotonic()
     job.observe(replace(tick, stage="finish"))
     job.run_dir.withdraw_output()
-    rows = Rows(job.sources, job.journal, job.found.offsets, job.spec.samples)
-    manifest = job.begun()
-    setup = setup or manifest["setup"]
-    begun = datetime.fromisoformat(manifest["created"])
-    draft = write_output(job.run_dir.out, rows, job.spec, begun)
-    report = Report.of_rows(
+    manifest, gauge = job.begun(), tick.gauge
+    rows = Rows(job.sources, job.journal, job.found)
+    report = finish(
+        job.run_dir,
+        manifest,
         rows,
-        out=printable(job.spec.out),
-        samples=job.spec.samples,
+        job.spec,
+        setup=setup or manifest["setup"],
         resumed=tick.resumed,
         new_tokens=tick.new_tokens,
         **times,
-        prefill_s=tick.gauge and tick.gauge.prefill_s,
-        round_s=tick.gauge and tick.gauge.round_s,
-        draft_s=tick.gauge and tick.gauge.draft_s,
-        verify_s=tick.gauge and tick.gauge.verify_s,
-        idle_s=tick.gauge and tick.gauge.idle_s,
+        prefill_s=gauge and gauge.prefill_s,
+        round_s=gauge and gauge.round_s,
+        draft_s=gauge and gauge.draft_s,
+        verify_s=gauge and gauge.verify_s,
+        idle_s=gauge and gauge.idle_s,
         audit_s=tick.audit_s,
-        peak_memory_bytes=tick.gauge and tick.gauge.peak_memory_bytes,
-        finish_s=time.monotonic() - began,
-        plan=plan_of(setup) if setup else None,
+        peak_memory_bytes=gauge and gauge.peak_memory_bytes,
     )
-    job.run_dir.publish(draft, report.to_json(), job.found.inputs)
     _warn_of_growth(job)
     return report

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "scored"]  # scored: it was given
 SamplingRule: TypeAlias = Literal["coupled", "rejection"]
 
 MOST_LOGPROBS = 20  # OpenAI's limit
@@ -59,6 +59,7 @@ class Sampling:
     # How many of the likeliest tokens are told with log-probabilities, beside the chosen one, 0 to
     # 20; None: no log-probability is told.
     logprobs: int | None = None
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
@@ -79,8 +80,9 @@ class Sampling:
             expected = f"at most {_MOST_TEXTS} texts of {_MOST_TEXTS} characters"
             _check(name, most, most <= _MOST_TEXTS, expected)
         _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
-        num_top = self.logprobs or 0
-        _check("logprobs", num_top, 0 <= num_top <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            num_top = getattr(self, name) or 0
+            _check(name, num_top, 0 <= num_top <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:
@@ -119,6 +121,13 @@ def _check(name: str, value: float | list[str], is_right: bool, expected: str) -
         raise ValueError(f"{name} is {value}, expected {expected}")
 
 
+class Given(NamedTuple):
+    """An answer that is there already."""
+
+    text: str
+    token_ids: tuple[int, ...]  # without a stop token; may be none
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An item rendered and tokenised, ready for the engine."""
@@ -127,6 +136,7 @@ class Request:
     prompt_ids: tuple[int, ...]  # at least one token
     max_tokens: int  # most tokens to generate, a stop token included; at least 1
     sampling: Sampling = Sampling()
+    given: Given | None = None  # the answer to be scored; None: one is generated
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -143,24 +153,38 @@ class Said(NamedTuple):
 
 
 class Logprobs(NamedTuple):
-    """What the target thought of an answer's tokens, before penalties and sampling.
+    """What the target thought of the tokens of an answer or a prompt, before penalties.
 
     Natural logarithms. The lists are flat: those of `top` have K entries for each token, the
-    likeliest first.
+    likeliest first; of a prompt's first token, which nothing comes before, there are none.
     """
 
+    token_ids: tuple[int, ...]
     tokens: tuple[str, ...]  # the text of each token alone; a part of a character is no text
-    token_logprobs: tuple[float, ...]
+    token_logprobs: tuple[float | None, ...]  # None: the first of a prompt
     top_ids: tuple[int, ...] = ()
     top_tokens: tuple[str, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+
+    def behind(self, start: int) -> "Logprobs":
+        """Leave out the first tokens, of which each has a log-probability."""
+        at = start * (len(self.top_ids) // max(1, len(self.tokens)))
+        return Logprobs(
+            self.token_ids[start:],
+            self.tokens[start:],
+            self.token_logprobs[start:],
+            self.top_ids[at:],
+            self.top_tokens[at:],
+            self.top_logprobs[at:],
+        )
 
 
 class Completion(NamedTuple):
     """The answer to one item, and how the run went for it.
 
     The first token comes from prefill, every further one from a round, so
-    `1 + sum(accept_lengths) == len(token_ids)`. The tuples have one entry per round.
+    `1 + sum(accept_lengths) == len(token_ids)`. The tuples have one entry per round. An answer that
+    was given has no round.
     """
 
     item: Item
@@ -184,6 +208,7 @@ class Completion(NamedTuple):
     prefill_s: float = 0.0
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
     logprobs: Logprobs | None = None  # of `token_ids`; None: nobody asked
+    prompt_logprobs: Logprobs | None = None  # of the prompt; None: nobody asked
 
     @property
     def turns(self) -> tuple["Completion", ...]:
@@ -206,6 +231,7 @@ class Partial(NamedTuple):
 
     token_ids: tuple[int, ...]  # at least the first; none of them ended the answer
     is_drafted: tuple[bool, ...]  # by token: had the drafter proposed it?
+    logprobs: Logprobs | None = None  # of `token_ids`; None: nobody asked
 
 
 def drafted_flags(accept_lengths: Sequence[int], num_accepted: Sequence[int]) -> tuple[bool, ...]:

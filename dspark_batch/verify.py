@@ -42,7 +42,7 @@ from dspark_batch.record.run_dir import (
     run_dir_of,
     versions,
 )
-from dspark_batch.record.survey import TO_DO, Survey
+from dspark_batch.record.survey import Survey
 from dspark_batch.run import Opened, OpenEngine, open_pair
 from dspark_batch.spec.share import draw
 from dspark_batch.spec.spec import Spec
@@ -304,6 +304,8 @@ def _subject(job: Look, against: Against) -> dict[str, object]:
 def _why_not(claims: Sequence[Claim], spec: Spec, against: Against) -> str | None:
     """Say why answers cannot be decoded again; None: they can."""
     samplings = [claim.request.sampling for claim in claims]
+    if against == "mlx-lm" and any(claim.request.given is not None for claim in claims):
+        return "scored, which mlx-lm's generation does not do"
     if against == "mlx-lm" and any(sampling.is_own_way for sampling in samplings):
         return "with penalties, biases, a least length or other ends, which are none of mlx-lm's"
     if all(sampling.is_greedy for sampling in samplings):
@@ -342,7 +344,7 @@ def _journal_problems(job: Look, found: Survey, rows: Rows) -> Iterator[str]:
     if job.run_dir.out.exists():
         for record in rows.records():
             item = item_of(record)
-            if found.offsets[item.index] == TO_DO:
+            if found.is_to_do(item.index):
                 yield f"{_name(item)}: has no row in the journal"
     answered: set[int] = set()
     with job.run_dir.rows.open("rb") as stream:

@@ -28,6 +28,7 @@ RUNS = {
     "lookup": "--items 2 --slots 2",
     "long_context": "--toy --slots 1 --contexts 40 --width 2",
     "host": "--items 8 --job-items 8 --slots 2",
+    "plans": "--items 3 --slots 2 --draft-lengths 0 7",
     "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",
     "one_digest": "--runs 1 --items 3 --blas auto",
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",

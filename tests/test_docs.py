@@ -34,6 +34,7 @@ PARAMETERS = [*run_command.params, *serve_command.params]
 OPTIONS = [each.opts for each in PARAMETERS if each.opts[0].startswith("-")]
 # Of click, of systemctl, of other programs, and of our benchmarks.
 OF_OTHERS = {"--help", "--version", "--user", "--now", "--items", "--alone", "--repeats"}
+OF_OTHERS |= {"--array", "--time"}  # of sbatch
 OF_OTHERS |= {"--draft", "--draft-model", "--num-draft-tokens"}
 OF_OTHERS |= {"--name", "--network", "--add-host"}
 OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens", "--no-generate"}

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "doctor": {"registry", "tuning", *BASE, *MACHINE},
     "check": {"pair", "models", "output", "record", "intake", "spec", *BASE},
     "verify": {"run", *JOB, *BASE},
+    "merge": {"output", "record", "intake", "spec", *BASE},
     "diff": {"run", "audit", "output", "record", *BASE},
     "train": {
         *("page", "pair", "drafters", "models", "numerics"),
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "report": {"page", "output", "record", "intake", *BASE},
     "cli": {
         *("run", "calibrate", "registry", "doctor", "check", "report", "verify", "diff"),
+        "merge",
         *("generate", "bench", "serve", "train", "train_drafter"),
         *JOB,
         *BASE,
@@ -66,12 +68,12 @@ MAY_IMPORT = {
     "__init__": {"blas", *(name.split(".")[0] for name in dspark_batch._MODULE_BY_NAME.values())},
     "__main__": {"cli"},
 }
-NO_MODELS = {*JOB, *BASE, "cli", "__init__", "__main__"}  # nor anything as heavy
+NO_MODELS = {*JOB, *BASE, "merge", "cli", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
-COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff")
+COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff", "merge")
 COMMANDS += ("generate", "serve", "train-drafter")
 FAMILIES_LIVE_IN = {"models", "drafters", "tiny"}
 

@@ -20,6 +20,7 @@ from dspark_batch.output.look import look
 from dspark_batch.output.report import Report
 from dspark_batch.pair import load_pair
 from dspark_batch.record.journal import Journal, scan
+from dspark_batch.record.rows import sum_and_mean
 from dspark_batch.record.run_dir import RunDir
 from dspark_batch.run import open_with, run
 from dspark_batch.spec.spec import Spec
@@ -168,7 +169,7 @@ def test_a_finished_run_is_what_its_job_gave(folder, audit):
         ("out.jsonl", {"drop": ("prompt",), "output_prefix": "o_", "output_column": "answer"}),
         ("out.jsonl", {"format": "openai"}),
         ("out.parquet", {"logprobs": 2, "frequency_penalty": 0.5}),
-        ("out.jsonl", {"logprobs": 1, "format": "openai"}),
+        ("out.jsonl", {"logprobs": 1, "prompt_logprobs": 0, "format": "openai"}),
         ("out.parquet", {"samples": 2, "temperature": 0.9}),
         ("out.jsonl", {"system_prompt": "Answer in short.", "draft_length": 2, "limit": 3}),
     ],
@@ -273,6 +274,82 @@ def test_a_penalty_that_counted_rejected_drafts(tmp_path, monkeypatch, opener, a
     found = audit(sample=None)
     assert found.exit_code == EqualityError.exit_code
     assert {difference.verdict for difference in found.differences} == {"defect"}
+
+
+def changed_first(column, name):
+    """Plant another log-probability at the second place of a row, with the sum to go with it."""
+
+    def change(row):
+        told = row[column]
+        told[name][1] -= 0.000001
+        told["sum"], told["mean"] = sum_and_mean(told["token_logprobs"])
+        return row
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        ("logprobs", "token_logprobs"),
+        ("logprobs", "top_logprobs"),
+        ("prompt_logprobs", "token_logprobs"),
+        ("prompt_logprobs", "top_ids"),
+    ],
+)
+def test_a_changed_log_probability(column, name, tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    made(opener, records=RECORDS[:2], logprobs=1, prompt_logprobs=1, max_tokens=9)
+    change = changed_first(column, name)
+    if name == "top_ids":
+        change = lambda row: row[column][name].__setitem__(1, 5) or row  # noqa: E731
+    change_row("spell", change)
+    found = audit(sample=None)
+    assert [finding.says for finding in found.findings] == []
+    (difference,) = found.differences
+    assert difference.verdict == "defect"
+    assert f"{column}.{name}[1] " in str(difference)
+    assert audit(sample=None, against="mlx-lm").exit_code == 0  # which tells none
+
+
+def test_log_probabilities_that_do_not_add_up_or_are_not_all_there(
+    tmp_path, monkeypatch, opener, audit
+):
+    monkeypatch.chdir(tmp_path)
+    made(opener, records=RECORDS[:2], logprobs=0, prompt_logprobs=0, max_tokens=9)
+
+    def change(row):
+        row["logprobs"]["sum"] += 1
+        row["prompt_logprobs"]["token_logprobs"][0] = -1.0
+        row["prompt_logprobs"]["token_ids"][0] += 1
+        return row
+
+    change_row("spell", change)
+    assert [sentence.partition("): ")[2] for sentence in said(audit(), "rows")] == [
+        "logprobs.sum or mean is not that of its token_logprobs",
+        "prompt_logprobs.token_logprobs is null elsewhere than for its first 1 tokens",
+        "prompt_logprobs.token_ids are not those of the prompt",
+    ]
+
+
+GIVEN = [
+    {"id": "one", "prompt": SPELL, "completion": "Letters: c a t"},
+    {"id": "two", "prompt": SPELL, "completion": ""},
+]
+
+
+def test_scores_are_audited(tmp_path, monkeypatch, opener, audit):
+    monkeypatch.chdir(tmp_path)
+    options = {"max_tokens": 512, "score": "completion"}
+    made(opener, records=GIVEN, **options)
+    found = audit(sample=None)
+    assert (found.exit_code, found.replayed) == (0, 2)
+    change_row("one", changed_first("logprobs", "token_logprobs"))
+    (difference,) = audit(sample=None).differences
+    assert "logprobs.token_logprobs[1] " in str(difference)
+    change_row("two", lambda row: row | {"token_ids": [5], "completion": "x"})
+    sentences = [each.says for each in audit().findings if each.kind == "rows"]
+    assert any("completion is not that of the record" in each for each in sentences)
 
 
 def test_answers_drawn_by_the_rejection_rule_are_left_out(tmp_path, monkeypatch, opener, audit):

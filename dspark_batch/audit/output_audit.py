@@ -76,7 +76,7 @@ def _items(source: Source, places: Iterable[int]) -> dict[int, Item]:
     wanted = set(places)
     if not wanted:
         return {}
-    items = (item_of(record) for record in read([source], max(wanted) + 1))
+    items = (item_of(record) for record in read([source], range(max(wanted) + 1)))
     return {item.index: item for item in items if item.index in wanted}
 
 

@@ -7,7 +7,7 @@ from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from dspark_batch.intake.mapping import Render, Split, said_in, to_request
 from dspark_batch.record.formats import Manifest
-from dspark_batch.record.rows import AnswerRow
+from dspark_batch.record.rows import AnswerRow, LogprobsJson, of_answer, of_prompt
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Request, Said
 
@@ -33,6 +33,7 @@ class Baseline(NamedTuple):
     margin: Callable[[Request, Sequence[int], tuple[int, int]], Margin]
     stop_ids: frozenset[int]  # end any answer
     split: Callable[[str], Said] = partial(Said, None)  # tells reasoning and answer apart
+    scores: bool = True  # whether it tells log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,12 @@ class Claim:
     request: Request
     text: str  # without the reasoning
     turn: int = 0  # which question of a conversation, from 0
-    # Of an earlier turn a row keeps the text only; then all three are None.
+    # Of an earlier turn a row keeps the text only; then all these are None.
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
     reasoning: str | None = None
+    logprobs: LogprobsJson | None = None
+    prompt_logprobs: LogprobsJson | None = None
     spec: Spec | None = None  # of the job: how the record's answer is split; None: as any other
 
     @property
@@ -102,18 +105,25 @@ def claims_of(
         request = to_request(item, spec, render, context_length, earlier[:turn])
         if isinstance(request, Failure):
             return request
-        claim = Claim(request, *_said(row, earlier, turn))
-        claims.append(replace(claim, spec=spec))
+        if turn < len(earlier):
+            claims.append(Claim(request, earlier[turn], turn, spec=spec))
+        else:
+            claims.append(_of_last_turn(request, row, turn, spec))
     return claims
 
 
-def _said(
-    row: AnswerRow, earlier: Sequence[str], turn: int
-) -> tuple[str, int, tuple[int, ...] | None, str | None, str | None]:
-    if turn < len(earlier):
-        return earlier[turn], turn, None, None, None
-    ids, reason = tuple(row["token_ids"]), row["finish_reason"]
-    return row["completion"], turn, ids, reason, row["reasoning"]
+def _of_last_turn(request: Request, row: AnswerRow, turn: int, spec: Spec) -> Claim:
+    return Claim(
+        request,
+        row["completion"],
+        turn,
+        token_ids=tuple(row["token_ids"]),
+        finish_reason=row["finish_reason"],
+        reasoning=row["reasoning"],
+        logprobs=row["logprobs"],
+        prompt_logprobs=row["prompt_logprobs"],
+        spec=spec,
+    )
 
 
 def divergence_of(manifest: Manifest | None) -> float:
@@ -185,6 +195,34 @@ def compare(
     if claim.finish_reason not in (None, outcome.finish_reason):
         reasons = (claim.finish_reason, outcome.finish_reason)
         return _difference(claim, None, *(f"finish_reason {reason}" for reason in reasons))
+    if not (claim.is_whole and baseline.scores):
+        return None
+    prompts = claim.prompt_logprobs, of_prompt(outcome.prompt_logprobs)
+    answers = claim.logprobs, of_answer(outcome.logprobs)
+    return _of_logprobs(claim, *prompts, "prompt_logprobs") or _of_logprobs(
+        claim, *answers, "logprobs"
+    )
+
+
+def _of_logprobs(
+    claim: Claim, told: LogprobsJson | None, again: LogprobsJson | None, column: str
+) -> Difference | None:
+    """Compare log-probabilities, with a tolerance of nothing.
+
+    A baseline over the same numerics computes the same bits, and both are rounded alike.
+    """
+    if told is None or again is None:
+        if told is again:
+            return None
+        words = (f"{column} {'null' if each is None else 'not null'}" for each in (told, again))
+        return _difference(claim, None, *words)
+    for name, values in again.items():
+        if (row := told.get(name)) == values:
+            continue
+        ours, others = (each if isinstance(each, list) else [each] for each in (row, values))
+        at = first_difference(ours, others)
+        found = (str(each[at]) if at < len(each) else "nothing" for each in (ours, others))
+        return _difference(claim, None, *(f"{column}.{name}[{at}] {each}" for each in found))
     return None
 
 

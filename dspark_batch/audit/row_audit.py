@@ -14,13 +14,15 @@ from dspark_batch.record.rows import (
     ROW_SCHEMA,
     AnswerRow,
     FailureRow,
+    LogprobsJson,
     Metrics,
     Row,
     Speculation,
     columns_of,
+    sum_and_mean,
 )
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Item, Request, Said
+from dspark_batch.types import Failure, Given, Item, Request, Said
 
 _RECOMPUTED = ("bad_record", "prompt_too_long")  # codes of failures that no engine decides
 _OF_AN_ANSWER = ("completion", "finish_reason", "usage", "token_ids", "metrics")
@@ -135,9 +137,11 @@ def _problems_of_answer(
     yield from _problems_of_count(asked[:-1], len(ids), usage["completion_tokens"])
     if len(ids) > request.max_tokens:
         yield f"goes on past max_tokens: {len(ids)} tokens, at most {request.max_tokens}"
-    if ids:
+    yield from _problems_of_logprobs(request, row)
+    if request.given is not None:
+        yield from _problems_of_given(request.given, row)
+    elif ids:
         yield from _problems_of_text(request, row, reading)
-        yield from _problems_of_logprobs(request, row)
         yield from _problems_of_statistics(len(ids), row["metrics"], usage["prompt_tokens"])
     else:
         yield "is an answer without a token"
@@ -182,23 +186,48 @@ def _problems_of_text(request: Request, row: AnswerRow, reading: Reading) -> Ite
     yield from _problems_of_end(request, row, has_stopped)
 
 
+def _problems_of_given(given: Given, row: AnswerRow) -> Iterator[str]:
+    """Compare the answer of a row that was scored with its record's."""
+    expected = {"completion": given.text, "token_ids": list(given.token_ids)}
+    for name, value in (expected | {"finish_reason": "scored", "reasoning": None}).items():
+        if columns_of(row)[name] != value:
+            yield f"{name} is not that of the record, whose answer was given"
+    if row["metrics"]["speculative_decoding"]["num_spec_steps"]:
+        yield "has rounds, but its answer was given"
+
+
 def _problems_of_logprobs(request: Request, row: AnswerRow) -> Iterator[str]:
-    """Count the log-probabilities; the replay does not compute them again."""
-    num_top, told = request.sampling.logprobs, row["logprobs"]
+    """Count the log-probabilities and add them up; the replay computes them again."""
+    sampling, ids = request.sampling, row["token_ids"]
+    yield from _problems_of_counts("logprobs", sampling.logprobs, row["logprobs"], len(ids), 0)
+    told, num_tokens = row["prompt_logprobs"], len(request.prompt_ids)
+    yield from _problems_of_counts("prompt_logprobs", sampling.prompt_logprobs, told, num_tokens, 1)
+    if told is not None and list(told.get("token_ids") or ()) != list(request.prompt_ids):
+        yield "prompt_logprobs.token_ids are not those of the prompt"
+
+
+def _problems_of_counts(
+    column: str, num_top: int | None, told: LogprobsJson | None, tokens: int, without: int
+) -> Iterator[str]:
+    """Check one column of log-probabilities; the first `without` tokens have none."""
     if (num_top is None) != (told is None):
-        wanted = "none" if num_top is None else "some"
-        yield f"has log-probabilities or lacks them, expected {wanted}"
+        yield f"{column} is {'null' if told is None else 'not null'}, expected the other"
     if num_top is None or told is None:
         return
-    tokens = len(row["token_ids"])
-    counts = {"token_logprobs": tokens, "tokens": tokens, "top_ids": tokens * num_top}
-    found = {"token_logprobs": len(told["token_logprobs"]), "tokens": len(told["tokens"])}
-    found["top_ids"] = len(told["top_ids"])
+    tops = (tokens - without) * num_top
+    counts = {"tokens": tokens, "token_logprobs": tokens}
+    counts |= {"top_ids": tops, "top_tokens": tops, "top_logprobs": tops}
+    found = {name: len(values) for name, values in told.items() if isinstance(values, list)}
     for name, expected in counts.items():
-        if found[name] != expected:
-            yield f"logprobs.{name} has {found[name]} entries, expected {expected}"
-    if any(logprob > 0 for logprob in told["token_logprobs"]):
-        yield "logprobs.token_logprobs has one above 0"
+        if found.get(name) != expected:
+            yield f"{column}.{name} has {found.get(name)} entries, expected {expected}"
+    logprobs = told["token_logprobs"]
+    if any((logprob is None) != (at < without) for at, logprob in enumerate(logprobs)):
+        yield f"{column}.token_logprobs is null elsewhere than for its first {without} tokens"
+    elif any(logprob is not None and logprob > 0 for logprob in logprobs):
+        yield f"{column}.token_logprobs has one above 0"
+    elif (told.get("sum"), told.get("mean")) != sum_and_mean(logprobs):
+        yield f"{column}.sum or mean is not that of its token_logprobs"
 
 
 def _problems_of_end(request: Request, row: AnswerRow, has_stopped: bool) -> Iterator[str]:

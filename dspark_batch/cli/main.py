@@ -20,6 +20,7 @@ from dspark_batch.cli.diff_command import diff_command
 from dspark_batch.cli.doctor_command import doctor_command
 from dspark_batch.cli.export_command import export_command
 from dspark_batch.cli.generate_command import generate_command
+from dspark_batch.cli.merge_command import merge_command
 from dspark_batch.cli.pairs_command import pairs_command
 from dspark_batch.cli.report_command import report_command
 from dspark_batch.cli.run_batch_command import run_batch_command
@@ -86,6 +87,7 @@ cli.add_command(bench_command)
 cli.add_command(status_command)
 cli.add_command(verify_command)
 cli.add_command(diff_command)
+cli.add_command(merge_command)
 cli.add_command(report_command)
 cli.add_command(export_command)
 cli.add_command(calibrate_command)

@@ -32,7 +32,7 @@ from dspark_batch.spec.spec import (
 from dspark_batch.types import MOST_LOGPROBS, SamplingRule
 
 if TYPE_CHECKING:
-    from dspark_batch.output.report import Tick
+    from dspark_batch.output.report import Report, Tick
 
 _YAML = (".yaml", ".yml")
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -87,6 +87,17 @@ class _Share(click.ParamType[object]):
             share_of(value)
         except ValueError:
             self.fail(f"{value!r} is no share; write =1%, or put this behind INPUT.", param, ctx)
+        return value
+
+
+class _Column(click.ParamType[str]):
+    """The name of an input column, behind an option that stands without one, too."""
+
+    name = "column"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if Path(value).exists():
+            self.fail(f"{value!r} is a file; write =COLUMN, or put this behind INPUT.", param, ctx)
         return value
 
 
@@ -269,6 +280,21 @@ class _Share(click.ParamType[object]):
     help="Tell the log-probability of each token, and of the K likeliest tokens beside it.",
 )
 @_option(
+    "--prompt-logprobs",
+    metavar="K",
+    type=Whole(min=0, max=MOST_LOGPROBS),
+    help="Tell the same of each token of the prompt.",
+)
+@_option(
+    "--score",
+    metavar="COLUMN",
+    type=_Column(),
+    is_flag=False,
+    flag_value="completion",
+    help="Generate nothing: tell the log-probability of the answer in the column `completion`, or "
+    "in another, as =chosen.",
+)
+@_option(
     "--sampling",
     type=click.Choice(get_args(SamplingRule)),
     help="coupled: no setting of speed changes an answer; rejection: the paper's rule, a little "
@@ -324,6 +350,11 @@ class _Share(click.ParamType[object]):
     "repeatable: one of them is enough.",
 )
 @_option("--limit", metavar="N", type=Whole(min=1), help="Only the first N records.")
+@_option(
+    "--shard",
+    metavar="I/N",
+    help="Only the I-th of N equal parts of the records; `merge` joins the outputs of all.",
+)
 @_option("--fsync-every", metavar="N", type=Whole(min=1), help="Rows per fsync of the journal.")
 @_option(
     "--grace",
@@ -398,7 +429,6 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False, num_shown:
     from dspark_batch.cli.draining import Draining
     from dspark_batch.cli.first_rows import FirstRows
     from dspark_batch.cli.progress import is_live, watch
-    from dspark_batch.cli.summary import fact, summary
     from dspark_batch.run import run
 
     shown = {"quiet": quiet, "as_json": json_progress}
@@ -411,15 +441,22 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False, num_shown:
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)
-    to_stdout = spec.out == STDOUT  # then rows go there, and words elsewhere
+    tell_end(report, spec.out, quiet=quiet)
+    return report.exit_code
+
+
+def tell_end(report: "Report", out: str, *, quiet: bool) -> None:
+    """Say what came out of a finished job, and write its page."""
+    from dspark_batch.cli.summary import fact, summary
+
+    to_stdout = out == STDOUT  # then rows go there, and words elsewhere
     if not quiet:
-        with suppress(OSError):  # stdout may be gone or full; the run is over all the same
+        with suppress(OSError):  # stdout may be gone or full; the job is over all the same
             click.echo(summary(report), err=to_stdout)
-    page = None if to_stdout else _page(spec.out)  # takes a second, behind all that is waited for
+    page = None if to_stdout else _page(out)  # takes a second, behind all that is waited for
     if page and not quiet:
         with suppress(OSError):
             click.echo(fact("report", page))
-    return report.exit_code
 
 
 def _page(out: str) -> str | None:

@@ -48,6 +48,8 @@ def _headline(found: "Status") -> str:
 def _facts(found: "Status") -> Iterator[tuple[str, str]]:
     of = "" if found.total is None else f" of {count(found.total)}"
     failed = f", {count(found.failed)} of them failed" if found.failed else ""
+    if found.shard is not None:
+        yield "shard", found.shard
     yield "rows", f"{count(found.done)}{of}{failed}"
     if found.remaining_s is not None:
         yield "left", duration(found.remaining_s)

@@ -12,7 +12,7 @@ from dspark_batch.caches.slot_cache import Part, SlotCache
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.fallback import FAULTS
 from dspark_batch.engine.passes import Passes
-from dspark_batch.engine.prefill import Prefilled, prefill
+from dspark_batch.engine.prefill import Prefilled, prefill, whole
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import ModelError, is_out_of_memory
@@ -161,7 +161,8 @@ class _Bench:
         return most, worst
 
     def _filled(self, prompts: Sequence[Sequence[int]]) -> Prefilled:
-        filling = prefill(self._passes, self._shapes, prompts, PrefixCache(0))
+        asked = [*map(whole, prompts)]
+        filling = prefill(self._passes, self._shapes, asked, PrefixCache(0))
         while True:
             try:
                 next(filling)

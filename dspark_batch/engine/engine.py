@@ -276,7 +276,10 @@ class Engine:
         """Tell what is committed of an answer that decodes; None: nothing, or it has ended."""
         there = [s for s in self._slots.active if s.request.item.is_same(item)]
         begun = [s for s in there + self._scheduler.find(item) if s.token_ids]
-        return begun[0].partial() if begun else None
+        try:
+            return begun[0].partial(self._text_of) if begun else None
+        except _Undecodable:  # its end will say so
+            return None
 
     @property
     def is_idle(self) -> bool:
@@ -327,7 +330,8 @@ class Engine:
         """Commit a first token; return whether more are to come."""
         try:
             sequence.begin(token, scores)
-            failure = None if is_finite else _not_finite(sequence)
+            is_sound = is_finite and sequence.is_told_numbers
+            failure = None if is_sound else _not_finite(sequence)
         except _Undecodable as error:
             failure = _undecodable(sequence, error)
         return self._goes_on(sequence, failure)
@@ -508,12 +512,17 @@ class Engine:
         return drafts[:, : verify_len.max().item()], verify_len
 
     def _finished(self, sequence: Sequence) -> Outcome:
+        given = sequence.request.given
         try:
-            spoken = self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
+            text = self._spoken(sequence) if given is None else given.text
             logprobs = sequence.logprobs(self._text_of)
+            prompt_logprobs = sequence.prompt_logprobs(self._text_of)
         except _Undecodable as error:
             return _undecodable(sequence, error)
-        return sequence.completion(spoken, logprobs)
+        return sequence.completion(text, logprobs, prompt_logprobs)
+
+    def _spoken(self, sequence: Sequence) -> str:
+        return self._decode(sequence.spoken_ids()) if self._pair.tokenizer else ""
 
     def _text_of(self, token: int) -> str:
         """Decode one token; "" without a tokenizer."""

@@ -61,10 +61,12 @@ class Passes:
     Attributes:
         make_cache: makes what the target remembers, for slots and positions.
         make_context: makes what the drafter remembers.
+        vocab_size: of the target.
     """
 
     def __init__(self, target: Target, drafter: Drafter, *, drafts_decide: bool = False) -> None:
         self._drafter = drafter
+        self.vocab_size = target.facts.vocab_size
         self._for_drafter = nullcontext if drafts_decide else as_they_come
         self.make_cache, self.make_context = target.make_cache, drafter.make_cache
         self._made = made = _compiled if not device.is_cpu() else _as_it_is
@@ -114,9 +116,9 @@ class Passes:
     def run_to(
         self, cache: SlotCache, tokens: mx.array, at: mx.array
     ) -> tuple[mx.array, mx.array | None]:
-        """Run tokens as `run` does, but for logits [S, V] at one token of each slot, at [S]."""
+        """Run tokens as `run` does, but for logits [S, P, V] at some tokens, at [S, P]."""
         logits, features = self._logits_at(cache, tokens, at)
-        return logits[:, 0], features
+        return logits, features
 
     def keep(self, cache: SlotCache, counts: mx.array) -> None:
         """Let the first counts[s] tokens of the target's last pass have happened in slot s."""

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.passes import Passes
-from dspark_batch.engine.prefill import Prefilled, prefill
+from dspark_batch.engine.prefill import Prefilled, Prompt, prefill
 from dspark_batch.engine.prefix_cache import Chunks, PrefixCache, chunks_of
 from dspark_batch.engine.sampling import rule_of, scores_of
 from dspark_batch.engine.sequence import Score, Sequence
@@ -147,6 +147,11 @@ class _Wave(NamedTuple):
         """Whether it goes before others; those who wait for slots are parted by it."""
         return any(sequence.is_urgent for _, sequence in self.sequences)
 
+    def told(self) -> list[list[Score]]:
+        """Bring what prefill scored to the host, by sequence."""
+        by_prompt = self.filled.scores()
+        return [by_prompt[n] for n, _ in self.sequences]
+
     def without(self, item: Item) -> "_Wave":
         """Leave an item out."""
         kept = [(n, s) for n, s in self.sequences if not s.request.item.is_same(item)]
@@ -229,7 +234,7 @@ class Scheduler:
                 goes_on = self._begin_wave(may_begin)
             if self._filling is None:
                 break
-            num_tokens += sum(len(sequence.request.prompt_ids) for sequence in self._begun)
+            num_tokens += sum(len(Prompt.of(sequence.request).ids) for sequence in self._begun)
             self._clock.add_prompts()
             try:
                 next(self._filling)  # one pass; if there are more, rounds go on behind it
@@ -262,6 +267,8 @@ class Scheduler:
             self._clock.prompt_tokens += wave.filled.num_computed
             read: list[Any] = [wave.first.tolist(), wave.finite.tolist()]
             (first, finite), scores = read, scores_of(wave.scores)
+            for (_, sequence), told in zip(wave.sequences, wave.told(), strict=True):
+                sequence.told = told
             stay = [
                 (n, s)
                 for n, s in wave.sequences
@@ -304,7 +311,7 @@ class Scheduler:
         begun = list(takewhile(lambda waiting: may_begin(waiting.request.item), taken))
         if begun:
             self._begun = [self._sequence(waiting) for waiting in begun]
-            prompts = [waiting.request.prompt_ids for waiting in begun]
+            prompts = [Prompt.of(waiting.request) for waiting in begun]
             self._filling = prefill(self._passes, self._shapes, prompts, self._prefixes)
         if len(begun) < len(taken):
             self.window.clear()

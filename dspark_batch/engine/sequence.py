@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from math import isfinite
 from typing import NamedTuple
 
 from dspark_batch.drafters.lookup import TextIndex
@@ -32,6 +33,7 @@ class Sequence:
         is_cancelled: whether nobody wants it any more; its prompt may still be on its way.
         wish: how the logits of its tokens are changed; None: they are not.
         text: of prompt and answer, in which drafts are looked up; None: nobody has yet.
+        told: scores that prefill gave, of the prompt's tokens and of an answer that was given.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sequence:
         self.is_urgent = is_urgent
         self.is_cancelled = False
         self.text: TextIndex | None = None
+        self.told: ListLike[Score] = ()
         self._stop_ids = request.sampling.endings(stop_ids)
         self._stop_strings = stop_strings
         # By round: accept length, drafts among it, drafts verified, and their confidence.
@@ -72,9 +75,21 @@ class Sequence:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
         return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
+    @property
+    def is_told_numbers(self) -> bool:
+        """Whether the scores of prefill are numbers, as far as there are any."""
+        return all(isfinite(score.chosen) for score in self.told)
+
     def begin(self, token: int, scores: ListLike[Score] = ()) -> None:
-        """Commit the first token, which prefill gives, and its score, if it was asked for."""
+        """Commit the first token, which prefill gives, and its score, if it was asked for.
+
+        An answer that was given is committed whole, and is at its end.
+        """
         self._seated_s = self._last_token_s = time.perf_counter()
+        if self.request.given is not None:
+            self.token_ids = list(self.request.given.token_ids)
+            self.finish_reason = "scored"
+            return
         self._commit([token])
         self._scores += scores
 
@@ -110,20 +125,20 @@ class Sequence:
 
     def logprobs(self, text_of: Callable[[int], str]) -> Logprobs | None:
         """Tell the log-probabilities, if they were asked for; `text_of` decodes one token."""
-        num_top = self.request.sampling.logprobs
-        if num_top is None:
-            return None
-        top_ids = [token for score in self._scores for token in score.top_ids[:num_top]]
-        top = [logprob for score in self._scores for logprob in score.top[:num_top]]
-        return Logprobs(
-            tuple(map(text_of, self.token_ids)),
-            tuple(score.chosen for score in self._scores),
-            tuple(top_ids),
-            tuple(map(text_of, top_ids)),
-            tuple(top),
-        )
+        scores: ListLike[Score] = self._scores
+        if self.request.given is not None:
+            scores = self.told[len(self.told) - len(self.token_ids) :]
+        return _logprobs(self.token_ids, scores, self.request.sampling.logprobs, text_of)
 
-    def completion(self, text: str, logprobs: Logprobs | None = None) -> Completion:
+    def prompt_logprobs(self, text_of: Callable[[int], str]) -> Logprobs | None:
+        """Tell those of the prompt, if they were asked for."""
+        ids = self.request.prompt_ids
+        scores = self.told[: len(ids) - 1]
+        return _logprobs(ids, scores, self.request.sampling.prompt_logprobs, text_of)
+
+    def completion(
+        self, text: str, logprobs: Logprobs | None = None, prompt_logprobs: Logprobs | None = None
+    ) -> Completion:
         """Describe the finished answer, whose spoken tokens decode to `text`."""
         if self.finish_reason is None:
             raise ValueError(f"{self.request.item.where}: the answer is not finished")
@@ -145,13 +160,15 @@ class Sequence:
             prefill_s=self._seated_s - self._admitted_s,
             decode_s=self._last_token_s - self._seated_s,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
-    def partial(self) -> Partial:
-        """Tell what is committed so far."""
+    def partial(self, text_of: Callable[[int], str]) -> Partial:
+        """Tell what is committed so far; `text_of` decodes one token."""
         lengths = [length for length, *_ in self._rounds]
         accepted = [num_accepted for _, num_accepted, *_ in self._rounds]
-        return Partial(tuple(self.token_ids), drafted_flags(lengths, accepted))
+        flags = drafted_flags(lengths, accepted)
+        return Partial(tuple(self.token_ids), flags, self.logprobs(text_of))
 
     def spoken_ids(self) -> list[int]:
         """List the committed tokens without the stop token that ended the answer."""
@@ -170,3 +187,25 @@ class Sequence:
         if stayed == room:
             self.finish_reason = "length"
         return stayed
+
+
+def _logprobs(
+    ids: ListLike[int],
+    scores: ListLike[Score],
+    num_top: int | None,
+    text_of: Callable[[int], str],
+) -> Logprobs | None:
+    """Write the scores of the last of some tokens; those before them have none."""
+    if num_top is None:
+        return None
+    top_ids = [token for score in scores for token in score.top_ids[:num_top]]
+    top = [logprob for score in scores for logprob in score.top[:num_top]]
+    without: list[float | None] = [None] * (len(ids) - len(scores))
+    return Logprobs(
+        tuple(ids),
+        tuple(map(text_of, ids)),
+        (*without, *(score.chosen for score in scores)),
+        tuple(top_ids),
+        tuple(map(text_of, top_ids)),
+        tuple(top),
+    )

@@ -42,9 +42,17 @@ class Shapes:
         """How many prompts one prefill pass can take."""
         return _PROMPTS if self.fixed is None else self.fixed[0]
 
-    def prefill_pass(self, prompts: int, length: int) -> Shape:
-        """Choose the pass for prompts of which the longest has `length` tokens left."""
+    def num_scored(self, positions: int) -> int:
+        """Say at how many positions of a slot a pass scores that needs so many."""
+        return -(-positions // _STEP) * _STEP
+
+    def prefill_pass(self, prompts: int, length: int, most_tokens: int = _TOKENS) -> Shape:
+        """Choose the pass for prompts of which the longest has `length` tokens left.
+
+        It has at most `most_tokens`, if they are enough for the narrowest pass.
+        """
         if self.fixed is not None:
             return self.fixed
         slots, width = self.slots_for(prompts), -(-length // _STEP) * _STEP
-        return slots, min(width, _WIDTH, max(_STEP, _TOKENS // slots))
+        most = min(_TOKENS, most_tokens) // slots // _STEP * _STEP
+        return slots, min(width, _WIDTH, max(_STEP, most))

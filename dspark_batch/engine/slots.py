@@ -137,8 +137,11 @@ class Slots:
         return max(sequence.cached_len for sequence in self.active)
 
     def _room(self, cached_len: int) -> int:
-        """Say how many positions a slot needs for a round: the pass, or the drafter's block."""
-        return cached_len + max(self._shapes.width(self._widest), self._block_size)
+        """Say how many positions a slot needs for a round: the pass, or the drafter's block.
+
+        The block always runs whole, and in some drafters the anchor stands in front of it.
+        """
+        return cached_len + max(self._shapes.width(self._widest), 1 + self._block_size)
 
     def _make_room_for(self, needed: int) -> None:
         slots = self._shapes.slots_for(needed)

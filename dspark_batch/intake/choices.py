@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 from dspark_batch.intake.messages import Fields, Unusable, from_text
 from dspark_batch.spec.nearest import nearest
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Json, Sampling
+from dspark_batch.types import MOST_LOGPROBS, Json, Sampling
 
 COLUMN = "sampling_params"
 
 CHOICES = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "max_tokens"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "bad_words"),
-    *("min_tokens", "ignore_eos", "logprobs", "top_logprobs"),
+    *("min_tokens", "ignore_eos", "logprobs", "top_logprobs", "prompt_logprobs"),
 )
 OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
     "max_completion_tokens": "max_tokens",
@@ -86,7 +86,9 @@ def choices_of(
 
 def _join_logprobs(chosen: dict[str, Chosen], spec: Spec, column: str) -> None:
     """Make one number of OpenAI's two words for log-probabilities."""
-    num_top = chosen.pop("top_logprobs", 0)
+    num_top: Any = chosen.pop("top_logprobs", 0)
+    if not 0 <= num_top <= MOST_LOGPROBS:
+        raise Unusable(f"`{column}.top_logprobs` is {num_top}, expected 0 to {MOST_LOGPROBS}.")
     if not num_top:
         return
     if chosen.get("logprobs", spec.logprobs) is None:
@@ -212,4 +214,5 @@ _READERS: dict[str, Callable[[str, Json], Chosen]] = {
     "logit_bias": _biases,
     "ignore_eos": _flag,
     "logprobs": _num_top,
+    "prompt_logprobs": _num_top,
 }

@@ -9,12 +9,12 @@ from typing import NamedTuple, TypeAlias
 from jinja2 import TemplateError
 
 from dspark_batch.intake.choices import choices_of
-from dspark_batch.intake.json_text import is_text, sayable
+from dspark_batch.intake.json_text import is_text, kind_of, sayable
 from dspark_batch.intake.messages import Conversation, Fields, Unusable
 from dspark_batch.intake.overflow import cut
 from dspark_batch.intake.question import Question, num_turns, question_of
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Item, Json, Request, Said, Sampling
+from dspark_batch.types import Failure, Given, Item, Json, Request, Said, Sampling
 
 # Conversation -> prompt token ids. Keywords: `thinking` where a record chooses it, and `as_tokens`
 # where data may hold control tokens.
@@ -36,6 +36,7 @@ def to_request(
             sampling = replace(sampling, seed=_seed_of_turn(sampling.seed, len(earlier)))
         ask = partial(_rendered, render=_told(render, question, spec))
         prompt_ids = ask(question.conversation)
+        given = _given(item.record, spec, render)
         if len(prompt_ids) >= context_length and spec.on_overflow.startswith("truncate"):
             shorter = cut(
                 question.conversation,
@@ -49,9 +50,54 @@ def to_request(
     ignored = (f"ignored `{name}`" for name in question.ignored)
     item = item._replace(notes=(*item.notes, *ignored))
     room = context_length - len(prompt_ids)
+    if given is not None:
+        return _scored(Request(item, tuple(prompt_ids), 1, sampling), given, room, spec)
     if room < 1:
         return _overflow(item, len(prompt_ids), context_length, spec)
     return Request(item, tuple(prompt_ids), min(max_tokens, room), sampling)
+
+
+def _given(record: Mapping[str, Json], spec: Spec, render: Render) -> Given | None:
+    """Read the answer that is to be scored; None: one is to be generated."""
+    if spec.score is None:
+        return None
+    text = record.get(spec.score)
+    if not isinstance(text, str):
+        raise Unusable(f"`{spec.score}` is {kind_of(text)}, expected the text to score.")
+    if num_turns(record, spec) > 1:
+        raise Unusable(f"it asks several questions, and `{spec.score}` answers one.")
+    if not is_text(text):
+        raise Unusable(f"`{spec.score}` has half of a surrogate pair, which is no text; repair it.")
+    how = {"as_tokens": True} if spec.special_tokens == "as-tokens" else {}
+    try:
+        return Given(text, tuple(render(text, is_answer=True, **how)))
+    except (ValueError, TypeError, LookupError) as error:
+        raise Unusable(f"`{spec.score}` has no tokens here ({error}).") from error
+
+
+def _scored(asked: Request, given: Given, room: int, spec: Spec) -> Request | Failure:
+    """Ask for the scores of an answer, which nothing but the target's logits decides.
+
+    Args:
+        asked: the prompt.
+        given: the answer.
+        room: positions that the prompt leaves in the context.
+        spec: the job.
+    """
+    num_tokens, item = len(given.token_ids), asked.item
+    if room < max(1, num_tokens):
+        prompt_tokens = len(asked.prompt_ids)
+        return Failure(
+            item,
+            "prompt_too_long",
+            f"{item.where}: {prompt_tokens} prompt tokens and {num_tokens} of `{spec.score}` do "
+            f"not fit into a context of {prompt_tokens + room}; shorten them by "
+            f"{max(1, num_tokens) - room} tokens or more.",
+            is_skipped=spec.on_overflow == "skip",
+        )
+    told = asked.sampling
+    sampling = Sampling(logprobs=told.logprobs or 0, prompt_logprobs=told.prompt_logprobs)
+    return replace(asked, max_tokens=max(1, num_tokens), sampling=sampling, given=given)
 
 
 def ignored_in(record: Mapping[str, Json], spec: Spec) -> tuple[str, ...]:
@@ -86,7 +132,10 @@ def last_question(record: Mapping[str, Json], spec: Spec) -> str:
 
 
 def said_in(text: str, record: Mapping[str, Json], spec: Spec, split: Split) -> Said:
-    """Tell the reasoning of an answer from the answer; a text that is continued has none."""
+    """Tell the reasoning of an answer from the answer.
+
+    A text that is continued has none, and neither has an answer that was given.
+    """
     return splitter(record, spec, split)(text)
 
 
@@ -96,7 +145,7 @@ def splitter(record: Mapping[str, Json], spec: Spec, split: Split) -> Callable[[
         question = question_of(record, spec)
     except Unusable:
         return split
-    if question.goes_on:
+    if question.goes_on or spec.score is not None:
         return partial(Said, None)
     return split if question.thinking is None else partial(split, thinking=question.thinking)
 

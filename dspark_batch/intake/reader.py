@@ -7,6 +7,7 @@ columns of a table from its Arrow data, so only `Item.record` says a value as JS
 import hashlib
 import math
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -28,6 +29,7 @@ __all__ = ["Source", "count_records", "printable"]
 
 STDIN = "-"
 STDIN_NAME = "<stdin>"
+ALL = range(sys.maxsize)  # records
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +104,30 @@ def fetch(sources: Iterable[Source]) -> None:
 
 
 def read(
-    sources: Iterable[Source], limit: int | None = None, samples: int = 1
+    sources: Iterable[Source], part: range = ALL, samples: int = 1
 ) -> Iterator[Item | Failure]:
-    """Yield the first `limit` records of all sources, in order; None: all of them.
+    """Yield a part of the records of all sources, in order.
 
     Each comes `samples` times, one after the other.
     """
-    for chunk in read_chunks(sources, limit, samples):
+    for chunk in read_chunks(sources, part, samples):
         yield from chunk.records
 
 
-def read_chunks(
-    sources: Iterable[Source], limit: int | None = None, samples: int = 1
-) -> Iterator[Chunk]:
+def read_chunks(sources: Iterable[Source], part: range = ALL, samples: int = 1) -> Iterator[Chunk]:
     """Yield what `read` yields, chunk by chunk, with the Arrow data of tables."""
-    index = 0
+    end = 0
     for source in sources:
         for raws, batch in files.raw_chunks(source):
-            room = len(raws) if limit is None else limit - index
-            if room <= 0:
+            begin, end = end, end + len(raws)
+            if begin >= part.stop:
                 return
-            records = tuple(_record_of(index + i, source, raw) for i, raw in enumerate(raws[:room]))
-            yield _repeated(Chunk(records, batch and batch.slice(0, room)), samples)
-            index += len(records)
+            own = range(max(begin, part.start), min(end, part.stop))
+            if not own:
+                continue
+            records = tuple(_record_of(i, source, raws[i - begin]) for i in own)
+            slice_ = batch and batch.slice(own.start - begin, len(own))
+            yield _repeated(Chunk(records, slice_), samples)
 
 
 def item_of(record: Item | Failure) -> Item:

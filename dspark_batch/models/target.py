@@ -287,20 +287,20 @@ class Target:
         Args:
             tokens: [B, T].
             cache: of the B slots.
-            at: [B], the only token of each slot whose logits are wanted; None: all of them.
+            at: [B, P], the only tokens of each slot whose logits are wanted; None: all of them.
 
         Returns:
-            Logits [B, T, V], or [B, 1, V], and the tapped features [B, T, m*E]; None without taps.
+            Logits [B, T, V], or [B, P, V], and the tapped features [B, T, m*E]; None without taps.
         """
         layers = iter(cache.layers)
         groups = [tuple(islice(layers, len(group))) for group in self._layers]
         caches = [group if len(group) > 1 else group[0] for group in groups]
         if at is None:
             return self._run(tokens, caches)
-        with self._head.at(at[:, None], tokens.shape):
+        with self._head.at(at, tokens.shape):
             logits, features = self._run(tokens, caches)
         if not self._head.has_narrowed:  # not by the head that we know
-            logits = mx.take_along_axis(logits, at[:, None, None], axis=1)
+            logits = mx.take_along_axis(logits, at[..., None], axis=1)
         return logits, features
 
     def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:

@@ -45,6 +45,7 @@ class Thinking:
         *,
         thinking: bool | None = None,
         as_tokens: bool = False,
+        is_answer: bool = False,
     ) -> list[int]:
         """Turn a conversation into prompt ids, as `Tokenizer.render` does.
 
@@ -52,10 +53,13 @@ class Thinking:
             conversation: or a text.
             thinking: what its record says; None: nothing, so that the switch stays as it is.
             as_tokens: as `Tokenizer.render` has it.
+            is_answer: whether the text is an answer, and no prompt; see `Tokenizer.read_answer`.
 
         Raises:
             ValueError: the template cannot do what the record says.
         """
+        if is_answer and isinstance(conversation, str):
+            return self._tokenizer.read_answer(conversation, as_tokens=as_tokens)
         if thinking is None:
             thinking = _switch(self.choice)
         else:

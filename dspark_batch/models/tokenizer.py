@@ -78,6 +78,20 @@ class Tokenizer:
         content = messages[0]["content"]
         return self._wrapped.encode(content) if is_plain else self._encoded(content, cut)
 
+    def read_answer(self, text: str, *, as_tokens: bool = False) -> list[int]:
+        """Turn the text of an answer into the ids that it has behind a prompt.
+
+        Args:
+            text: without the token that ends an answer.
+            as_tokens: as `render` has it.
+
+        Raises:
+            ValueError: the tokenizer cannot read it as text.
+        """
+        said = {"role": "assistant", "content": text}
+        cut, _ = _unused_characters([said])
+        return self._encoded(text if as_tokens else self._as_text(said, cut)["content"], cut)
+
     def _templated(
         self,
         messages: Messages,

@@ -145,6 +145,11 @@ __device__ void ragged_attention(
     }
   };
 
+  // What is joined of the pieces before; of a large head it does not fit beside the rest.
+  constexpr bool IN_REGISTERS = D <= 128;
+  constexpr int KEPT = IN_REGISTERS ? D / 8 : 1;
+  float2 earlier_sums[2][KEPT], earlier_bounds[2];
+
   Sums out[D / 8] = {};
   float highest[2] = {LOWEST, LOWEST}, total[2] = {0, 0};
   for (int tile = first_tile; tile < first_tile + STAGES - 1; tile++) {
@@ -221,33 +226,39 @@ __device__ void ragged_attention(
       const size_t place = splits == 1 ? group : group * most_pieces + piece;
       float* part = parts + (place * rows + at) * PART<D>;
       float2* bounds = reinterpret_cast<float2*>(part + D + lane % 4 * 2);
-      const bool is_joined = splits == 1 && piece > 0;
+      const bool is_joined = splits == 1 && piece > 0, is_done = splits == 1 && is_last;
       Shares shares = {};
       if (is_joined) {
-        const float2 earlier = *bounds;
-        float before_and_own = earlier.x;
-        shares = shares_of(before_and_own, highest[i]);
-        highest[i] = before_and_own;
+        float2 earlier = IN_REGISTERS ? earlier_bounds[i] : *bounds;
+        shares = shares_of(earlier.x, highest[i]);
+        highest[i] = earlier.x;
         total[i] = joined(earlier.y, total[i], shares);
       }
       const size_t to = ((static_cast<size_t>(slot) * width + at % width) * heads + head) * D;
 #pragma unroll
       for (int n = 0; n < D / 8; n++) {
         const int column = n * 8 + lane % 4 * 2;
+        float2* stored = reinterpret_cast<float2*>(part + column);
         float2 sums = {out[n][2 * i], out[n][2 * i + 1]};
         if (is_joined) {
-          const float2 earlier = *reinterpret_cast<const float2*>(part + column);
+          const float2 earlier = IN_REGISTERS ? earlier_sums[i][n % KEPT] : *stored;
           sums = {joined(earlier.x, sums.x, shares), joined(earlier.y, sums.y, shares)};
         }
-        if (splits == 1 && is_last) {
+        if (is_done) {
           *reinterpret_cast<unsigned*>(attended + to + column) =
               pair_of(sums.x / total[i], sums.y / total[i]);
+        } else if (IN_REGISTERS && splits == 1) {
+          earlier_sums[i][n % KEPT] = sums;
         } else {
-          *reinterpret_cast<float2*>(part + column) = sums;
+          *stored = sums;
         }
         out[n][2 * i] = out[n][2 * i + 1] = 0;
       }
-      *bounds = {highest[i], total[i]};
+      if (IN_REGISTERS && splits == 1) {
+        earlier_bounds[i] = {highest[i], total[i]};
+      } else if (!is_done) {
+        *bounds = {highest[i], total[i]};
+      }
       highest[i] = LOWEST;
       total[i] = 0;
     }

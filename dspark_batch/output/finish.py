@@ -1,16 +1,17 @@
 """Write the output: every row, in input order, or no file at all."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspark_batch.errors import Resumable
 from dspark_batch.intake.json_text import dump
-from dspark_batch.intake.reader import Chunk, Source, item_of, read, read_chunks
+from dspark_batch.intake.reader import Chunk, Source, item_of, printable, read, read_chunks
 from dspark_batch.output.columns import (
     ColumnTypes,
     Misfit,
@@ -18,14 +19,18 @@ from dspark_batch.output.columns import (
     input_columns,
     write_batch,
 )
+from dspark_batch.output.plan import plan_of
 from dspark_batch.output.regenerate import written_back
+from dspark_batch.output.report import Report
 from dspark_batch.output.responses import response_line
 from dspark_batch.record.disk import full_disk_is_resumable, sync_file
+from dspark_batch.record.formats import InputJson, Manifest
 from dspark_batch.record.journal import Entry, Journal
 from dspark_batch.record.rows import ROW_SCHEMA, Row, columns_of, layout_of
-from dspark_batch.record.survey import TO_DO
+from dspark_batch.record.run_dir import RunDir
+from dspark_batch.record.survey import TO_DO, Survey
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Item, Json
+from dspark_batch.types import Failure, Item, Json, SetupJson
 
 Line: TypeAlias = Mapping[str, Json]
 Joined: TypeAlias = Iterator[tuple[Chunk, list[Row]]]
@@ -37,32 +42,34 @@ class Rows:
     A record that has no row yet is left out; a complete job has none.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], journal: Journal, offsets: Sequence[int], samples: int = 1
-    ) -> None:
-        """Join by position what `offsets` (of the journal, by item) already matched."""
-        self._sources, self._journal, self._offsets = sources, journal, offsets
-        self._samples = samples
+    def __init__(self, sources: Sequence[Source], journal: Journal, found: Survey) -> None:
+        """Join by position what was found to match."""
+        self._sources, self._journal, self._found = sources, journal, found
+
+    @property
+    def inputs(self) -> Sequence[InputJson]:
+        """The files that the records came from."""
+        return self._found.inputs
 
     def __len__(self) -> int:
-        return len(self._offsets) - self._offsets.count(TO_DO)
+        return self._found.total - self._found.num_to_do
 
     def __iter__(self) -> Iterator[Row]:
         return (entry.row for entry in self.entries())
 
     def entries(self) -> Iterator[Entry]:
         """Yield the lines of the journal, without reading a record again."""
-        return (self._journal.read(offset) for offset in self._offsets if offset != TO_DO)
+        return (self._journal.read(offset) for offset in self._found.offsets if offset != TO_DO)
 
     def records(self) -> Iterator[Item | Failure]:
         """Read all records again, also those without a row."""
-        return read(self._sources, len(self._offsets) // self._samples, self._samples)
+        return read(self._sources, self._found.part, self._found.samples)
 
     def chunks(self) -> Iterator[Chunk]:
         """Read the records again."""
-        limit = len(self._offsets) // self._samples
-        for chunk in read_chunks(self._sources, limit, self._samples):
-            yield chunk.only([self._offsets[item_of(r).index] != TO_DO for r in chunk.records])
+        found = self._found
+        for chunk in read_chunks(self._sources, found.part, found.samples):
+            yield chunk.only([not found.is_to_do(item_of(r).index) for r in chunk.records])
 
     def answered(self) -> Iterator[tuple[Item, Entry]]:
         """Yield each item that has a row with its line of the journal."""
@@ -76,7 +83,7 @@ class Rows:
 
     def at(self, index: int) -> Entry:
         """Read the row of the item with an index that `answered` gave."""
-        return self._journal.read(self._offsets[index])
+        return self._journal.read(self._found.offset_of(index))
 
     def joined(self) -> Joined:
         """Yield each chunk of records with its rows."""
@@ -87,7 +94,7 @@ class Rows:
         return self._entry(item_of(record)).row
 
     def _entry(self, item: Item) -> Entry:
-        entry = self._journal.read(self._offsets[item.index])
+        entry = self.at(item.index)
         if entry.digest != item.digest:
             raise changed_input(item.where)
         return entry
@@ -99,6 +106,42 @@ def changed_input(where: str) -> Resumable:
         f"{where}: the input changed while the job ran. The finished rows are safe; run the same "
         "command again."
     )
+
+
+def finish(
+    run_dir: RunDir,
+    manifest: Manifest,
+    rows: Rows,
+    spec: Spec,
+    *,
+    setup: SetupJson | None,
+    **known: Any,
+) -> Report:
+    """Write the output and the report of a job, and make both appear.
+
+    Args:
+        run_dir: of the job.
+        manifest: of the job.
+        rows: all of them.
+        spec: says what the output looks like.
+        setup: with which the last start decoded; None: none did.
+        known: what no row can tell, as `Report.of_rows` has it, but for `finish_s`.
+
+    Raises:
+        Resumable: the disk is full, or the input changed.
+    """
+    began = time.monotonic()
+    draft = write_output(run_dir.out, rows, spec, datetime.fromisoformat(manifest["created"]))
+    report = Report.of_rows(
+        rows,
+        out=printable(spec.out),
+        samples=spec.samples,
+        plan=plan_of(setup) if setup else None,
+        finish_s=time.monotonic() - began,
+        **known,
+    )
+    run_dir.publish(draft, report.to_json(), rows.inputs)
+    return report
 
 
 def write_output(out: Path, rows: Rows, spec: Spec, begun: datetime) -> Path:

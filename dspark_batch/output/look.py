@@ -54,7 +54,7 @@ class Look(NamedTuple):
             # A failure that waits to run again is a row all the same.
             spec = replace(self.spec, retry_failed=False, retry_where=())
             found = survey(sources, spec, journal)
-            yield found, Rows(sources, journal, found.offsets, self.spec.samples)
+            yield found, Rows(sources, journal, found)
 
 
 def look(out: str, *, trust_remote_code: bool = False) -> Look:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from dspark_batch.intake.openai import is_text
 from dspark_batch.record.rows import AnswerRow, LogprobsJson, Row, columns_of
@@ -42,6 +42,7 @@ def _chat_completion(head: Mapping[str, Json], row: AnswerRow) -> dict[str, Json
         "object": "chat.completion",
         **head,
         "choices": [_choice(row, "message", message)],
+        **_prompt_logprobs(row),
         **_usage_and_metrics(row),
     }
 
@@ -51,30 +52,32 @@ def _completion(head: Mapping[str, Json], row: AnswerRow) -> dict[str, Json]:
         "id": head["id"],
         "object": "text_completion",
         **head,
-        "choices": [_choice(row, "text", row["completion"])],
+        "choices": [_choice(row, "text", row["completion"]) | _prompt_logprobs(row)],
         **_usage_and_metrics(row),
     }
 
 
-def _choice(row: AnswerRow, name: str, said: Json) -> Json:
+def _choice(row: AnswerRow, name: str, said: Json) -> dict[str, Json]:
     told = row["logprobs"]
-    shape = _chat_logprobs if name == "message" else _logprobs
-    logprobs = None if told is None else shape(told)
+    logprobs = None if told is None else logprobs_of(told, is_chat=name == "message")
     return {"index": 0, name: said, "logprobs": logprobs, "finish_reason": row["finish_reason"]}
 
 
-def _chat_logprobs(told: LogprobsJson) -> Json:
-    """Write log-probabilities as chats have them."""
-    content: list[Json] = [
-        {**_token(token, logprob), "top_logprobs": [_token(*each) for each in top]}
-        for token, logprob, top in _by_token(told)
-    ]
-    return {"content": content, "refusal": None}
+def logprobs_of(told: LogprobsJson, *, is_chat: bool, offset: int = 0) -> Json:
+    """Write log-probabilities as OpenAI's chats have them, or texts that are continued.
 
-
-def _logprobs(told: LogprobsJson) -> Json:
-    """Write log-probabilities as texts that are continued have them."""
-    ends = list(accumulate(map(len, told["tokens"]), initial=0))
+    Args:
+        told: of an answer, or of a part of it.
+        is_chat: which shape.
+        offset: characters of the answer before this part.
+    """
+    if is_chat:
+        content: list[Json] = [
+            {**_token(token, logprob), "top_logprobs": [_token(*each) for each in top]}
+            for token, logprob, top in _by_token(told)
+        ]
+        return {"content": content, "refusal": None}
+    ends = list(accumulate(map(len, told["tokens"]), initial=offset))
     return {
         "tokens": told["tokens"],
         "token_logprobs": told["token_logprobs"],
@@ -83,7 +86,31 @@ def _logprobs(told: LogprobsJson) -> Json:
     }
 
 
-def _by_token(told: LogprobsJson) -> Iterator[tuple[str, float, list[tuple[str, float]]]]:
+def _prompt_logprobs(row: AnswerRow) -> dict[str, Json]:
+    """Write those of the prompt in vLLM's shape; {}: nobody asked.
+
+    The rank of a token that is none of the likeliest is not known, and so null.
+    """
+    told = row["prompt_logprobs"]
+    if told is None:
+        return {}
+    ids = list(zip(told["top_ids"], told["top_tokens"], told["top_logprobs"], strict=True))
+    num_top = len(ids) // max(1, len(told["tokens"]) - 1)
+    pairs = zip(told["token_ids"], told["tokens"], told["token_logprobs"], strict=True)
+    entries: list[Json] = [None]  # nothing comes before the first token
+    for at, (token, text, logprob) in enumerate(islice(pairs, 1, None)):
+        top = ids[at * num_top : (at + 1) * num_top]
+        by_id: dict[str, Json] = {str(token): _ranked(text, logprob, None)}
+        by_id |= {str(i): _ranked(t, p, rank) for rank, (i, t, p) in enumerate(top, 1)}
+        entries.append(by_id)
+    return {"prompt_logprobs": entries}
+
+
+def _ranked(text: str, logprob: float | None, rank: int | None) -> Json:
+    return {"logprob": logprob, "rank": rank, "decoded_token": text}
+
+
+def _by_token(told: LogprobsJson) -> Iterator[tuple[str, float | None, list[tuple[str, float]]]]:
     """Give each token with its log-probability and the likeliest ones beside it."""
     beside = list(zip(told["top_tokens"], told["top_logprobs"], strict=True))
     num_top = len(beside) // max(1, len(told["tokens"]))
@@ -92,7 +119,7 @@ def _by_token(told: LogprobsJson) -> Iterator[tuple[str, float, list[tuple[str, 
         yield token, logprob, beside[at * num_top : (at + 1) * num_top]
 
 
-def _token(text: str, logprob: float) -> dict[str, Json]:
+def _token(text: str, logprob: float | None) -> dict[str, Json]:
     """Describe a token; a part of a character has no bytes that its text could tell."""
     told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
     return {"token": text, "logprob": logprob, "bytes": told}

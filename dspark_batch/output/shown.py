@@ -103,11 +103,13 @@ def _lines_in(path: Path, out: str) -> Iterator[Row]:
 
 def _items(run_dir: RunDir, spec: Spec) -> Iterator[Item]:
     """Read the records again; none, if the input is not here any more."""
-    if not run_dir.has_output() or any(is_url(name) and has_magic(name) for name in spec.inputs):
+    inputs = run_dir.inputs()
+    if inputs is None or any(is_url(name) and has_magic(name) for name in spec.inputs):
         return
     try:
         kept = (run_dir.stdin, run_dir.fetched, wanted_columns(spec))
-        yield from map(item_of, read(locate(spec.inputs, *kept), samples=spec.samples))
+        part = spec.part_of(sum(each["records"] for each in inputs))
+        yield from map(item_of, read(locate(spec.inputs, *kept), part, spec.samples))
     except (DsparkBatchError, OSError):  # the rows are worth showing without it
         return
 

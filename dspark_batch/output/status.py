@@ -23,6 +23,7 @@ class Status:
     out: str
     state: State
     holder: str | None  # the process that runs it; None: nobody does
+    shard: str | None  # which part of a job this one is, "3/16"; None: all of it
     total: int | None  # rows of the job; None: its models were never loaded
     done: int
     failed: int
@@ -95,6 +96,7 @@ class _Count:
             out=job.spec.out,
             state="running" if holder else _rest(job),
             holder=holder,
+            shard=job.spec.shard,
             total=total,
             done=done,
             failed=failed,

@@ -36,6 +36,7 @@ class Manifest(TypedDict):
     versions: Mapping[str, str]  # package -> version
     platform: Mapping[str, str]
     ignored: NotRequired[Mapping[str, int]]  # field that is left aside -> records that have it
+    shards: NotRequired[Sequence[str]]  # the run_id of each that was merged, in order
     sha256: NotRequired[str]  # of all else that is in it; it is there once it is written
 
 

@@ -108,7 +108,7 @@ class NamedColumns:
 def wanted_columns(spec: Spec) -> Wanted:
     """Say what a job wants of the columns of its inputs."""
     names = {*_KNOWN, spec.report_by} | columns_in(spec.template or "")
-    names |= {spec.system_column, spec.id_column}
+    names |= {spec.system_column, spec.id_column, spec.score}
     if spec.template is None:
         names |= {spec.prompt_name, spec.messages_name, *CONVERSATIONS, TURNS, BODY}
     asks_any = ALL in (spec.template or "")  # all columns at once, so any of them
@@ -132,6 +132,8 @@ def _named(spec: Spec) -> Iterator[tuple[str, str]]:
         is_read = spec.template is None or name not in _PROMPTS
         if is_read and getattr(spec, name) is not None:
             yield getattr(spec, name), f"--{name.replace('_', '-')}"
+    if spec.score is not None:
+        yield spec.score, "--score"
     for column in columns_in(spec.template or ""):
         yield column, "--template"
     for name in ("keep", "drop"):

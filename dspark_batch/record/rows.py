@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Literal, TypeAlias, TypedDict, TypeVar, cast
+from math import fsum
+from typing import Literal, NotRequired, TypeAlias, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 
@@ -18,6 +19,16 @@ _TEXTS = pa.list_(pa.field("element", pa.string()))
 _NUMBERS = pa.list_(pa.field("element", pa.float64()))
 _COUNTS = pa.list_(pa.field("element", pa.int32()))  # the name that Parquet gives it
 
+_LOGPROBS: dict[str, pa.DataType] = {  # natural logarithms; the lists are flat
+    "tokens": _TEXTS,
+    "token_logprobs": _NUMBERS,
+    "top_ids": _COUNTS,  # those of `top` have K entries for each token that something precedes
+    "top_tokens": _TEXTS,
+    "top_logprobs": _NUMBERS,
+    "sum": pa.float64(),
+    "mean": pa.float64(),  # null: there is nothing to add up
+}
+
 ROW_SCHEMA = pa.schema(
     {
         "custom_id": pa.string(),
@@ -26,20 +37,13 @@ ROW_SCHEMA = pa.schema(
         "completion": pa.string(),
         "reasoning": pa.string(),
         "earlier_answers": _TEXTS,  # to the turns before the last; null: there was one turn
-        "finish_reason": pa.string(),  # stop | length
+        "finish_reason": pa.string(),  # stop | length | scored
         "error": pa.struct({"code": pa.string(), "message": pa.string()}),
         # Of all turns; all else is about the last one.
         "usage": pa.struct({"prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}),
         "token_ids": _COUNTS,  # with the stop token
-        "logprobs": pa.struct(  # of `token_ids`; null: nobody asked. The lists are flat
-            {
-                "tokens": _TEXTS,
-                "token_logprobs": _NUMBERS,
-                "top_ids": _COUNTS,  # those of `top` have K entries for each token
-                "top_tokens": _TEXTS,
-                "top_logprobs": _NUMBERS,
-            }
-        ),
+        "logprobs": pa.struct(_LOGPROBS),  # of `token_ids`; null: nobody asked
+        "prompt_logprobs": pa.struct({"token_ids": _COUNTS} | _LOGPROBS),
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
         "input_notes": _TEXTS,  # what was odd in the record, and what was ignored; null: nothing
         "metrics": pa.struct(
@@ -104,13 +108,16 @@ class Speculation(TypedDict):
 
 
 class LogprobsJson(TypedDict):
-    """Log-probabilities of an answer's tokens; flat lists."""
+    """Log-probabilities of tokens; flat lists."""
 
+    token_ids: NotRequired[Sequence[int]]  # of a prompt; an answer's have a column of their own
     tokens: Sequence[str]
-    token_logprobs: Sequence[float]
+    token_logprobs: Sequence[float | None]  # None: the first of a prompt
     top_ids: Sequence[int]
     top_tokens: Sequence[str]
     top_logprobs: Sequence[float]
+    sum: float
+    mean: float | None  # None: there is nothing to add up
 
 
 class Metrics(TypedDict):
@@ -138,6 +145,7 @@ class AnswerRow(TypedDict):
     usage: Usage
     token_ids: Sequence[int]
     logprobs: LogprobsJson | None  # None: nobody asked
+    prompt_logprobs: LogprobsJson | None
     verified: bool | None
     input_notes: Sequence[str] | None
     metrics: Metrics
@@ -157,6 +165,7 @@ class FailureRow(TypedDict):
     usage: None
     token_ids: None
     logprobs: None
+    prompt_logprobs: None
     verified: None
     input_notes: Sequence[str] | None
     metrics: None
@@ -184,6 +193,7 @@ def _failure_row(failure: Failure) -> FailureRow:
         "usage": None,
         "token_ids": None,
         "logprobs": None,
+        "prompt_logprobs": None,
         "verified": None,
         "input_notes": list(failure.item.notes) or None,
         "metrics": None,
@@ -206,7 +216,8 @@ def answer_row(completion: Completion) -> AnswerRow:
             "completion_tokens": completion.num_generated,
         },
         "token_ids": list(completion.token_ids),
-        "logprobs": _logprobs(completion.logprobs),
+        "logprobs": of_answer(completion.logprobs),
+        "prompt_logprobs": of_prompt(completion.prompt_logprobs),
         "verified": completion.verified,
         "input_notes": list(completion.item.notes) or None,
         "metrics": _metrics(completion),
@@ -227,6 +238,7 @@ class Layout:
     keep: tuple[str, ...] = ()  # the only input columns; (): all
     drop: tuple[str, ...] = ()  # input columns to leave out
     id_column: str | None = None  # the input column that `custom_id` comes from; None: `custom_id`
+    score: str | None = None  # the input column that the completion comes from; None: it has none
 
     @property
     def our_names(self) -> Mapping[str, str]:
@@ -236,10 +248,13 @@ class Layout:
     def clashes(self, columns: Iterable[str]) -> set[str]:
         """Find the input columns that would share a name with one of ours.
 
-        Without a prefix an input `custom_id` is no clash if ours comes from it.
+        Without a prefix an input `custom_id` is no clash if ours comes from it, and so with the
+        completion.
         """
         names = list(self.our_names.values())
         shared = {name for name in columns if self.has(name) and name in names}
+        if self.our_names["completion"] == self.score:
+            shared.discard(self.score)
         return shared if self.output_prefix else shared - {self.id_column or "custom_id"}
 
     def passed_through(self, record: Mapping[str, T]) -> dict[str, T]:
@@ -311,22 +326,41 @@ def _logits(confidence: tuple[tuple[float, ...], ...] | None) -> list[list[float
     return [[round(logit, 4) for logit in drafts] for drafts in confidence]
 
 
-def _logprobs(logprobs: Logprobs | None) -> LogprobsJson | None:
+def of_answer(logprobs: Logprobs | None) -> LogprobsJson | None:
     """Round logarithms to what float32 knows of them; None: nobody asked."""
     if logprobs is None:
         return None
+    told = [None if each is None else round(each, 6) for each in logprobs.token_logprobs]
+    total, mean = sum_and_mean(told)
     return {
         "tokens": list(logprobs.tokens),
-        "token_logprobs": [round(each, 6) for each in logprobs.token_logprobs],
+        "token_logprobs": told,
         "top_ids": list(logprobs.top_ids),
         "top_tokens": list(logprobs.top_tokens),
         "top_logprobs": [round(each, 6) for each in logprobs.top_logprobs],
+        "sum": total,
+        "mean": mean,
     }
+
+
+def of_prompt(logprobs: Logprobs | None) -> LogprobsJson | None:
+    """Write the log-probabilities of a prompt, with its ids, which no other column has."""
+    told = of_answer(logprobs)
+    if logprobs is None or told is None:
+        return None
+    return {"token_ids": list(logprobs.token_ids), **told}
+
+
+def sum_and_mean(token_logprobs: Sequence[float | None]) -> tuple[float, float | None]:
+    """Add up the log-probabilities that a row tells; the mean of nothing is None."""
+    there = [each for each in token_logprobs if each is not None]
+    total = fsum(there)
+    return round(total, 6), round(total / len(there), 6) if there else None
 
 
 def committed_in(row: AnswerRow) -> int:
     """Count the tokens that the rounds of an answer committed: the first is prefill's."""
-    return len(row["token_ids"]) - 1
+    return 0 if row["finish_reason"] == "scored" else len(row["token_ids"]) - 1
 
 
 def ratio(part: float, whole: float) -> float | None:

@@ -38,14 +38,16 @@ from dspark_batch.types import Json, SetupJson
 MANIFEST_VERSION = 2
 SEAL = "sha256"  # of the manifest's other keys, as JSON with sorted keys
 
-# Every field that can change a row, and no other. Those of the model come from the engine half.
+# Every field that can change a row, and which rows a shard has; no other. Those of the model come
+# from the engine half.
 SPEC_FIELDS = (
+    "shard",
     *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
     *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
     *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
-    *("ignore_eos", "logprobs"),
+    *("ignore_eos", "logprobs", "prompt_logprobs", "score"),
 )
 MODEL_FIELDS = (
     "target",
@@ -412,9 +414,7 @@ def refuse_another_job(
     Raises:
         ResumeMismatch: naming each key that differs, and both values.
     """
-    differing = differences(manifest, fields)
-    if any(each.startswith("numerics ") for each in differing):
-        differing += _machine_differences(manifest["setup"], setup)
+    differing = differences(manifest, fields, setup=setup)
     if differing:
         raise ResumeMismatch(
             f"{run_dir.path} holds another job: {'; '.join(differing)}. Put the old values back, "
@@ -422,31 +422,38 @@ def refuse_another_job(
         )
 
 
-def _machine_differences(there: SetupJson | None, here: SetupJson | None) -> list[str]:
-    """Say what rounds otherwise, in whole, since a kernel's name stands at the end."""
-    before = there["machine"] if there else {}
-    return [
-        f"its {name} was {before.get(name)} there and is {value} here"
-        for name, value in (here["machine"] if here else {}).items()
-        if before.get(name) != value
-    ]
-
-
 def differences(
     manifest: Manifest,
     fields: Mapping[str, Json],
     there_and_here: tuple[str, str] = ("there", "here"),
+    setup: SetupJson | None = None,
 ) -> list[str]:
-    """Say of each key of a fingerprint that is not the manifest's what both values are."""
+    """Say of each key of a fingerprint that is not the manifest's what both values are.
+
+    Args:
+        manifest: of one job.
+        fields: of the other's fingerprint.
+        there_and_here: how the two are called.
+        setup: of the other, to say why its `numerics` is another; None: nothing is loaded.
+    """
     there = manifest["fingerprint"]["fields"]
     # Through JSON, as the manifest went: a tuple and a list are the same value.
     here = orjson.loads(orjson.dumps(fields))
     first, second = there_and_here
-    return [
-        f"{name} is {_short(there.get(name))} {first} and {_short(value)} {second}"
-        for name, value in here.items()
-        if there.get(name) != value
+    differing = [name for name, value in here.items() if there.get(name) != value]
+    said = [
+        f"{name} is {_short(there.get(name))} {first} and {_short(here[name])} {second}"
+        for name in differing
     ]
+    if "numerics" in differing:
+        # In whole, since a kernel's name stands at the end.
+        before = manifest["setup"]["machine"] if manifest["setup"] else {}
+        said += [
+            f"its {name} was {before.get(name)} {first} and is {value} {second}"
+            for name, value in (setup["machine"] if setup else {}).items()
+            if before.get(name) != value
+        ]
+    return said
 
 
 def asks_for_same_model(spec: Spec, manifest: Manifest) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from typing import Protocol
 
-from dspark_batch.errors import UsageError
+from dspark_batch.errors import Resumable, UsageError
 from dspark_batch.intake.mapping import ignored_in
 from dspark_batch.intake.reader import Source, count_records, item_of, read
 from dspark_batch.record.formats import InputJson
@@ -37,7 +37,8 @@ class Survey:
     """What a start finds. The array is the run's only memory of its items."""
 
     inputs: tuple[InputJson, ...]  # path, bytes, sha256 and records of each file
-    offsets: "array[int]"  # Item.index -> offset of its row in the journal, or TO_DO
+    part: range  # of the records: those of the job
+    offsets: "array[int]"  # of the rows in the journal, or TO_DO, by item of these records
     resumed: int  # rows that earlier starts left
     failed: int  # of these, how many are failures; what the job says to skip is none
     ignored: Mapping[str, int]  # field that is left aside -> records that have it
@@ -48,49 +49,82 @@ class Survey:
         """Rows of the job: one for each sample of each record."""
         return len(self.offsets)
 
+    @property
+    def samples(self) -> int:
+        """Rows of each record."""
+        return self.total // max(1, len(self.part))
+
+    @property
+    def num_to_do(self) -> int:
+        """Rows that are missing."""
+        return self.offsets.count(TO_DO)
+
     def is_to_do(self, index: int) -> bool:
-        """Whether the record at an index has no row; an index beyond the last names no record."""
-        return index < self.total and self.offsets[index] == TO_DO
+        """Whether the item with an index has no row; one that is none of the job's is not asked."""
+        place = self._place(index)
+        return 0 <= place < self.total and self.offsets[place] == TO_DO
+
+    def offset_of(self, index: int) -> int:
+        """Say where in the journal the row of the item with an index is; TO_DO: it has none."""
+        return self.offsets[self._place(index)]
+
+    def add(self, index: int, offset: int) -> None:
+        """Note where the row of the item with an index is."""
+        self.offsets[self._place(index)] = offset
+
+    def _place(self, index: int) -> int:
+        return index - self.part.start * self.samples
 
 
 def most_bytes(found: Survey, spec: Spec) -> int:
     """Estimate the most that the journal and the output may still grow by."""
     row = _ROW_BYTES + _TOKEN_BYTES * spec.max_tokens
     to_do = found.total - found.resumed
-    passed_through = spec.samples * sum(each["bytes"] for each in found.inputs)
+    records = sum(each["records"] for each in found.inputs)
+    passed_through = sum(each["bytes"] for each in found.inputs) * found.total // records
     return row * (to_do + found.total) + passed_through
 
 
 def survey(sources: Sequence[Source], spec: Spec, journal: Claims) -> Survey:
     """Count and digest the inputs, and claim the finished row of every record that has one.
 
+    A shard looks at the other shards' records as well, so that all of them refuse the same.
+
     Raises:
         UsageError: no records, an input that cannot be read, or a column with one of our names.
+        Resumable: the input shrank while it was read.
     """
-    inputs = tuple(_describe(source) for source in sources)
-    if not any(described["records"] for described in inputs):
+    inputs = tuple(describe(source) for source in sources)
+    records = sum(described["records"] for described in inputs)
+    if not records:
         names = ", ".join(source.name for source in sources)
         raise UsageError(f"{names}: holds no records; give it at least one line or row.")
+    part = spec.part_of(records)
     offsets = array("q")
     failed = 0
     layout, named, retries = layout_of(spec), NamedColumns(spec), spec.retries()
     ignored: Counter[str] = Counter()
-    for record in read(sources, spec.limit, spec.samples):
+    for record in read(sources, spec.limited(records), spec.samples):
         item = item_of(record)
         named.see(item.record, is_whole=isinstance(record, Item))
         if spec.ignore_fields and not item.sample_index:
             ignored.update(ignored_in(item.record, spec))
         if spec.format == "rows":
             _refuse_clash(item, layout)
+        if item.index // spec.samples not in part:
+            continue
         row = journal.claim(item, retries)
         offsets.append(TO_DO if row is None else row.offset)
         failed += row is not None and row.errored
     named.check(", ".join(source.name for source in sources))
     resumed = len(offsets) - offsets.count(TO_DO)
-    return Survey(inputs, offsets, resumed, failed, dict(ignored), named.hints())
+    if len(offsets) < len(part) * spec.samples:
+        raise Resumable(f"{sources[-1].name} shrank while it was read; run the same command again.")
+    return Survey(inputs, part, offsets, resumed, failed, dict(ignored), named.hints())
 
 
-def _describe(source: Source) -> InputJson:
+def describe(source: Source) -> InputJson:
+    """Digest a file and count its records."""
     with source.path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
         size = file.tell()

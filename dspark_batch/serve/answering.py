@@ -21,7 +21,7 @@ from dspark_batch.serve.asking import Asked
 from dspark_batch.serve.growing import Delta, Growing, Unkept
 from dspark_batch.serve.problems import Problem, busy, ended, problem_of
 from dspark_batch.serve.service import Service
-from dspark_batch.types import Completion, Failure, Json, Partial
+from dspark_batch.types import Completion, Failure, Json, Logprobs, Partial
 
 T = TypeVar("T")
 
@@ -149,21 +149,31 @@ class Answers:
             ended_at[n] = self._completion(end)
             return self._last(n, growing, ended_at[n])
         partial_ = self._partials[n]
-        event = self._next(n, growing.add(partial_)) if partial_ else None
+        if partial_ is None:
+            return []
+        event = self._next(n, growing, growing.add(partial_), partial_.logprobs)
         return [event] if event else []
 
     def _last(self, n: int, growing: Growing, completion: Completion) -> list[bytes]:
         try:
-            event = self._next(n, growing.end(completion))
+            event = self._next(n, growing, growing.end(completion), completion.logprobs)
         except Unkept:
             message = "The tokenizer decodes the whole answer otherwise than its beginning."
             raise Problem(500, f"{message} Ask without stream.", code="engine") from None
-        return [*filter(None, [event]), self._chunk(n, None, finish=completion.finish_reason)]
+        told = growing.told(completion.logprobs, is_chat=self._asked.is_chat)
+        last = self._chunk(n, None, finish=completion.finish_reason, logprobs=told)
+        return [*filter(None, [event]), last]
 
-    def _next(self, n: int, delta: Delta) -> bytes | None:
+    def _next(
+        self, n: int, growing: Growing, delta: Delta, logprobs: Logprobs | None
+    ) -> bytes | None:
+        """Write what is new; tokens without text wait with their log-probabilities for the next."""
         said = {"reasoning_content": delta.reasoning, "content": delta.text}
         said = {name: text for name, text in said.items() if text}
-        return self._chunk(n, said) if said else None
+        if not said:
+            return None
+        told = growing.told(logprobs, is_chat=self._asked.is_chat)
+        return self._chunk(n, said, logprobs=told)
 
     def _chunk(
         self,
@@ -171,6 +181,7 @@ class Answers:
         delta: dict[str, str] | None,
         *,
         finish: str | None = None,
+        logprobs: Json = None,
         usage: Json = None,
     ) -> bytes:
         """Write an event; about no choice, if `n` is None."""
@@ -178,7 +189,7 @@ class Answers:
             said: dict[str, object] = {"delta": delta or {}}
         else:
             said = {"text": (delta or {}).get("content", "")}
-        choice = {"index": n, **said, "logprobs": None, "finish_reason": finish}
+        choice = {"index": n, **said, "logprobs": logprobs, "finish_reason": finish}
         kind = "chat.completion.chunk" if self._asked.is_chat else "text_completion"
         chunk = {**self._head, "object": kind, "choices": [] if n is None else [choice]}
         return orjson.dumps(chunk | ({"usage": usage} if self._asked.has_usage else {}))

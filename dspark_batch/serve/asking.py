@@ -48,8 +48,9 @@ def asked_in(body: dict[str, Json], path: str, service: Service, hub: Hub) -> As
     opened = hub.opened()
     prompts = [None] if path == CHAT else _prompts(body.get("prompt"), opened)
     requests = [_request(body, path, prompt, service, opened) for prompt in prompts]
-    if is_streamed and any(request.sampling.logprobs is not None for request in requests):
-        raise bad_field("logprobs", "`logprobs` do not come in a stream; ask without `stream`.")
+    if is_streamed and any(r.sampling.prompt_logprobs is not None for r in requests):
+        message = "`prompt_logprobs` do not come in a stream; ask without `stream`."
+        raise bad_field("prompt_logprobs", message)
     return Asked(tuple(requests), path == CHAT, is_streamed, has_usage)
 
 

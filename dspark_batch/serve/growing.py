@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 from dspark_batch.engine.text_stream import TextStream
 from dspark_batch.intake.mapping import splitter
+from dspark_batch.output.responses import logprobs_of
+from dspark_batch.record.rows import of_answer
 from dspark_batch.run import Opened
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Partial, Request, Said
+from dspark_batch.types import Completion, Json, Logprobs, Partial, Request, Said
 
 
 class Unkept(Exception):
@@ -37,6 +39,8 @@ class Growing:
         self._raw = ""
         self._num_tokens = 0
         self._sent = Said("", "")
+        self._num_told = 0  # tokens whose log-probabilities were given, and their characters
+        self._num_told_characters = 0
 
     def add(self, partial: Partial) -> Delta:
         """Take what is committed so far."""
@@ -57,6 +61,21 @@ class Growing:
         if self._sent != Said(said.reasoning or "", said.answer):
             raise Unkept
         return delta
+
+    def told(self, logprobs: Logprobs | None, *, is_chat: bool) -> Json:
+        """Give the log-probabilities of the tokens that were not told of; None: there are none.
+
+        Args:
+            logprobs: of all tokens so far; None: nobody asked.
+            is_chat: which of OpenAI's shapes.
+        """
+        new = of_answer(logprobs and logprobs.behind(self._num_told))
+        if logprobs is None or new is None or not new["tokens"]:
+            return None
+        offset = self._num_told_characters
+        self._num_told = len(logprobs.tokens)
+        self._num_told_characters += sum(map(len, new["tokens"]))
+        return logprobs_of(new, is_chat=is_chat, offset=offset)
 
     def _new(self, said: Said) -> Delta:
         before, now = self._sent.reasoning or "", said.reasoning or ""

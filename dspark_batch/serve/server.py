@@ -97,9 +97,9 @@ class Server:
             self._uvicorn.should_exit = True
 
     def _loaded(self) -> Opened:
-        """Load what answers, in the hub's thread."""
-        opened = self._open_engine()
+        """Load what answers, in the hub's thread; nothing for a folder that cannot be served."""
         self._is_told.wait()
+        opened = self._open_engine()
         log.info("%s is loaded; requests are answered", ", ".join(self._service.model_names))
         return opened
 

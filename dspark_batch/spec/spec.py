@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.budget import seconds_of, seconds_until
 from dspark_batch.spec.nearest import nearest
+from dspark_batch.spec.shard import Shard, read_shard
 from dspark_batch.spec.share import share_of
 from dspark_batch.spec.where import Holds, Where, any_of, read_retry
 from dspark_batch.types import Sampling, SamplingRule
@@ -27,6 +28,12 @@ SpecialTokens = Literal["as-text", "as-tokens"]
 OUTPUTS = (".jsonl", ".parquet")
 STDOUT = "-"  # as an output
 MOST_SLOTS = 1024  # more than any machine has room and use for
+_OF_GENERATING = (  # without a meaning where an answer is scored
+    *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
+    *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
+    *("log_confidence", "verify_greedy"),
+)
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
 
@@ -66,7 +73,7 @@ class Spec:
     output_prefix: str = ""  # before each of our other column names
     format: Format = "rows"  # what the output looks like; openai: that of their Batch API
     max_tokens: int = 512  # most tokens of an answer, a stop token included
-    temperature: float = 0.0  # this and the next twelve: what `types.Sampling` says
+    temperature: float = 0.0  # this and the next thirteen: what `types.Sampling` says
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -79,6 +86,9 @@ class Spec:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    # Input column with the answer to score instead of one that is generated; None: generate.
+    score: str | None = None
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
@@ -91,6 +101,7 @@ class Spec:
     retry_failed: bool = False  # the same as retry_where = ("status=errored",)
     retry_where: tuple[str, ...] = ()  # run failures again for which one of these holds
     limit: int | None = None  # only the first N records
+    shard: str | None = None  # only a part of these, "3/16": the third of 16; None: all
     fsync_every: int = 1  # rows per fsync of the journal
     grace: float = 30.0  # seconds that a first Ctrl-C leaves to what is in flight
     deadline: str | None = None  # local time of the day by which a start ends, "07:00"
@@ -111,6 +122,7 @@ class Spec:
         if self.overwrite and self.resume == "always":
             raise UsageError("overwrite and resume=always exclude each other; drop one of them.")
         self.retries()
+        self._check_shard()
         _one_of(DrafterBits, drafter_bits=self.drafter_bits)
         _one_of(Bits, target_bits=self.target_bits)
         _at_least(1, max_tokens=self.max_tokens, fsync_every=self.fsync_every)
@@ -130,6 +142,26 @@ class Spec:
         self._check_audit()
         self._check_output()
         self._check_time()
+        if self.score is not None:
+            self._refuse_with_score()
+
+    def _refuse_with_score(self) -> None:
+        _must_be_text(self.score)
+        for name in _OF_GENERATING:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UsageError(
+                    f"{name} is about answers that are generated, and score generates none; drop "
+                    "one of them."
+                )
+        if self.on_overflow.startswith("truncate"):
+            raise UsageError(
+                f"on_overflow is {self.on_overflow}, but score cuts no prompt, expected error or "
+                "skip."
+            )
+
+    def _check_shard(self) -> None:
+        if self.part is not None and self.out == STDOUT:
+            raise UsageError("-o - keeps nothing to merge; name a file for shard, or drop it.")
 
     def _check_sampling(self) -> None:
         try:
@@ -232,6 +264,24 @@ class Spec:
         return self.target or self.family or "tiny"
 
     @property
+    def part(self) -> Shard | None:
+        """Which part of the records is meant; None: all."""
+        return None if self.shard is None else read_shard(self.shard)
+
+    def limited(self, num_records: int) -> range:
+        """Say which of the records all shards have together."""
+        return range(num_records if self.limit is None else min(num_records, self.limit))
+
+    def part_of(self, num_records: int) -> range:
+        """Say which of the records the job has.
+
+        Raises:
+            UsageError: there are fewer than shards.
+        """
+        whole = self.limited(num_records)
+        return whole if self.part is None else self.part.part_of(len(whole))
+
+    @property
     def audited_share(self) -> float:
         """The share of the items that the baseline decodes again, 0..1."""
         return share_of(self.verify_greedy)
@@ -257,6 +307,7 @@ class Spec:
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 

@@ -190,6 +190,8 @@ def _taught(
             f"{job.run_dir.rows}: the row of {record.where} has no token_ids, which a drafter "
             "learns from. Run the job again with this version."
         )
+    if row["finish_reason"] == "scored":
+        return "that were given, and not generated"
     if row["finish_reason"] == "length" and repeats_itself(answer):
         return "repeating themselves up to their limit"
     request = to_request(

@@ -74,6 +74,7 @@ def test_every_option_reaches_its_field(specs):
         "repetition_penalty": 1.1,
         "min_tokens": 2,
         "logprobs": 3,
+        "prompt_logprobs": 2,
         "sampling": "rejection",
         "confidence_threshold": 0.5,
         "slots": 3,

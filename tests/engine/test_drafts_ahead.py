@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.caches.positions import PositionCache
 from dspark_batch.engine import clock as clock_module
 from dspark_batch.engine.engine import Engine
 from dspark_batch.types import Item, Request, Sampling
@@ -162,3 +163,28 @@ def test_samples_time_every_part_of_their_own_round(monkeypatch):
     assert gauge.sampled_rounds > 2
     assert gauge.sampled_draft_s == 3.0 * gauge.sampled_rounds
     assert gauge.sampled_verify_s == 5.0 * gauge.sampled_rounds
+
+
+@pytest.mark.parametrize("name", ["qwen3_vanilla", "qwen3_dflash", "qwen35_dflash"])
+@pytest.mark.parametrize(
+    "settings", [{"draft_length": 1}, {"draft_length": 3}, {"drafts_ahead": True}]
+)
+def test_no_pass_writes_behind_its_room(name, settings, monkeypatch):
+    """The library would write there, into what belongs to others."""
+    behind = []
+    write = PositionCache.update_and_fetch
+
+    def watched(cache, keys, values):
+        last = cache.lengths.max().item() + keys.shape[2]
+        behind.extend([last] if last > cache._extent.capacity else [])
+        return write(cache, keys, values)
+
+    monkeypatch.setattr(PositionCache, "update_and_fetch", watched)
+    pair = load_case(name).pair
+    pair = pair._replace(config=replace(pair.config, stop_ids=frozenset()))
+    some = [  # that cross the end of a block of positions
+        Request(Item(n, str(n), f"digest-{n}", f"test:{n}"), (5,) * (20 + n), 16) for n in range(2)
+    ]
+    done = list(Engine(pair, slots=2, **settings).generate(some))
+    assert [len(each.token_ids) for each in done] == [16, 16]
+    assert behind == []

@@ -118,7 +118,7 @@ def test_a_row_and_an_openai_line_have_the_texts_of_tokens():
 def test_a_text_has_openais_older_shape():
     item = ITEM._replace(record={"url": "/v1/completions", "body": {"prompt": "x"}})
     pair = Logprobs(
-        ("a", "bc"), (-0.5, -1.0), (5, 6, 7, 8), ("a", "x", "bc", "y"), (-0.5, -2, -1, -3)
+        (5, 7), ("a", "bc"), (-0.5, -1.0), (5, 6, 7, 8), ("a", "x", "bc", "y"), (-0.5, -2, -1, -3)
     )
     (answer,) = decode(asked=(None,)).values()
     row = row_of(answer._replace(item=item, token_ids=(5, 7), logprobs=pair))

@@ -6,7 +6,7 @@ from golden_cases import load_case
 
 from dspark_batch.engine import shapes
 from dspark_batch.engine.passes import Passes
-from dspark_batch.engine.prefill import prefill, prefill_alone
+from dspark_batch.engine.prefill import prefill, prefill_alone, whole
 from dspark_batch.engine.prefix_cache import PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
 
@@ -48,7 +48,7 @@ def finish(passes):
 def together(pair, asked, cache, allowed=ANY):
     for ids in asked:
         cache.expect(chunks_of(ids))
-    return finish(prefill(passes_of(pair), allowed, asked, cache))
+    return finish(prefill(passes_of(pair), allowed, [*map(whole, asked)], cache))
 
 
 def assert_same(filled, pair, asked, allowed=ANY):

@@ -118,7 +118,7 @@ def test_words_and_numbers_of_others_are_obeyed(own, sampling, max_tokens):
         ({"top_logprobs": 3}, "`sampling_params.top_logprobs` needs `logprobs` true beside it"),
         (
             {"logprobs": True, "top_logprobs": 50},
-            "`sampling_params`: logprobs is 50, expected 0 to",
+            "`sampling_params.top_logprobs` is 50, expected 0 to 20.",
         ),
         ({"logprobs": -1}, "`sampling_params`: logprobs is -1, expected 0 to 20."),
         ({"logprobs": "x"}, "`sampling_params.logprobs` is 'x', expected true, false or a whole"),

@@ -165,7 +165,7 @@ def test_what_changes_nothing_is_accepted(field):
         (chat(n=2), "`body.n` is 2, which is not supported. Use --samples for several answers."),
         (chat(stream=True), "`body.stream` is True, which is not supported."),
         (chat(top_logprobs=3), "`body.top_logprobs` needs `logprobs` true beside it; add that."),
-        (chat(logprobs=True, top_logprobs=50), "`body`: logprobs is 50, expected 0 to 20."),
+        (chat(logprobs=True, top_logprobs=50), "`body.top_logprobs` is 50, expected 0 to 20."),
         (
             chat(guided_json={}),  # an empty schema still asks for JSON
             "`body.guided_json` is not supported",

@@ -177,12 +177,12 @@ def test_a_limit_takes_the_first_records(tmp_path, limit):
     for name in ("a", "b"):
         write_lines(tmp_path / f"{name}.jsonl", {"n": 1}, {"n": 2})
     sources = locate([f"{tmp_path}/*.jsonl"], tmp_path / "stdin")
-    assert list(read(sources, limit)) == list(read(sources))[:limit]
+    assert list(read(sources, range(limit))) == list(read(sources))[:limit]
 
 
 def test_a_limit_takes_the_first_rows_of_parquet(tmp_path):
     pq.write_table(pa.table({"n": [1, 2, 3]}), tmp_path / "in.parquet")
-    (chunk,) = read_chunks([Source("in.parquet", tmp_path / "in.parquet")], limit=2)
+    (chunk,) = read_chunks([Source("in.parquet", tmp_path / "in.parquet")], range(2))
     assert (len(chunk.records), chunk.batch.num_rows) == (2, 2)
 
 

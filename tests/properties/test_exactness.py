@@ -13,6 +13,7 @@ from dspark_batch import blas
 SMALL = (
     "qwen3_vanilla",
     "gemma4_vanilla",
+    "qwen35_dflash",
     "qwen35_dflash_b16",
     "qwen35_moe_dflash",
 )  # the bundled pair takes a minute: the slow set
@@ -27,9 +28,10 @@ def test_every_way_through_the_engine_gives_the_bytes_of_the_baseline(name, seed
 
 
 @pytest.mark.skipif(blas.LOADED.kind not in OTHER, reason="this machine has no other BLAS")
-def test_so_it_does_with_the_other_blas():
+@pytest.mark.parametrize("name", ["qwen3_vanilla", "qwen35_dflash"])
+def test_so_it_does_with_the_other_blas(name):
     environment = os.environ | {"DSPARK_BATCH_BLAS": OTHER[blas.LOADED.kind]}
-    command = [sys.executable, str(SCRIPT), "qwen3_vanilla", "7"]
+    command = [sys.executable, str(SCRIPT), name, "7"]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     *differ, last = said.stdout.splitlines()
     assert differ == []

@@ -71,6 +71,7 @@ def test_progress_counts_every_row_once(folder):
 
 
 REFUSED = [  # options before, options after, what is said
+    ({"shard": "1/2"}, {"shard": "2/2"}, 'shard is "1/2" there and "2/2" here'),
     ({"max_tokens": 5}, {"max_tokens": 6}, "max_tokens is 5 there and 6 here"),
     ({}, {"system_prompt": "Hi."}, 'system_prompt is null there and "Hi." here'),
     ({}, {"prompt_column": "id"}, 'prompt_column is null there and "id" here'),
@@ -102,6 +103,8 @@ REFUSED = [  # options before, options after, what is said
     ({}, {"bad_words": ("no",)}, 'bad_words is [] there and ["no"] here'),
     ({}, {"min_tokens": 2}, "min_tokens is 0 there and 2 here"),
     ({}, {"logprobs": 2}, "logprobs is null there and 2 here"),
+    ({}, {"prompt_logprobs": 2}, "prompt_logprobs is null there and 2 here"),
+    ({}, {"score": "prompt"}, 'score is null there and "prompt" here'),
     ({}, {"ignore_eos": True}, "ignore_eos is false there and true here"),
     ({}, {"seed": 1}, "seed is 0 there and 1 here"),
     ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
@@ -494,11 +497,11 @@ def test_the_manifest_says_what_ran(folder):
     assert manifest["inputs"][0]["records"] == 4
     assert manifest["fingerprint"]["fields"].keys() == {
         *("target", "tokenizer", "chat_template", "thinking", "dtype", "target_bits"),
-        "context_length",
+        *("context_length", "shard"),
         *("system_prompt", "prompt_column", "messages_column", "output_prefix", "max_tokens"),
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
-        *("min_tokens", "ignore_eos", "logprobs", "numerics"),
+        *("min_tokens", "ignore_eos", "logprobs", "prompt_logprobs", "score", "numerics"),
         *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
         *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     }

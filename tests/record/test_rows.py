@@ -32,6 +32,7 @@ def test_an_answer_fills_its_columns():
         "usage": {"prompt_tokens": 9, "completion_tokens": 6},
         "token_ids": [1, 2, 3, 4, 5, 6],
         "logprobs": None,
+        "prompt_logprobs": None,
         "verified": None,
         "input_notes": None,
     }

@@ -58,12 +58,17 @@ def test_a_port_and_a_folder_that_are_taken_are_named(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["batches", "batches/batch_0/batch.json"])
-def test_a_folder_that_is_not_as_we_left_it_is_named(capsys, tmp_path, name):
+def test_a_folder_that_is_not_as_we_left_it_is_named_and_nothing_is_loaded_for_it(
+    capsys, tmp_path, monkeypatch, name
+):
+    loaded = []
+    monkeypatch.setattr("dspark_batch.serve.server.open_pair", lambda *args: loaded.append(args))
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     code, said = refused(capsys, "--port", "0", "--data-dir", str(tmp_path))
     assert (code, str(path if name.endswith(".json") else tmp_path) in said) == (2, True)
+    assert loaded == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(capsys, tmp_path):

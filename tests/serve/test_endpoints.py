@@ -70,11 +70,17 @@ def test_texts_are_completed_each_as_a_choice_of_its_own(server):
     assert by_index == [c["text"] for c in both["choices"]]
 
 
-def test_log_probabilities_come_whole_or_are_refused(server):
-    whole = server.http.post("/v1/chat/completions", json=chat("a", logprobs=True))
-    assert whole.status_code == 200
-    streamed = server.http.post("/v1/chat/completions", json=chat("a", logprobs=True, stream=True))
-    assert (streamed.status_code, streamed.json()["error"]["param"]) == (400, "logprobs")
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"logprobs": True, "top_logprobs": 50}, "`body.top_logprobs` is 50, expected 0 to 20."),
+        ({"prompt_logprobs": 1, "stream": True}, "`prompt_logprobs` do not come in a stream"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_told_are_refused(server, asked, says):
+    reply = server.http.post("/v1/chat/completions", json=chat("a", **asked))
+    assert reply.status_code == 400
+    assert says in reply.json()["error"]["message"]
 
 
 def test_reasoning_is_told_apart_in_a_stream_as_in_an_answer(tmp_path):

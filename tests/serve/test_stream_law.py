@@ -55,6 +55,31 @@ def asked_all(server, bodies):
     return said[::2], said[1::2]
 
 
+def test_a_streams_log_probabilities_are_those_of_the_answer(server):
+    """Put together, whatever was held back, and where a stop string cut the text."""
+    asked = {"logprobs": True, "top_logprobs": 2, "temperature": 0.9, "seed": 4}
+    for prompt, more in [(ODD[0], {}), (ODD[1], {}), (PROMPTS[3], {"stop": ["e"]})]:
+        body = chat(prompt) | asked | more
+        url = "/v1/chat/completions"
+        (whole,) = server.http.post(url, json=body).json()["choices"]
+        events = events_of(server.http.post(url, json=body | {"stream": True}).text)
+        told = [event["choices"][0]["logprobs"] for event in events[:-1]]
+        content = [each for one in told if one for each in one["content"]]
+        assert content == whole["logprobs"]["content"]
+        assert said_in(events)[1] == whole["message"]["content"]
+        assert sum(each is not None for each in told) > 1 or "stop" in body
+        assert [len(each["top_logprobs"]) for each in content] == [2] * len(content)
+
+
+def test_the_log_probabilities_of_a_streamed_text_are_those_of_the_text(server):
+    body = {"prompt": "Letters: c a t", "logprobs": 1, "max_tokens": 24}
+    (whole,) = server.http.post("/v1/completions", json=body).json()["choices"]
+    streamed = server.http.post("/v1/completions", json=body | {"stream": True})
+    told = [event["choices"][0]["logprobs"] for event in events_of(streamed.text)[:-1]]
+    for name, values in whole["logprobs"].items():
+        assert [value for one in told if one for value in one[name]] == values
+
+
 def rows_of(folder, bodies):
     """Ask all in a job."""
     lines = [batch_line(f"q{n}", body) for n, body in enumerate(bodies)]
