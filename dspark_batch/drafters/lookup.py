@@ -40,7 +40,8 @@ class TextIndex:
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._tokens: list[int] = []
         self._latest: dict[tuple[int, ...], int] = {}  # LEAST_MATCH tokens -> where they last ended
-        self._before: list[int] = []  # by place: where the same tokens ended before; -1: nowhere
+        # By place: where the same tokens ended before; -1: nowhere, as at the first places.
+        self._before = [-1] * (LEAST_MATCH - 1)
         self._found: Found | None = None  # since the text last grew
         self.add(tokens)
 
@@ -50,10 +51,12 @@ class TextIndex:
 
     def add(self, tokens: Sequence[int]) -> Judged | None:
         """Let the text go on; say how well that was found before; None: nothing was."""
-        begin, found, self._found = len(self._tokens), self._found, None
+        found, self._found = self._found, None
         self._tokens += tokens
-        for end in range(begin, len(self._tokens)):
-            key = tuple(self._tokens[max(0, end + 1 - LEAST_MATCH) : end + 1])
+        begin = len(self._before)
+        new = self._tokens[begin + 1 - LEAST_MATCH :]
+        keys = zip(*(new[n:] for n in range(LEAST_MATCH)), strict=False)
+        for end, key in enumerate(keys, begin):
             self._before.append(self._latest.get(key, -1))
             self._latest[key] = end
         return None if found is None else _judged(found, tokens)
@@ -68,7 +71,7 @@ class TextIndex:
         Returns:
             None: nothing in the text reads like its end.
         """
-        if not self._before or self._before[-1] < 0:
+        if self._before[-1] < 0:
             return None
         best, most, place = 0, 0, self._before[-1]
         for _ in range(_MOST_PLACES):

@@ -32,7 +32,7 @@ _OF_GENERATING = (  # without a meaning where an answer is scored
     *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
     *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
-    *("log_confidence", "verify_greedy"),
+    *("log_confidence", "lookup", "verify_greedy"),
 )
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
