@@ -37,7 +37,7 @@ def prompt_bytes(passes, tokens):
 
 def test_the_memory_of_a_prompt_grows_as_its_cache_does(passes, monkeypatch):
     monkeypatch.setattr(attention, "_MOST_SCORES", 1 << 16)
-    (short, cached), (long, more_cached) = (prompt_bytes(passes, n) for n in (1024, 4096))
+    (short, cached), (long, more_cached) = (prompt_bytes(passes, n) for n in (512, 2048))
     assert more_cached == 4 * cached
     # The cache, a copy of it while it is written, and the mask of a pass.
     assert long - short < 3 * (more_cached - cached)
@@ -45,5 +45,5 @@ def test_the_memory_of_a_prompt_grows_as_its_cache_does(passes, monkeypatch):
 
 def test_a_prompt_without_that_bound_takes_more(passes, monkeypatch):
     monkeypatch.setattr(attention, "_MOST_SCORES", 1 << 40)
-    (short, cached), (long, more_cached) = (prompt_bytes(passes, n) for n in (1024, 4096))
+    (short, cached), (long, more_cached) = (prompt_bytes(passes, n) for n in (512, 2048))
     assert long - short > 3 * (more_cached - cached)

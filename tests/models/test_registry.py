@@ -240,14 +240,9 @@ def named(tmp_path, monkeypatch):
             "the drafter was trained",
         ),
         (
-            "--target Qwen/Qwen3.5-4B --draft-model z-lab/Qwen3.5-4B-DFlash --num-draft-tokens 3",
+            "--target somebody/else --draft z-lab/Qwen3.5-4B-DFlash --num-draft-tokens 3",
             True,
             "drafts as asked; thinking on, as the drafter was trained",
-        ),
-        (
-            "--target somebody/else --draft z-lab/Qwen3.5-4B-DFlash",
-            True,
-            "rounds choose how many drafts; thinking on, as the drafter was trained",
         ),
         ("--target Qwen/Qwen3.5-4B --draft-length 0", False, "no drafter"),
         ("--target somebody/else", False, "no drafter; none is known for somebody/else"),
