@@ -483,8 +483,8 @@ class Engine:
 
     def _extend(self, features: mx.array | None) -> None:
         """Take the round's features into the drafter's context, unless it rests."""
-        if not self._pair.drafter.tap_ids:
-            return  # there is nothing to extend, and nothing to lose
+        if features is None:
+            return  # nobody reads them, so there is no context to lose
         if not self._step.keeps_context:
             for sequence in self._slots.active:
                 sequence.has_context = False
