@@ -207,11 +207,14 @@ def open_pair_for(
 ) -> Contest:
     """Load a pair, and set up who decodes with it."""
     from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.lookups import with_look_ups
     from dspark_batch.engine.outside import generate_outside
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking
 
     pair = load(spec, None, on_download)
+    if spec.lookup:
+        pair = with_look_ups(pair)
     thinking = settle_thinking(pair.reader, spec.thinking, spec.family, spec.target, spec.drafter)
     asked = number_or_none(spec.draft_length)
     planned = partial(
@@ -246,6 +249,7 @@ def open_pair_for(
             setup,
             draft_length=asked,
             confidence_threshold=spec.confidence_threshold,
+            lookup=spec.lookup,
             lengths=setup.lengths,
             costs=setup.costs,
         ),

@@ -84,6 +84,7 @@ class Options(TypedDict, total=False):
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto
+    lookup: bool
     no_prefix_cache: bool
     confidence_threshold: float
     log_confidence: bool

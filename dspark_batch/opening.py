@@ -182,9 +182,12 @@ def _by_name(spec: Spec, pair: "Pair", thinking: str | None) -> Iterator[str]:
 def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
     """Open the engine half over a loaded pair, the way that suits this machine."""
     from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.lookups import with_look_ups
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking
 
+    if spec.lookup:
+        pair = with_look_ups(pair)
     tokenizer = pair.reader
     thinking = settle_thinking(tokenizer, spec.thinking, spec.family, spec.target, spec.drafter)
     asked = number_or_none(spec.draft_length) if spec.score is None else 0
@@ -205,6 +208,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         confidence_threshold=spec.confidence_threshold,
         sampling=spec.sampling,
         log_confidence=spec.log_confidence,
+        lookup=spec.lookup,
         shapes=setup.shapes,
         lengths=() if spec.log_confidence else setup.lengths,
         costs=setup.costs,

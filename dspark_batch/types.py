@@ -217,6 +217,8 @@ class Completion(NamedTuple):
     accept_lengths: tuple[int, ...] = ()  # tokens committed, bonus included
     num_accepted: tuple[int, ...] = ()  # drafts among the committed tokens
     num_drafted: tuple[int, ...] = ()  # drafts that the target verified
+    # Of all rounds, drafts that were looked up in prompt and answer: verified, and accepted.
+    looked_up: tuple[int, int] = (0, 0)
     # By round, a logit for each verified draft; None: not logged.
     confidence: tuple[tuple[float, ...], ...] | None = None
     fallback: str | None = None  # why it was decoded plainly from there on; None: it was not

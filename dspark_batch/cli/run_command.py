@@ -340,6 +340,11 @@ class _Column(click.ParamType[str]):
     help="What a worker takes of the cluster, as '{\"mlx\": 1}'.  [default: a GPU, else a CPU]",
 )
 @_option(
+    "--lookup",
+    is_flag=True,
+    help="Draft what prompt and answer say themselves, where that is likelier to be right.",
+)
+@_option(
     "--no-prefix-cache",
     is_flag=True,
     help="Compute every prompt whole, also where several begin alike.",

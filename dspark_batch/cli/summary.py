@@ -90,10 +90,13 @@ def _speed(report: Report) -> str:
 def _speculation(report: Report) -> str:
     if not report.drafted:
         return "none: plain decoding"
-    return (
+    said = (
         f"accept length {report.mean_acceptance_length:.2f} tokens per round, "
         f"{report.accepted / report.drafted:.0%} of drafts accepted"
     )
+    if not report.looked_up:
+        return said
+    return f"{said}, {report.looked_up / report.accepted:.0%} of these looked up"
 
 
 def _verified(report: Report) -> str:

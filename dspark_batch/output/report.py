@@ -19,7 +19,7 @@ _FIRST_ERRORS = 3
 COUNTS = (
     *("total", "succeeded", "errored", "skipped"),
     *("prompt_tokens", "completion_tokens", "rounds", "accepted", "drafted"),
-    *("verified", "mismatched"),
+    *("looked_up", "verified", "mismatched"),
 )
 
 
@@ -68,6 +68,7 @@ class Report:
     rounds: int  # this and the next three: of an item's last turn
     accepted: int  # draft tokens
     drafted: int  # draft tokens that the target verified
+    looked_up: int = 0  # of the accepted ones, those out of prompt or answer
     mean_acceptance_length: float | None  # tokens per round, bonus included; None: no rounds
     errors_by_code: Mapping[str, int]  # error.code -> rows, the most frequent first
     first_errors: Sequence[str]  # messages of the first few failures, in input order
@@ -140,6 +141,8 @@ class Report:
                 counts["rounds"] += speed["num_spec_steps"]
                 counts["accepted"] += speed["num_accepted_draft_tokens"]
                 counts["drafted"] += speed["num_draft_tokens"]
+                # A row of an earlier version does not say.
+                counts["looked_up"] += speed.get("num_accepted_lookup_tokens") or 0
                 committed += committed_in(row)
                 counts["verified"] += row["verified"] is True
                 counts["mismatched"] += row["verified"] is False

@@ -67,6 +67,7 @@ class ReportJson(TypedDict):
     rounds: int
     accepted: int
     drafted: int
+    looked_up: int
     mean_acceptance_length: float | None
     errors_by_code: Mapping[str, int]
     first_errors: Sequence[str]

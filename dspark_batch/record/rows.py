@@ -78,6 +78,9 @@ ROW_SCHEMA = pa.schema(
                         "num_spec_steps": pa.int64(),
                         "num_accepted_draft_tokens": pa.int64(),
                         "num_draft_tokens": pa.int64(),
+                        # Of these two, those that were looked up in prompt and answer.
+                        "num_accepted_lookup_tokens": pa.int64(),
+                        "num_lookup_tokens": pa.int64(),
                         "per_step_accepted": _COUNTS,
                         "per_step_drafted": _COUNTS,
                         "per_step_confidence": pa.list_(pa.list_(pa.float64())),  # logits
@@ -120,6 +123,8 @@ class Speculation(TypedDict):
     num_spec_steps: int
     num_accepted_draft_tokens: int
     num_draft_tokens: int
+    num_accepted_lookup_tokens: int  # of these two, those that were looked up
+    num_lookup_tokens: int
     per_step_accepted: Sequence[int]
     per_step_drafted: Sequence[int]
     per_step_confidence: Sequence[Sequence[float]] | None  # None: not logged
@@ -356,6 +361,7 @@ def _metrics(completion: Completion) -> Metrics:
 def _speculative_decoding(completion: Completion) -> Speculation:
     rounds = len(completion.accept_lengths)
     accepted, drafted = sum(completion.num_accepted), sum(completion.num_drafted)
+    looked_up, accepted_look_ups = completion.looked_up
     histogram = Counter(completion.num_accepted)
     return {
         "mean_acceptance_length": ratio(sum(completion.accept_lengths), rounds),
@@ -364,6 +370,8 @@ def _speculative_decoding(completion: Completion) -> Speculation:
         "num_spec_steps": rounds,
         "num_accepted_draft_tokens": accepted,
         "num_draft_tokens": drafted,
+        "num_accepted_lookup_tokens": accepted_look_ups,
+        "num_lookup_tokens": looked_up,
         "per_step_accepted": list(completion.num_accepted),
         "per_step_drafted": list(completion.num_drafted),
         "per_step_confidence": _logits(completion.confidence),

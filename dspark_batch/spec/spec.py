@@ -34,7 +34,7 @@ _OF_GENERATING = (  # without a meaning where an answer is scored
     *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
     *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
-    *("log_confidence", "verify_greedy", "json_schema", "regex", "grammar", "choice"),
+    *("log_confidence", "lookup", "verify_greedy", "json_schema", "regex", "grammar", "choice"),
 )
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
@@ -99,6 +99,7 @@ class Spec:
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
+    lookup: bool = False  # draft what prompt and answer say, where it is likelier to be right
     no_prefix_cache: bool = False  # compute every prompt whole, also where several begin alike
     confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
     log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
@@ -149,6 +150,7 @@ class Spec:
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
             )
         self._check_sampling()
+        self._check_lookup()
         self._check_choices()
         self._check_audit()
         self._check_output()
@@ -183,6 +185,20 @@ class Spec:
         if self.min_tokens > self.max_tokens:
             raise UsageError(
                 f"min_tokens is {self.min_tokens}, expected at most max_tokens, {self.max_tokens}."
+            )
+
+    def _check_lookup(self) -> None:
+        if self.lookup and self.draft_length == 0:
+            raise UsageError("lookup drafts, and draft_length 0 decodes plainly; drop one of them.")
+        if self.lookup and self.sampling == "rejection":
+            raise UsageError(
+                "lookup changes no answer, but by the rejection rule every draft may; use sampling "
+                "coupled, or drop lookup."
+            )
+        if self.lookup and self.log_confidence:
+            raise UsageError(
+                "log_confidence is about the drafter's drafts, and lookup puts others in their "
+                "place; drop one of them."
             )
 
     def _check_choices(self) -> None:

@@ -130,6 +130,7 @@ REFUSED = [  # options before, options after, what is said
 ]
 FREE = [  # options that change no row
     *({"slots": 2}, {"draft_length": 0}, {"confidence_threshold": 0.5}, {"no_prefix_cache": True}),
+    {"lookup": True},
     *({"drafter": "d"}, {"drafter_bits": 4}, {"trust_remote_code": True}),
     *({"verify_greedy": "50%"}, {"max_mismatches": 2}, {"log_confidence": True}),
     *({"fsync_every": 2}, {"grace": 1.0}, {"max_runtime": "1h"}),
