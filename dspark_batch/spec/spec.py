@@ -156,10 +156,11 @@ class Spec:
         self._check_output()
         self._check_time()
         self._check_workers()
-        if self.score is not None:
-            self._refuse_with_score()
+        self._check_score()
 
-    def _refuse_with_score(self) -> None:
+    def _check_score(self) -> None:
+        if self.score is None:
+            return
         _must_be_text(self.score)
         for name in _OF_GENERATING:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
