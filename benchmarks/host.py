@@ -33,8 +33,9 @@ from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.models.target import PairConfig
+from dspark_batch.opening import Opened
 from dspark_batch.pair import Pair
-from dspark_batch.run import Opened, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Item, Request
 

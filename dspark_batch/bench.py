@@ -19,11 +19,11 @@ from dspark_batch.audit.replay import Baseline, Claim, Difference, compare
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.intake.mapping import Render, to_request
 from dspark_batch.intake.reader import ALL, STDIN, fetch, locate, read
+from dspark_batch.opening import load, open_baseline
 from dspark_batch.output.plan import plan_of, plan_text
 from dspark_batch.output.report import Tick
 from dspark_batch.record.named_columns import wanted_columns
 from dspark_batch.record.rows import ratio
-from dspark_batch.run import load, open_baseline
 from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
 
@@ -207,11 +207,14 @@ def open_pair_for(
 ) -> Contest:
     """Load a pair, and set up who decodes with it."""
     from dspark_batch.engine.engine import Engine
+    from dspark_batch.engine.lookups import with_look_ups
     from dspark_batch.engine.outside import generate_outside
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking
 
     pair = load(spec, None, on_download)
+    if spec.lookup:
+        pair = with_look_ups(pair)
     thinking = settle_thinking(pair.reader, spec.thinking, spec.family, spec.target, spec.drafter)
     asked = number_or_none(spec.draft_length)
     planned = partial(
@@ -246,6 +249,7 @@ def open_pair_for(
             setup,
             draft_length=asked,
             confidence_threshold=spec.confidence_threshold,
+            lookup=spec.lookup,
             lengths=setup.lengths,
             costs=setup.costs,
         ),

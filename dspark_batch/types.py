@@ -217,6 +217,8 @@ class Completion(NamedTuple):
     accept_lengths: tuple[int, ...] = ()  # tokens committed, bonus included
     num_accepted: tuple[int, ...] = ()  # drafts among the committed tokens
     num_drafted: tuple[int, ...] = ()  # drafts that the target verified
+    # Of all rounds, drafts that were looked up in prompt and answer: verified, and accepted.
+    looked_up: tuple[int, int] = (0, 0)
     # By round, a logit for each verified draft; None: not logged.
     confidence: tuple[tuple[float, ...], ...] | None = None
     fallback: str | None = None  # why it was decoded plainly from there on; None: it was not
@@ -230,6 +232,7 @@ class Completion(NamedTuple):
     logprobs: Logprobs | None = None  # of `token_ids`; None: nobody asked
     prompt_logprobs: Logprobs | None = None  # of the prompt; None: nobody asked
     structure: Structured | None = None  # None: nobody asked for one
+    worker: str | None = None  # of a fleet, "host:gpu"; None: there is no fleet
 
     @property
     def turns(self) -> tuple["Completion", ...]:
@@ -263,6 +266,16 @@ def drafted_flags(accept_lengths: Sequence[int], num_accepted: Sequence[int]) ->
     return tuple(flags)
 
 
+class WorkerJson(TypedDict):
+    """What one worker of a fleet did in this start, those before it in its place included."""
+
+    name: str  # "host:gpu"
+    slots: int
+    rows: int  # requests that it answered
+    tokens: int  # that it generated for these
+    deaths: int
+
+
 _LEAST_SAMPLES = 3  # one alone can be a round in which the machine did something else
 
 
@@ -283,6 +296,7 @@ class Gauge:
     sampled_rounds: int = 0
     sampled_draft_s: float = 0.0
     sampled_verify_s: float = 0.0
+    workers: tuple[WorkerJson, ...] = ()  # of a fleet, whose seconds are a mean; (): there is none
 
     @property
     def draft_s(self) -> float | None:

@@ -24,7 +24,10 @@ RUNS = {
     "equal_bits": "72x3x1x41 --slots 2",
     "exact": "--items 1 --dtype float32 --alone 1",
     "first_row": "--starts 1 --items 1",
+    "fleet": "--without-ray --items 400 --pair toy --slots 2 --items-per-worker 2 "
+    "--answer-tokens 2",
     "hybrid": "--size toy --slots 2 --items-per-slot 1 --max-tokens 4 --compared 1 --dtype float32",
+    "lookup": "--items 2 --slots 2",
     "long_context": "--toy --slots 1 --contexts 40 --width 2",
     "host": "--items 8 --job-items 8 --slots 2",
     "plans": "--items 3 --slots 2 --draft-lengths 0 7",

@@ -25,7 +25,7 @@ _OF_RUN = (
     *("messages_column", "last_assistant", "ignore_fields", "special_tokens", "id_column"),
     *("template", "on_overflow", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
-    *("ignore_eos",),
+    *("ignore_eos", "lookup"),
     *("stop", "slots", "draft_length", "no_prefix_cache", "confidence_threshold", "limit", "quiet"),
 )
 

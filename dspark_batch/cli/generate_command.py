@@ -21,7 +21,7 @@ _OF_RUN = (
     *("system_prompt", "thinking", "special_tokens", "max_tokens", "temperature", "top_p", "top_k"),
     *("min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty"),
     *("bad_words", "min_tokens", "ignore_eos"),
-    *("sampling", "draft_length", "confidence_threshold"),
+    *("sampling", "draft_length", "lookup", "confidence_threshold"),
 )
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 

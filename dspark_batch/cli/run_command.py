@@ -323,6 +323,28 @@ class _Column(click.ParamType[str]):
     help="Drafts per round; 0 decodes plainly; auto: what pays, round by round.",
 )
 @_option(
+    "--workers",
+    metavar="N",
+    type=WholeOrAuto(min=1),
+    help="Processes with a pair each, on Ray; auto: one for each GPU.  [default: this process "
+    "alone]",
+)
+@_option(
+    "--ray",
+    metavar="HOST:PORT",
+    help="Begin the workers in this running Ray cluster; auto: the one that this machine is in.",
+)
+@_option(
+    "--worker-resources",
+    metavar="JSON",
+    help="What a worker takes of the cluster, as '{\"mlx\": 1}'.  [default: a GPU, else a CPU]",
+)
+@_option(
+    "--lookup",
+    is_flag=True,
+    help="Draft what prompt and answer say themselves, where that is likelier to be right.",
+)
+@_option(
     "--no-prefix-cache",
     is_flag=True,
     help="Compute every prompt whole, also where several begin alike.",

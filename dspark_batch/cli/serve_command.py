@@ -17,7 +17,7 @@ _OF_RUN = (
     *("family", "target", "drafter", "target_bits", "drafter_bits", "trust_remote_code", "dtype"),
     *("system_prompt", "thinking", "special_tokens", "ignore_fields", "last_assistant"),
     *("on_overflow", "max_tokens", "temperature", "top_p", "top_k", "min_p", "sampling", "slots"),
-    *("draft_length", "no_prefix_cache", "confidence_threshold", "fsync_every", "grace"),
+    *("draft_length", "lookup", "no_prefix_cache", "confidence_threshold", "fsync_every", "grace"),
 )
 _MEGA = 1 << 20
 

@@ -27,6 +27,7 @@ from dspark_batch.engine.fallback import (
     DrafterFault,
     guarded,
 )
+from dspark_batch.engine.lookups import LookUps
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.sampling import RULES, rule_of, scores_of, steers
@@ -114,6 +115,9 @@ class Engine:
         confidence_threshold: a block is verified up to its first draft below this; 0 for all.
         sampling: how requests with a temperature are drawn; both ways are exact.
         log_confidence: completions tell the confidence of every verified draft.
+        lookup: drafts come out of a slot's own prompt and answer where these promise more than the
+            drafter does. The rejection rule never does so: there drafts decide which tokens come
+            out.
         shapes: the passes that may run.
         lengths: draft lengths to choose from, ascending from 0; with them, and without a draft
             length, each round drafts what pays. The rejection rule always drafts whole blocks,
@@ -140,6 +144,7 @@ class Engine:
         confidence_threshold: float = 0.0,
         sampling: SamplingRule = "coupled",
         log_confidence: bool = False,
+        lookup: bool = False,
         shapes: Shapes = _ANY_SHAPE,
         lengths: ListLike[int] = (),
         costs: Weights = (1.0, 0.0, 0.0, 0.0),
@@ -169,11 +174,12 @@ class Engine:
         if lengths and draft_length is None and sampling != "rejection":
             self._pace = Pace(self.costs, self._acceptance, lengths)
             self._step = self._pace.step
+        self._look_ups = LookUps(pair.drafter, slots, is_on=lookup and not decide)
         self._slots = Slots(pair, shapes, 1 + self._step.draft_length, state_positions)
         self._ended: list[Sequence | Failure] = []  # to be handed over
         self._running: _Round | None = None  # the device has it; None: it has none
-        is_cpu = device.is_cpu()  # which is the host itself
-        self._drafts_ahead = not is_cpu if drafts_ahead is None else drafts_ahead
+        # A CPU is the host itself.
+        self._drafts_ahead = not device.is_cpu() if drafts_ahead is None else drafts_ahead
         self._next: _Drafted | None = None  # drafts made ahead
         self._texts: dict[int, str] = {}  # of single tokens
         self._clock = Clock()
@@ -344,12 +350,13 @@ class Engine:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
         slots.fit(self._step.draft_length)
+        self._look_ups.find(slots.sequences, self._step.draft_length)
         ahead, self._next = self._next, None
         now = self._step.draft_length, slots.changes
         is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
         drafted = ahead if ahead is not None and is_current else self._draft_now()
         proposed, rule = drafted.proposed, drafted.rule
-        drafts, verify_len = self._choose_verified(proposed)
+        drafts, verify_len = self._look_ups.over(*self._choose_verified(proposed))
         anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
@@ -377,7 +384,7 @@ class Engine:
         proposed = self._propose(rule)
         mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
         self._clock.drafted(proposed.tokens, proposed.is_sane)
-        return _Drafted(proposed, rule, self._step.draft_length, slots.changes)
+        return _Drafted(proposed, rule, proposed.tokens.shape[1], slots.changes)
 
     def _draft_now(self) -> _Drafted:
         """Draft; a fault makes what is in flight go on plainly."""
@@ -418,10 +425,20 @@ class Engine:
                 failure = _undecodable(sequence, error)
             if not self._goes_on(sequence, failure):
                 ended.append(slot)
-            elif self._pace is not None and sequence.is_served:
-                self._acceptance.add(step.accepted[slot], step.verify_len[slot])
+            else:
+                self._learn_acceptance(step, slot, sequence)
         self._slots.release(ended)
         self._choose_step()
+
+    def _learn_acceptance(self, step: _Step, slot: int, sequence: Sequence) -> None:
+        """Learn what drafts are worth to the pace, and the drafter's to look-ups."""
+        accepted, verified = step.accepted[slot], step.verify_len[slot]
+        if self._look_ups.is_on:
+            self._look_ups.learn(slot, accepted, verified)
+            # Who has no drafts waits for those of the others: of all, none was right.
+            verified = len(step.drafts[slot])
+        if self._pace is not None and (sequence.is_served or self._look_ups.found[slot]):
+            self._acceptance.add(accepted, verified)
 
     def _learn_cost(self, num_drafts: int, seconds: float | None) -> None:
         """Learn what such a round takes; None: it says nothing about others."""
@@ -444,6 +461,8 @@ class Engine:
         scores = step.scores[slot] if step.scores else ()
         drafted = step.verify_len[slot]
         stayed = sequence.advance(stay, step.bonus[slot], drafted, confidence, scores)
+        if self._look_ups.found[slot]:
+            sequence.count_look_up(drafted, min(stayed, len(stay)))
         return all(step.finite[slot][:stayed])
 
     def _hand_over(self) -> list[Outcome]:
@@ -452,20 +471,23 @@ class Engine:
         return [each if isinstance(each, Failure) else self._finished(each) for each in ended]
 
     def _propose(self, rule: Rule) -> Proposed:
-        """Draft for all slots; nothing, where nobody is left whom the drafter serves.
+        """Draft for all slots; nothing, where nobody is left whom the drafter serves, or needs it.
 
         Raises:
             DrafterFault: it failed.
         """
         anchors, context = self._slots.anchors, self._slots.context
         num_drafts = self._step.draft_length
-        if num_drafts > 0 and any(sequence.is_served for sequence in self._slots.active):
+        slots = zip(self._slots.sequences, self._look_ups.found, strict=True)
+        if num_drafts > 0 and any(s and s.is_served and not found for s, found in slots):
             return guarded(lambda: self._passes.propose(context, anchors, num_drafts, rule))
         nothing = mx.zeros((anchors.shape[0], 0), dtype=mx.int32)
         return Proposed(nothing, mx.ones(anchors.shape[0], dtype=mx.bool_), None)
 
     def _extend(self, features: mx.array | None) -> None:
         """Take the round's features into the drafter's context, unless it rests."""
+        if features is None:
+            return  # nobody reads them, so there is no context to lose
         if not self._step.keeps_context:
             for sequence in self._slots.active:
                 sequence.has_context = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence as ListLike
 from math import isfinite
 from typing import NamedTuple
 
+from dspark_batch.drafters.lookup import TextIndex
 from dspark_batch.engine.steering import Wish
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.types import (
@@ -39,6 +40,7 @@ class Sequence:
         is_urgent: whether it goes before others.
         is_cancelled: whether nobody wants it any more; its prompt may still be on its way.
         wish: how the logits of its tokens are changed; None: they are not.
+        text: of prompt and answer, in which drafts are looked up; None: nobody has yet.
         told: scores that prefill gave, of the prompt's tokens and of an answer that was given.
     """
 
@@ -60,11 +62,13 @@ class Sequence:
         self.has_context = True
         self.is_urgent = is_urgent
         self.is_cancelled = False
+        self.text: TextIndex | None = None
         self.told: ListLike[Score] = ()
         self._stop_ids = request.sampling.endings(stop_ids)
         self._stop_strings = stop_strings
         # By round: accept length, drafts among it, drafts verified, and their confidence.
         self._rounds: list[tuple[int, int, int, tuple[float, ...] | None]] = []
+        self._looked_up = (0, 0)  # drafts out of the text: verified, accepted
         self._scores: list[Score] = []  # by token, if it was asked for
         self._admitted_s = time.perf_counter()
         self._seated_s = self._last_token_s = self._admitted_s
@@ -128,6 +132,11 @@ class Sequence:
         self._rounds.append((stayed, min(stayed, len(accepted)), num_drafted, known))
         return stayed
 
+    def count_look_up(self, num_drafted: int, num_accepted: int) -> None:
+        """Note that drafts of the last round were looked up."""
+        drafted, accepted = self._looked_up
+        self._looked_up = drafted + num_drafted, accepted + num_accepted
+
     def logprobs(self, text_of: Callable[[int], str]) -> Logprobs | None:
         """Tell the log-probabilities, if they were asked for; `text_of` decodes one token."""
         scores: ListLike[Score] = self._scores
@@ -159,6 +168,7 @@ class Sequence:
             accept_lengths=accept_lengths,
             num_accepted=num_accepted,
             num_drafted=num_drafted,
+            looked_up=self._looked_up,
             confidence=None if None in confidence else confidence or None,
             fallback=self.fallback,
             cached_tokens=self.num_cached,

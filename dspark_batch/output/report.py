@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, cast
 from dspark_batch.errors import EqualityError
 from dspark_batch.record.formats import ReportJson, TellingPlan
 from dspark_batch.record.rows import Row, committed_in, ratio
-from dspark_batch.types import Completion, Failure, Gauge, Outcome
+from dspark_batch.types import Completion, Failure, Gauge, Outcome, WorkerJson
 
 Stage = Literal["load", "decode", "finish"]
 
@@ -19,7 +19,7 @@ _FIRST_ERRORS = 3
 COUNTS = (
     *("total", "succeeded", "errored", "skipped"),
     *("prompt_tokens", "completion_tokens", "rounds", "accepted", "drafted"),
-    *("verified", "mismatched"),
+    *("looked_up", "verified", "mismatched"),
 )
 
 
@@ -68,6 +68,7 @@ class Report:
     rounds: int  # this and the next three: of an item's last turn
     accepted: int  # draft tokens
     drafted: int  # draft tokens that the target verified
+    looked_up: int = 0  # of the accepted ones, those out of prompt or answer
     mean_acceptance_length: float | None  # tokens per round, bonus included; None: no rounds
     errors_by_code: Mapping[str, int]  # error.code -> rows, the most frequent first
     first_errors: Sequence[str]  # messages of the first few failures, in input order
@@ -88,6 +89,7 @@ class Report:
     audit_s: float | None = None  # of decode_s, decoding items again; None: not asked for
     finish_s: float = 0.0
     peak_memory_bytes: int | None = None  # that MLX held; None: not measured
+    workers: Sequence[WorkerJson] = ()  # of a fleet, in the last start; (): there was none
     plan: TellingPlan | None = None  # how items were decoded; None: nobody planned
 
     @property
@@ -139,6 +141,8 @@ class Report:
                 counts["rounds"] += speed["num_spec_steps"]
                 counts["accepted"] += speed["num_accepted_draft_tokens"]
                 counts["drafted"] += speed["num_draft_tokens"]
+                # A row of an earlier version does not say.
+                counts["looked_up"] += speed.get("num_accepted_lookup_tokens") or 0
                 committed += committed_in(row)
                 counts["verified"] += row["verified"] is True
                 counts["mismatched"] += row["verified"] is False

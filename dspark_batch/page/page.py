@@ -125,13 +125,19 @@ def _numbers(report: Report, measures: Measures, pace: Pace | None) -> Iterator[
     if looked_at := report.verified + report.mismatched:
         equal = f"{count(report.verified)} of {count(looked_at)}"
         yield Number("equal plain decoding", equal, is_bad=report.mismatched > 0)
-    if report.drafted:
-        yield Number("of drafts accepted", f"{report.accepted / report.drafted:.0%}")
+    yield from _drafts(report)
     if measures.cached_tokens:
         reused = measures.cached_tokens / report.prompt_tokens
         yield Number("of prompt tokens reused", f"{reused:.0%}")
     if report.peak_memory_bytes:
         yield Number("most memory", size(report.peak_memory_bytes))
+
+
+def _drafts(report: Report) -> Iterator[Number]:
+    if report.drafted:
+        yield Number("of drafts accepted", f"{report.accepted / report.drafted:.0%}")
+    if report.looked_up:
+        yield Number("of these looked up", f"{report.looked_up / report.accepted:.0%}")
 
 
 def _pictures(measures: Measures, pace: Pace | None, by: str | None) -> Iterator[Picture]:

@@ -69,6 +69,7 @@ ROW_SCHEMA = pa.schema(
                 "decode_s": pa.float64(),
                 "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
                 "fallback": pa.string(),  # why the drafter was given up; null: it was not
+                "worker": pa.string(),  # of a fleet, "host:gpu"; null: there was none
                 "speculative_decoding": pa.struct(
                     {  # vLLM's names and meanings
                         "mean_acceptance_length": pa.float64(),  # bonus included
@@ -77,6 +78,9 @@ ROW_SCHEMA = pa.schema(
                         "num_spec_steps": pa.int64(),
                         "num_accepted_draft_tokens": pa.int64(),
                         "num_draft_tokens": pa.int64(),
+                        # Of these two, those that were looked up in prompt and answer.
+                        "num_accepted_lookup_tokens": pa.int64(),
+                        "num_lookup_tokens": pa.int64(),
                         "per_step_accepted": _COUNTS,
                         "per_step_drafted": _COUNTS,
                         "per_step_confidence": pa.list_(pa.list_(pa.float64())),  # logits
@@ -119,6 +123,8 @@ class Speculation(TypedDict):
     num_spec_steps: int
     num_accepted_draft_tokens: int
     num_draft_tokens: int
+    num_accepted_lookup_tokens: int  # of these two, those that were looked up
+    num_lookup_tokens: int
     per_step_accepted: Sequence[int]
     per_step_drafted: Sequence[int]
     per_step_confidence: Sequence[Sequence[float]] | None  # None: not logged
@@ -152,6 +158,7 @@ class Metrics(TypedDict):
     decode_s: float
     tokens_per_s: float | None  # None: it had one token
     fallback: str | None
+    worker: str | None
     speculative_decoding: Speculation
 
 
@@ -346,6 +353,7 @@ def _metrics(completion: Completion) -> Metrics:
         "decode_s": completion.decode_s,
         "tokens_per_s": ratio(decoded, completion.decode_s),
         "fallback": completion.fallback,
+        "worker": completion.worker,
         "speculative_decoding": _speculative_decoding(completion),
     }
 
@@ -353,6 +361,7 @@ def _metrics(completion: Completion) -> Metrics:
 def _speculative_decoding(completion: Completion) -> Speculation:
     rounds = len(completion.accept_lengths)
     accepted, drafted = sum(completion.num_accepted), sum(completion.num_drafted)
+    looked_up, accepted_look_ups = completion.looked_up
     histogram = Counter(completion.num_accepted)
     return {
         "mean_acceptance_length": ratio(sum(completion.accept_lengths), rounds),
@@ -361,6 +370,8 @@ def _speculative_decoding(completion: Completion) -> Speculation:
         "num_spec_steps": rounds,
         "num_accepted_draft_tokens": accepted,
         "num_draft_tokens": drafted,
+        "num_accepted_lookup_tokens": accepted_look_ups,
+        "num_lookup_tokens": looked_up,
         "per_step_accepted": list(completion.num_accepted),
         "per_step_drafted": list(completion.num_drafted),
         "per_step_confidence": _logits(completion.confidence),

@@ -1,5 +1,6 @@
 """What the user asked for: every option is a field here or does not exist."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -33,7 +34,7 @@ _OF_GENERATING = (  # without a meaning where an answer is scored
     *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
     *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
-    *("log_confidence", "verify_greedy", "json_schema", "regex", "grammar", "choice"),
+    *("log_confidence", "lookup", "verify_greedy", "json_schema", "regex", "grammar", "choice"),
 )
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
@@ -98,6 +99,7 @@ class Spec:
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
+    lookup: bool = False  # draft what prompt and answer say, where it is likelier to be right
     no_prefix_cache: bool = False  # compute every prompt whole, also where several begin alike
     confidence_threshold: float = 0.0  # verify a block up to its first draft below this; 0: all
     log_confidence: bool = False  # metrics tell each verified draft's, for `calibrate`
@@ -114,6 +116,12 @@ class Spec:
     # Items that the baseline decodes again: "all" or true, or a share, "1%" or 0.01; None: none.
     verify_greedy: str | float | bool | None = None
     max_mismatches: int = 1  # answers that are not the baseline's, at which a start stops
+    # Processes with a pair each; auto: one for each GPU. None: this process alone, unless ray is
+    # given, which means auto.
+    workers: int | Auto | None = None
+    ray: str | None = None  # a running cluster, HOST:PORT or auto; None: workers on this machine
+    # What a worker takes of a cluster, as JSON, '{"mlx": 1}'; None: a GPU, or else a CPU.
+    worker_resources: str | None = None
     report_by: str | None = None  # input column whose values the report compares; None: none
 
     def __post_init__(self) -> None:
@@ -142,14 +150,17 @@ class Spec:
                 f"confidence_threshold is {self.confidence_threshold}, expected 0 to 1."
             )
         self._check_sampling()
+        self._check_lookup()
         self._check_choices()
         self._check_audit()
         self._check_output()
         self._check_time()
-        if self.score is not None:
-            self._refuse_with_score()
+        self._check_workers()
+        self._check_score()
 
-    def _refuse_with_score(self) -> None:
+    def _check_score(self) -> None:
+        if self.score is None:
+            return
         _must_be_text(self.score)
         for name in _OF_GENERATING:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
@@ -175,6 +186,20 @@ class Spec:
         if self.min_tokens > self.max_tokens:
             raise UsageError(
                 f"min_tokens is {self.min_tokens}, expected at most max_tokens, {self.max_tokens}."
+            )
+
+    def _check_lookup(self) -> None:
+        if self.lookup and self.draft_length == 0:
+            raise UsageError("lookup drafts, and draft_length 0 decodes plainly; drop one of them.")
+        if self.lookup and self.sampling == "rejection":
+            raise UsageError(
+                "lookup changes no answer, but by the rejection rule every draft may; use sampling "
+                "coupled, or drop lookup."
+            )
+        if self.lookup and self.log_confidence:
+            raise UsageError(
+                "log_confidence is about the drafter's drafts, and lookup puts others in their "
+                "place; drop one of them."
             )
 
     def _check_choices(self) -> None:
@@ -237,6 +262,23 @@ class Spec:
             seconds_until(self.deadline, now=0.0)
         if self.max_runtime is not None:
             seconds_of(self.max_runtime)
+
+    def _check_workers(self) -> None:
+        if self.workers is not None:
+            _number_or_auto(workers=self.workers)
+            _at_least(1, workers=number_or_none(self.workers))
+        if self.worker_resources is None:
+            return
+        if self.ray is None:
+            raise UsageError(
+                "worker_resources is about a running cluster; name it with ray, or drop this."
+            )
+        resources_of(self.worker_resources)
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether workers answer, and not this process."""
+        return self.ray is not None or self.workers not in (None, 1)
 
     @property
     def prompt_name(self) -> str:
@@ -318,6 +360,24 @@ class Spec:
             prompt_logprobs=self.prompt_logprobs,
             structure=self.structure(),
         )
+
+
+def resources_of(text: str) -> dict[str, float]:
+    """Read what a worker takes of a cluster, by name of the resource.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        named = json.loads(text)
+        if named and all(float(amount) > 0 for amount in named.values()):
+            return {name: float(amount) for name, amount in named.items()}
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise UsageError(
+        f"worker_resources is {text}, expected names with an amount above 0, such as "
+        """'{"mlx": 1}'."""
+    )
 
 
 def number_or_none(value: int | Auto) -> int | None:

@@ -11,7 +11,7 @@ from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
 
 from dspark_batch.cli.main import main
 from dspark_batch.cli.run_command import run_command
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import Spec
 
 # They change no row and no file, so they are no fields of Spec.
@@ -119,11 +119,13 @@ def test_every_option_reaches_its_field(specs):
     assert len(unchanged) == len(words)  # no word was the default by chance
 
 
-def test_the_other_columns_and_the_other_format_reach_their_fields(specs):
+def test_what_does_not_go_with_the_others_reaches_its_field(specs):
     main(["run", "-", "-o", "out.jsonl", "--drop=c"])
+    main(["run", "-", "-o", "out.jsonl", "--lookup"])
     main(["run", "-", "-o", "out.jsonl", "--format=openai"])
     both = {"inputs": ("-",), "out": "out.jsonl"}
-    assert specs == [Spec(**both, drop=("c",)), Spec(**both, format="openai")]
+    choices = [{"drop": ("c",)}, {"lookup": True}, {"format": "openai"}]
+    assert specs == [Spec(**both, **each) for each in choices]
 
 
 JOB = """

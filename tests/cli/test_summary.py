@@ -95,6 +95,12 @@ def test_plain_decoding_claims_no_acceptance(say):
     assert "  speculation   none: plain decoding" in lines
 
 
+def test_looked_up_drafts_are_told_as_a_share_of_the_accepted_ones(say):
+    lines = say(looked_up=52_500)
+    (said,) = [line for line in lines if "accept length" in line]
+    assert said.endswith("70% of drafts accepted, 25% of these looked up")
+
+
 def test_an_audit_is_counted_with_what_it_took(say):
     lines = say(verified=11, mismatched=1, audit_s=2.0)
     assert "  verified      11 of 12 are what plain decoding gives; the audit took 2.0 s" in lines

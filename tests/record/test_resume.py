@@ -130,10 +130,12 @@ REFUSED = [  # options before, options after, what is said
 ]
 FREE = [  # options that change no row
     *({"slots": 2}, {"draft_length": 0}, {"confidence_threshold": 0.5}, {"no_prefix_cache": True}),
+    {"lookup": True},
     *({"drafter": "d"}, {"drafter_bits": 4}, {"trust_remote_code": True}),
     *({"verify_greedy": "50%"}, {"max_mismatches": 2}, {"log_confidence": True}),
     *({"fsync_every": 2}, {"grace": 1.0}, {"max_runtime": "1h"}),
     *({"report_by": "id"}, {"resume": "always"}, {"retry_failed": True}),
+    *({"workers": 2}, {"ray": "auto"}, {"ray": "auto", "worker_resources": '{"mlx": 1}'}),
     {"retry_where": ("status=errored",)},
 ]
 REFUSED_WITH_THE_MODEL = {"family", "target", "target_bits", "dtype", "thinking", "sampling"}

@@ -41,6 +41,7 @@ def test_an_answer_fills_its_columns():
     assert metrics == {
         **{"cached_tokens": 2, "prefill_s": 0.5, "decode_s": 2.0, "tokens_per_s": 2.5},
         "fallback": None,
+        "worker": None,
     }
 
 
@@ -63,6 +64,8 @@ def test_acceptance_is_counted_as_vllm_counts_it():
         "num_spec_steps": 3,
         "num_accepted_draft_tokens": 2,
         "num_draft_tokens": 10,
+        "num_accepted_lookup_tokens": 0,
+        "num_lookup_tokens": 0,
         "per_step_accepted": [2, 0, 0],
         "per_step_drafted": [4, 4, 2],
         "per_step_confidence": None,

@@ -44,6 +44,20 @@ from dspark_batch.spec.spec import Spec
         ),
         ({"sampling": "best"}, "sampling is best, expected one of coupled, rejection."),
         ({"confidence_threshold": 2}, "confidence_threshold is 2, expected 0 to 1."),
+        (
+            {"lookup": True, "draft_length": 0},
+            "lookup drafts, and draft_length 0 decodes plainly; drop one of them.",
+        ),
+        (
+            {"lookup": True, "sampling": "rejection"},
+            "lookup changes no answer, but by the rejection rule every draft may; use sampling "
+            "coupled, or drop lookup.",
+        ),
+        (
+            {"lookup": True, "log_confidence": True},
+            "log_confidence is about the drafter's drafts, and lookup puts others in their place; "
+            "drop one of them.",
+        ),
         ({"samples": 0}, "samples is 0, expected 1 or more."),
         (
             {"dtype": "float8"},
