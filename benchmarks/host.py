@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 
@@ -32,8 +33,9 @@ from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.models.target import PairConfig
+from dspark_batch.opening import Opened
 from dspark_batch.pair import Pair
-from dspark_batch.run import Opened, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Item, Request
 
@@ -47,6 +49,8 @@ MOST_GROWTH_MB = 2.0  # whatever the number of items
 class NullTarget:
     """A target of one cache layer; the next token is the sum of all tokens so far."""
 
+    facts = SimpleNamespace(vocab_size=VOCABULARY)
+
     def make_cache(self, slots, positions):
         """Make keys and values for one layer."""
         return SlotCache([PositionCache], slots, positions)
@@ -59,7 +63,7 @@ class NullTarget:
         keys, _ = layer.update_and_fetch(written, written)
         seen = mx.where(mask[:, 0], keys[:, 0, None, :, 0], 0).sum(axis=-1)
         if at is not None:
-            seen = mx.take_along_axis(seen, at[:, None], axis=1)
+            seen = mx.take_along_axis(seen, at, axis=1)
         following = (seen.astype(mx.int32) + 1) % VOCABULARY
         return (mx.arange(VOCABULARY) == following[..., None]).astype(mx.float32), None
 

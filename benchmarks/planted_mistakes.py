@@ -31,6 +31,7 @@ TESTS = {
     "trainer": [
         *("tests/train/test_drafter_step.py", "tests/train/test_training_batches.py"),
         *("tests/train/test_teacher.py", "tests/train/test_train_drafter.py"),
+        "tests/train/test_llama_step.py",
     ],
     "room": [
         *("tests/models/test_long_prompts.py", "tests/engine/test_drafts_ahead.py"),

@@ -19,11 +19,11 @@ from dspark_batch.audit.replay import Baseline, Claim, Difference, compare
 from dspark_batch.errors import EqualityError, UsageError
 from dspark_batch.intake.mapping import Render, to_request
 from dspark_batch.intake.reader import ALL, STDIN, fetch, locate, read
+from dspark_batch.opening import load, open_baseline
 from dspark_batch.output.plan import plan_of, plan_text
 from dspark_batch.output.report import Tick
 from dspark_batch.record.named_columns import wanted_columns
 from dspark_batch.record.rows import ratio
-from dspark_batch.run import load, open_baseline
 from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import Completion, Failure, Item, Json, Outcome, Request, Said
 

@@ -15,11 +15,11 @@ from dspark_batch.audit.replay import (
     text_of_token,
 )
 from dspark_batch.errors import EqualityError, UsageError
+from dspark_batch.opening import Opened, OpenEngine, open_pair
 from dspark_batch.output.finish import Rows
 from dspark_batch.output.look import Look, look
 from dspark_batch.record.rows import AnswerRow, Row
 from dspark_batch.record.run_dir import differences, run_dir_of
-from dspark_batch.run import Opened, OpenEngine, open_pair
 from dspark_batch.types import Failure, Item
 
 Relation: TypeAlias = Literal["same", "tied", "different", "only in A", "only in B"]

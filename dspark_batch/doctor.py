@@ -14,7 +14,15 @@ from dspark_batch import blas
 from dspark_batch.errors import DsparkBatchError, UsageError
 from dspark_batch.registry import RegisteredPair, list_pairs
 
-_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "transformers", "huggingface_hub", "pyarrow")
+_PACKAGES = (
+    "dspark-batch",
+    "mlx",
+    "mlx-lm",
+    "transformers",
+    "huggingface_hub",
+    "pyarrow",
+    "llguidance",
+)
 _EXTRA = "pip install 'dspark-batch[cpu]', or [cuda13] for an NVIDIA GPU"
 _MATMUL_SIZE = 1024
 _MEASURE_S = 1.0  # of repeated products; one is always made

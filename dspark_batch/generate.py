@@ -13,8 +13,8 @@ from dspark_batch.intake.json_text import dump
 from dspark_batch.intake.reader import record_of_line
 from dspark_batch.models.target import Target
 from dspark_batch.models.tokenizer import Tokenizer
+from dspark_batch.opening import Opened, answer, ask, open_pair
 from dspark_batch.pair import Pair
-from dspark_batch.run import Opened, answer, ask, open_pair
 from dspark_batch.spec.spec import (
     STDOUT,
     Auto,
@@ -77,6 +77,10 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     prompt_logprobs: int | None
     score: str | None
+    json_schema: str | None
+    regex: str | None
+    grammar: str | None
+    choice: tuple[str, ...]
     sampling: SamplingRule
     slots: int | Auto
     draft_length: int | Auto
@@ -109,7 +113,7 @@ def generate(
         UsageError: an option is impossible, or a prompt is no text and no record.
         ModelError: the pair cannot be loaded.
     """
-    spec = _spec(options)
+    spec = spec_of_answers(options)
     return _rows(spec, open_pair(spec, None), prompts)
 
 
@@ -121,7 +125,12 @@ def _rows(
     return answer(spec, opened, asked, lambda item: True)
 
 
-def _spec(options: Options) -> Spec:
+def spec_of_answers(options: Options) -> Spec:
+    """Make a spec of options that are about answers.
+
+    Raises:
+        UsageError: an option is none of these, or impossible.
+    """
     unknown = sorted(options.keys() - Options.__annotations__.keys())
     if unknown:
         raise UsageError(f"{unknown[0]} is no option here; see help(dspark_batch.generate).")
@@ -162,7 +171,7 @@ class OnePrompt:
     """
 
     def __init__(self, prompt: str, **options: Unpack[Options]) -> None:
-        self._spec = _spec({**options, "slots": 1})
+        self._spec = spec_of_answers({**options, "slots": 1})
         self._opened = open_pair(self._spec, None, num_items=1)
         read = _read(0, {self._spec.prompt_name: prompt}, self._spec)
         request = read if isinstance(read, Failure) else ask(self._spec, self._opened, read)

@@ -26,8 +26,8 @@ from typing import TypeAlias
 from dspark_batch.errors import Resumable
 from dspark_batch.intake.mapping import Render
 from dspark_batch.intake.messages import Conversation
+from dspark_batch.opening import Opened, Steps
 from dspark_batch.record.formats import Manifest
-from dspark_batch.run import Opened, Steps
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Failure, Item, Outcome, Partial, Request
 
@@ -60,11 +60,11 @@ class Ticket:
 
     def cancel(self) -> None:
         """Give it up, wherever it is; the owner hears of a failure "cancelled", or of its end."""
-        self._hub.order(lambda: self._hub.give_up(self))
+        self._hub.order(partial(self._hub.give_up, self))
 
     def withdraw(self) -> None:
         """Give it up as `cancel` does, unless its answer has begun."""
-        self._hub.order(lambda: self._hub.give_up(self, only_waiting=True))
+        self._hub.order(partial(self._hub.give_up, self, only_waiting=True))
 
     def tell(self, news: News) -> None:
         """Tell the owner, who says by which name an item is known."""
@@ -130,7 +130,7 @@ class Hub:
         self._on_end = on_end
         self._rendering = threading.Lock()
         self._lock = threading.Lock()  # orders come before the end, or are refused
-        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._is_open = threading.Event()  # or has failed to open
         self._opened: Opened | None = None
         self._engine: Steps  # from when it is open; only the hub's thread may use it
@@ -194,7 +194,7 @@ class Hub:
         with self._rendering:
             return render(conversation, **told)
 
-    def order(self, do: Callable[[], None]) -> bool:
+    def order(self, do: Callable[[], object]) -> bool:
         """Let the hub's thread do something before its next round; False: it has ended."""
         with self._lock:
             if self.error is None:
@@ -316,16 +316,20 @@ class Hub:
             self._again.add(ticket.item.index)
             self._engine.cancel(ticket.item)
 
-    def give_up(self, ticket: Ticket, *, only_waiting: bool = False) -> None:
-        """Give a request up, in the hub's thread."""
+    def give_up(self, ticket: Ticket, *, only_waiting: bool = False) -> bool:
+        """Give a request up, in the hub's thread; return whether its answer ends with that."""
         if ticket in self._bulk:
             self._bulk.remove(ticket)
             ticket.tell(_cancelled(ticket.request.item))
-        elif ticket.item.index in self._inside:
-            ticket.is_wanted = ticket.is_wanted and only_waiting
-            if not only_waiting or self._engine.so_far(ticket.item) is None:
-                ticket.is_wanted = False
-                self._engine.cancel(ticket.item)
+            return True
+        if ticket.item.index not in self._inside:
+            return False
+        ticket.is_wanted = ticket.is_wanted and only_waiting
+        if only_waiting and self._engine.so_far(ticket.item) is not None:
+            return False
+        ticket.is_wanted = False
+        self._engine.cancel(ticket.item)
+        return True
 
     def _round(self) -> None:
         self._beat_s = time.monotonic()
@@ -404,7 +408,7 @@ class View:
         stream: Iterable[Request | Failure | None],
         may_begin: Callable[[Item], bool] = lambda item: True,
     ) -> Iterator[Outcome]:
-        """Answer a stream as `run.Generates` has it.
+        """Answer a stream as `opening.Generates` has it.
 
         `may_begin` is asked in the caller's thread, when a request goes into the hub. After a no,
         requests that have not begun are taken back.

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypedDict
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 FinishReason: TypeAlias = Literal["stop", "length", "scored"]  # scored: it was given
 SamplingRule: TypeAlias = Literal["coupled", "rejection"]
+StructureKind: TypeAlias = Literal["json_schema", "regex", "grammar", "choice"]
 
 MOST_LOGPROBS = 20  # OpenAI's limit
 _MOST_TEXTS = 1000  # and most characters of each: every round looks for all of them
@@ -37,6 +38,14 @@ class Item(NamedTuple):
         return self[:3] == other[:3] and self.sample_index == other.sample_index
 
 
+class Structure(NamedTuple):
+    """What an answer must look like; `spec/structure.py` makes and checks it."""
+
+    kind: StructureKind
+    grammar: str  # in llguidance's words
+    after_thinking: bool = True  # whether a target that thinks first may; else it begins at once
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How one answer is drawn from the target's distribution, and where it ends."""
@@ -60,6 +69,7 @@ class Sampling:
     # 20; None: no log-probability is told.
     logprobs: int | None = None
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
+    structure: Structure | None = None  # None: the answer is free
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
@@ -83,6 +93,10 @@ class Sampling:
         for name in ("logprobs", "prompt_logprobs"):
             num_top = getattr(self, name) or 0
             _check(name, num_top, 0 <= num_top <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")
+        if self.structure is not None:  # which alone says where the answer ends
+            kind = self.structure.kind
+            _check("ignore_eos", self.ignore_eos, not self.ignore_eos, f"false beside a {kind}")
+            _check("min_tokens", self.min_tokens, not self.min_tokens, f"0 beside a {kind}")
 
     @property
     def is_greedy(self) -> bool:
@@ -102,7 +116,8 @@ class Sampling:
     @property
     def steers(self) -> bool:
         """Whether some of the target's logits are changed before a token is chosen."""
-        return bool(self.has_penalties or self.logit_bias or self.bad_words or self.min_tokens)
+        wishes = (self.logit_bias, self.bad_words, self.min_tokens, self.structure)
+        return self.has_penalties or any(wishes)
 
     @property
     def is_own_way(self) -> bool:
@@ -179,6 +194,13 @@ class Logprobs(NamedTuple):
         )
 
 
+class Structured(NamedTuple):
+    """How an answer met the structure that it was asked for."""
+
+    kind: StructureKind
+    parsed: bool  # whether it is whole; one that `max_tokens` or a stop string cut is not
+
+
 class Completion(NamedTuple):
     """The answer to one item, and how the run went for it.
 
@@ -209,6 +231,8 @@ class Completion(NamedTuple):
     decode_s: float = 0.0  # first round to last, other slots' share of the rounds included
     logprobs: Logprobs | None = None  # of `token_ids`; None: nobody asked
     prompt_logprobs: Logprobs | None = None  # of the prompt; None: nobody asked
+    structure: Structured | None = None  # None: nobody asked for one
+    worker: str | None = None  # of a fleet, "host:gpu"; None: there is no fleet
 
     @property
     def turns(self) -> tuple["Completion", ...]:
@@ -242,6 +266,16 @@ def drafted_flags(accept_lengths: Sequence[int], num_accepted: Sequence[int]) ->
     return tuple(flags)
 
 
+class WorkerJson(TypedDict):
+    """What one worker of a fleet did in this start, those before it in its place included."""
+
+    name: str  # "host:gpu"
+    slots: int
+    rows: int  # requests that it answered
+    tokens: int  # that it generated for these
+    deaths: int
+
+
 _LEAST_SAMPLES = 3  # one alone can be a round in which the machine did something else
 
 
@@ -262,6 +296,7 @@ class Gauge:
     sampled_rounds: int = 0
     sampled_draft_s: float = 0.0
     sampled_verify_s: float = 0.0
+    workers: tuple[WorkerJson, ...] = ()  # of a fleet, whose seconds are a mean; (): there is none
 
     @property
     def draft_s(self) -> float | None:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,9 @@ from dspark_batch.audit.replay import (
 )
 from dspark_batch.audit.row_audit import Reading, misfit, row_problems
 from dspark_batch.errors import EqualityError, JournalError, UsageError
+from dspark_batch.fleet.opener import open_fleet
 from dspark_batch.intake.reader import Source, item_of
+from dspark_batch.opening import Opened, OpenEngine, open_pair
 from dspark_batch.output.finish import Rows, write_output
 from dspark_batch.output.look import Look, look
 from dspark_batch.output.report import COUNTS, Report, Tick
@@ -43,9 +46,8 @@ from dspark_batch.record.run_dir import (
     versions,
 )
 from dspark_batch.record.survey import Survey
-from dspark_batch.run import Opened, OpenEngine, open_pair
 from dspark_batch.spec.share import draw
-from dspark_batch.spec.spec import Spec
+from dspark_batch.spec.spec import Auto, Spec
 from dspark_batch.types import Failure, Item
 
 _MOST_KEPT = 100  # findings of one kind; the others are counted
@@ -142,11 +144,12 @@ def verify(  # noqa: PLR0913  each is an option of the command
     *,
     sample: int | None = None,
     slots: int | None = None,
+    workers: int | Auto | None = None,
     against: Against = "engine",
     strict: bool = False,
     trust_remote_code: bool = False,
     observe: Observe = _ignore,
-    open_engine: OpenEngine = open_pair,
+    open_engine: OpenEngine | None = None,
 ) -> Audit:
     """Audit the rows that a run has, finished or not, and write `OUT.run/audit.json`.
 
@@ -156,11 +159,12 @@ def verify(  # noqa: PLR0913  each is an option of the command
         out: the output of the run, or its run directory.
         sample: how many answers to decode again, drawn by what their items are; None: all.
         slots: answers that are decoded together; None: as many as the run had.
+        workers: processes of this machine that decode, as a run has them; None: this one.
         against: our engine without a drafter, or mlx-lm's own generation.
         strict: with mlx-lm, near-ties fail as well.
         trust_remote_code: let the target run Python code of its own, as the run may have done.
         observe: called before models are loaded and after every replayed answer.
-        open_engine: loads the pair.
+        open_engine: loads the pair, `open_pair` by default.
 
     Raises:
         UsageError: there is no such run, or an input of it is gone.
@@ -179,7 +183,10 @@ def verify(  # noqa: PLR0913  each is an option of the command
     with run_dir.lock():
         if audit.see("manifest", 1, _manifest_problems(run_dir, manifest)):
             job = look(audit.out, trust_remote_code=trust_remote_code)
-            job = job._replace(spec=replace(job.spec, slots=slots or job.spec.slots))
+            here = replace(job.spec, worker_resources=None, ray=None, workers=workers)
+            job = job._replace(spec=replace(here, slots=slots or job.spec.slots))
+            if open_engine is None:
+                open_engine = open_fleet if here.is_fleet else open_pair
             _Verification(job, audit, sample, observe, open_engine).run()
         run_dir.write_audit(audit.to_json())
     return audit
@@ -225,8 +232,10 @@ class _Verification:
             return
         self.observe(Tick("load", len(rows), 0, 0, 0))
         opened = self.open_engine(job.spec, job.manifest)
-        if audit.see("models", 1, _model_problems(job, opened)):
-            self._read_rows(rows, opened)
+        with ExitStack() as stack:
+            stack.callback(opened.close)
+            if audit.see("models", 1, _model_problems(job, opened)):
+                self._read_rows(rows, opened)
 
     def _read_rows(self, rows: Rows, opened: Opened) -> None:
         """Check each row by itself, choose who is replayed, and replay."""
@@ -307,7 +316,7 @@ def _why_not(claims: Sequence[Claim], spec: Spec, against: Against) -> str | Non
     if against == "mlx-lm" and any(claim.request.given is not None for claim in claims):
         return "scored, which mlx-lm's generation does not do"
     if against == "mlx-lm" and any(sampling.is_own_way for sampling in samplings):
-        return "with penalties, biases, a least length or other ends, which are none of mlx-lm's"
+        return "with penalties, biases, a grammar or other ends, which are none of mlx-lm's"
     if all(sampling.is_greedy for sampling in samplings):
         return None
     if spec.sampling == "rejection":

@@ -7,7 +7,7 @@ from itertools import islice, takewhile
 from time import sleep
 
 from dspark_batch.audit.replay import Baseline, Margin
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import number_or_none
 from dspark_batch.types import Completion, Failure, Outcome, Partial, Request, Said
 

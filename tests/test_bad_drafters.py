@@ -8,8 +8,9 @@ from small_jobs import rows_in, write_lines
 
 from dspark_batch.drafters.drafter import Draft
 from dspark_batch.drafters.plain import NoDrafter
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 
 PROMPTS = ['Spell "cat" backwards.', "Write 62 in words.", "Convert 4 euros to cents."]

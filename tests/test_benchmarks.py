@@ -24,6 +24,8 @@ RUNS = {
     "equal_bits": "72x3x1x41 --slots 2",
     "exact": "--items 1 --dtype float32 --alone 1",
     "first_row": "--starts 1 --items 1",
+    "fleet": "--without-ray --items 400 --pair toy --slots 2 --items-per-worker 2 "
+    "--answer-tokens 2",
     "hybrid": "--size toy --slots 2 --items-per-slot 1 --max-tokens 4 --compared 1 --dtype float32",
     "lookup": "--items 2 --slots 2",
     "long_context": "--toy --slots 1 --contexts 40 --width 2",
@@ -39,6 +41,7 @@ RUNS = {
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
     "--system-tokens 40 --dtype float32",
     "serve": "--items 3 --probes 2 --pause 0 --slots 2",
+    "structured": "--items 2 --slots 2 --speed-items 1 --repeats 1",
     "tiny_card": "--per-kind 1 --slots 4",
 }
 

@@ -17,8 +17,8 @@ from dspark_batch.drafters.calibration import (
 )
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import ModelError, UsageError
+from dspark_batch.opening import Opened
 from dspark_batch.pair import load_pair
-from dspark_batch.run import Opened
 from dspark_batch.types import Item, Request
 
 

@@ -6,8 +6,9 @@ import pytest
 from small_jobs import rows_in, write_lines
 
 from dspark_batch.errors import Resumable
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 
 PROMPTS = [f"Write {n} in words." for n in (5, 62, 7, 118, 90, 31)]

@@ -9,6 +9,7 @@ docs/DESIGN.md does not count: it is for people who change the code.
 
 import json
 import re
+import shutil
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
@@ -35,6 +36,8 @@ OPTIONS = [each.opts for each in PARAMETERS if each.opts[0].startswith("-")]
 # Of click, of systemctl, of other programs, and of our benchmarks.
 OF_OTHERS = {"--help", "--version", "--user", "--now", "--items", "--alone", "--repeats"}
 OF_OTHERS |= {"--array", "--time"}  # of sbatch
+OF_OTHERS |= {"--head", "--address", "--resources", "--node-ip-address"}  # of `ray start`
+OF_OTHERS |= {"--min-worker-port", "--max-worker-port"}
 OF_OTHERS |= {"--draft", "--draft-model", "--num-draft-tokens"}
 OF_OTHERS |= {"--name", "--network", "--add-host"}
 OF_OTHERS |= {"--outside", "--batch-sizes", "--draft-lengths", "--system-tokens", "--no-generate"}
@@ -88,10 +91,11 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["jobs.md", "nightly.md"])
+@pytest.mark.parametrize("page", ["jobs.md", "labelling.md", "nightly.md"])
 def test_the_job_files_that_pages_show_are_job_files(page, tmp_path):
     path = tmp_path / "job.toml"
     (tmp_path / "question.txt").write_text("{{ x }}")
+    shutil.copy(ROOT / "jobs" / "order.schema.json", tmp_path)
     for block in blocks(page, "toml"):
         path.write_text(block)
         Spec(**{"inputs": ("in.jsonl",), "out": "o.jsonl"} | read_job(path, date(2025, 3, 9)))

@@ -17,7 +17,7 @@ from dspark_batch import hub as hubs
 from dspark_batch.engine.engine import Engine
 from dspark_batch.errors import Resumable
 from dspark_batch.hub import Hub
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 from dspark_batch.types import Completion, Failure, Item, Partial, Request, Sampling
 
 IDS = load_case("qwen3_vanilla")["greedy0.output_ids"].tolist()

@@ -10,8 +10,9 @@ import pytest
 from small_jobs import rows_in
 
 from dspark_batch.cli.run_command import run_command, spec_of
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.job_file import read_job
 from dspark_batch.spec.spec import Spec
 

@@ -37,18 +37,28 @@ MAY_IMPORT = {
     "pair": {"drafters", "models", *BASE, *MACHINE},
     "tuning": {"numerics", *BASE, *MACHINE},
     "engine": {"tuning", "pair", "drafters", "models", "caches", "numerics", *BASE, *MACHINE},
-    "run": {"engine", "pair", "models", *JOB, *BASE, *MACHINE},
-    "hub": {"run", "record", "intake", "spec", *BASE},
-    "serve": {"hub", "run", "engine", "output", "record", "intake", "spec", *BASE},
-    "generate": {"run", "engine", "pair", "drafters", "models", "intake", "spec", *BASE},
-    "bench": {"run", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
+    "opening": {
+        *("engine", "pair", "models", "audit", "record", "intake", "spec"),
+        *BASE,
+        *MACHINE,
+    },
+    "run": {"opening", "fleet", "models", *JOB, *BASE},
+    "fleet": {
+        *("opening", "hub", "pair", "models", "audit", "record", "intake", "spec", "device"),
+        *BASE,
+    },
+    "ray": {"hub", "opening", "generate", "record", "intake", "spec", *BASE},
+    "hub": {"opening", "record", "intake", "spec", *BASE},
+    "serve": {"hub", "opening", "run", "engine", "output", "record", "intake", "spec", *BASE},
+    "generate": {"opening", "engine", "pair", "drafters", "models", "intake", "spec", *BASE},
+    "bench": {"opening", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
     "calibrate": {"drafters", "numerics", "record", *BASE},
     "registry": {"models", *BASE},
     "doctor": {"registry", "tuning", *BASE, *MACHINE},
     "check": {"pair", "models", "output", "record", "intake", "spec", *BASE},
-    "verify": {"run", *JOB, *BASE},
+    "verify": {"opening", "fleet", *JOB, *BASE},
     "merge": {"output", "record", "intake", "spec", *BASE},
-    "diff": {"run", "audit", "output", "record", *BASE},
+    "diff": {"opening", "audit", "output", "record", *BASE},
     "train": {
         *("page", "pair", "drafters", "models", "numerics"),
         *("output", "record", "intake", "spec"),
@@ -154,6 +164,13 @@ def test_only_the_server_knows_http():
     elsewhere = [path for path in FILES if part_of(path) != "serve"]
     roots = {path: imported_modules(path.read_text()) for path in elsewhere}
     named = [str(p) for p, names in roots.items() if serving & {n.split(".")[0] for n in names}]
+    assert not named
+
+
+def test_only_the_fleet_and_its_stage_know_ray():
+    elsewhere = [path for path in FILES if part_of(path) not in ("fleet", "ray")]
+    roots = {path: imported_modules(path.read_text()) for path in elsewhere}
+    named = [str(p) for p, names in roots.items() if "ray" in {n.split(".")[0] for n in names}]
     assert not named
 
 

@@ -15,12 +15,12 @@ from dspark_batch.cli.main import main
 from dspark_batch.diff import diff
 from dspark_batch.errors import Resumable, ResumeMismatch, UsageError
 from dspark_batch.merge import merge
+from dspark_batch.opening import open_with
 from dspark_batch.output.export import export
 from dspark_batch.output.shown import rows_of
 from dspark_batch.output.status import status
 from dspark_batch.pair import load_pair
 from dspark_batch.record.run_dir import RunDir
-from dspark_batch.run import open_with
 from dspark_batch.spec.shard import Shard
 from dspark_batch.verify import verify
 

@@ -10,7 +10,8 @@ from dspark_batch.engine.conformance import Conformance
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.models.hub import Download
-from dspark_batch.run import open_pair, run
+from dspark_batch.opening import open_pair
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 
 

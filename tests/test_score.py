@@ -13,9 +13,10 @@ from dspark_batch.errors import UsageError
 from dspark_batch.generate import generate
 from dspark_batch.intake.choices import choices_of
 from dspark_batch.intake.messages import Unusable
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
 from dspark_batch.record.rows import Layout
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 from dspark_batch.verify import verify
 

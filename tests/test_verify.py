@@ -15,6 +15,7 @@ from dspark_batch.audit.replay import Margin
 from dspark_batch.cli.main import main
 from dspark_batch.errors import EqualityError, OutputInUse, UsageError
 from dspark_batch.numerics import steering
+from dspark_batch.opening import open_with
 from dspark_batch.output.finish import write_output
 from dspark_batch.output.look import look
 from dspark_batch.output.report import Report
@@ -22,7 +23,7 @@ from dspark_batch.pair import load_pair
 from dspark_batch.record.journal import Journal, scan
 from dspark_batch.record.rows import sum_and_mean
 from dspark_batch.record.run_dir import RunDir
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Said
 from dspark_batch.verify import verify

@@ -49,6 +49,7 @@ class Claim:
     reasoning: str | None = None
     logprobs: LogprobsJson | None = None
     prompt_logprobs: LogprobsJson | None = None
+    parsed: bool | None = None  # whether a structure was met; None: nobody asked for one
     spec: Spec | None = None  # of the job: how the record's answer is split; None: as any other
 
     @property
@@ -122,6 +123,7 @@ def _of_last_turn(request: Request, row: AnswerRow, turn: int, spec: Spec) -> Cl
         reasoning=row["reasoning"],
         logprobs=row["logprobs"],
         prompt_logprobs=row["prompt_logprobs"],
+        parsed=row["structure"] and row["structure"]["parsed"],
         spec=spec,
     )
 
@@ -195,6 +197,9 @@ def compare(
     if claim.finish_reason not in (None, outcome.finish_reason):
         reasons = (claim.finish_reason, outcome.finish_reason)
         return _difference(claim, None, *(f"finish_reason {reason}" for reason in reasons))
+    parsed = outcome.structure and outcome.structure.parsed
+    if claim.is_whole and claim.parsed != parsed:
+        return _difference(claim, None, *(f"parsed {each}" for each in (claim.parsed, parsed)))
     if not (claim.is_whole and baseline.scores):
         return None
     prompts = claim.prompt_logprobs, of_prompt(outcome.prompt_logprobs)

@@ -19,6 +19,7 @@ from dspark_batch.record.rows import (
     Row,
     Speculation,
     columns_of,
+    parsed_in,
     sum_and_mean,
 )
 from dspark_batch.spec.spec import Spec
@@ -142,6 +143,7 @@ def _problems_of_answer(
         yield from _problems_of_given(request.given, row)
     elif ids:
         yield from _problems_of_text(request, row, reading)
+        yield from _problems_of_structure(request, row)
         yield from _problems_of_statistics(len(ids), row["metrics"], usage["prompt_tokens"])
     else:
         yield "is an answer without a token"
@@ -228,6 +230,17 @@ def _problems_of_counts(
         yield f"{column}.token_logprobs has one above 0"
     elif (told.get("sum"), told.get("mean")) != sum_and_mean(logprobs):
         yield f"{column}.sum or mean is not that of its token_logprobs"
+
+
+def _problems_of_structure(request: Request, row: AnswerRow) -> Iterator[str]:
+    """Compare what the row says of the answer's structure with the answer."""
+    asked, told = request.sampling.structure, row["structure"]
+    kinds = asked and asked.kind, told and told["kind"]
+    if kinds[0] != kinds[1]:
+        yield f"structure.kind is {kinds[1]!r}, expected {kinds[0]!r}"
+    should_parse = told and told["kind"] == "json_schema" and told["parsed"]
+    if should_parse and parsed_in(row) is None and row["completion"] != "null":
+        yield "structure.parsed is true, but the completion is no JSON"
 
 
 def _problems_of_end(request: Request, row: AnswerRow, has_stopped: bool) -> Iterator[str]:

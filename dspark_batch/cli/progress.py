@@ -159,6 +159,7 @@ def _as_object(tick: "Tick", meter: Meter) -> dict[str, object]:
         "slots": gauge and gauge.slots,
         "prefix_hits": meter.prefix_hits,
         "memory_bytes": gauge and gauge.memory_bytes,
+        "workers": (gauge and [*gauge.workers]) or None,
     }
 
 
@@ -194,7 +195,10 @@ def engine_texts(meter: Meter) -> list[str]:
     if gauge is None:
         return []
     hits = f"{meter.prefix_hits:.0%} prefix hits" if meter.prefix_hits else ""
+    dead = sum(worker["deaths"] for worker in gauge.workers)
+    team = f"{len(gauge.workers)} workers" + (f", {count(dead)} died" if dead else "")
     return [
+        *([team] if gauge.workers else []),
         f"{gauge.busy_slots:.1f} of {gauge.slots} slots busy",
         *([hits] if hits else []),
         f"{size(gauge.memory_bytes)} of memory, {size(gauge.peak_memory_bytes)} at most",

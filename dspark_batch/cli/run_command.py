@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from dspark_batch.cli.numbers import Number, Whole, WholeOrAuto
 from dspark_batch.errors import DsparkBatchError, UsageError
-from dspark_batch.spec.job_file import SUFFIX, TEXTS, read_job, text_of
+from dspark_batch.spec.job_file import CONTENTS, SUFFIX, TEXTS, content_of, read_job, text_of
 from dspark_batch.spec.share import ALL, share_of
 from dspark_batch.spec.spec import (
     MOST_SLOTS,
@@ -295,6 +295,16 @@ class _Column(click.ParamType[str]):
     "in another, as =chosen.",
 )
 @_option(
+    "--json-schema",
+    metavar="FILE",
+    help="Every answer is JSON that this JSON Schema allows; column `parsed` has it as a value.",
+)
+@_option("--regex", metavar="REGEX", help="Every answer matches this, from end to end.")
+@_option("--grammar", metavar="FILE", help="Every answer is a text of this Lark grammar.")
+@_option(
+    "--choice", metavar="TEXT", multiple=True, help="Every answer is one of these; repeatable."
+)
+@_option(
     "--sampling",
     type=click.Choice(get_args(SamplingRule)),
     help="coupled: no setting of speed changes an answer; rejection: the paper's rule, a little "
@@ -311,6 +321,23 @@ class _Column(click.ParamType[str]):
     metavar="K",
     type=WholeOrAuto(min=0),
     help="Drafts per round; 0 decodes plainly; auto: what pays, round by round.",
+)
+@_option(
+    "--workers",
+    metavar="N",
+    type=WholeOrAuto(min=1),
+    help="Processes with a pair each, on Ray; auto: one for each GPU.  [default: this process "
+    "alone]",
+)
+@_option(
+    "--ray",
+    metavar="HOST:PORT",
+    help="Begin the workers in this running Ray cluster; auto: the one that this machine is in.",
+)
+@_option(
+    "--worker-resources",
+    metavar="JSON",
+    help="What a worker takes of the cluster, as '{\"mlx\": 1}'.  [default: a GPU, else a CPU]",
 )
 @_option(
     "--lookup",
@@ -505,6 +532,8 @@ def typed(context: click.Context, choices: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in TEXTS & given.keys():
         given[name] = text_of(given[name], Path())
+    for name in CONTENTS & given.keys():
+        given[name] = content_of(given[name], Path())
     if "ignore_fields" in given:
         named = (name.strip() for each in given["ignore_fields"] for name in each.split(","))
         given["ignore_fields"] = tuple(filter(None, named))

@@ -51,6 +51,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "time", _times(report)
     if report.plan and report.new_tokens:
         yield "plan", plan_text(report.plan)
+    yield from (("workers" * (not place), text) for place, text in enumerate(_workers(report)))
 
 
 def _rows(report: Report) -> str:
@@ -108,6 +109,17 @@ def _times(report: Report) -> str:
     decoding = duration(report.decode_s) + _parts(report)
     loading, writing = duration(report.load_s), duration(report.finish_s)
     return f"loading {loading}, decoding {decoding}, writing {writing}"
+
+
+def _workers(report: Report) -> Iterator[str]:
+    """Say what each worker of a fleet did in this start."""
+    for worker in report.workers:
+        said = (
+            f"{worker['name']}: {count(worker['rows'])} answers, {count(worker['tokens'])} tokens"
+        )
+        if report.decode_s:
+            said += f", {speed(worker['tokens'] / report.decode_s)} tokens/s"
+        yield said + (f"; died {count(worker['deaths'])} times" if worker["deaths"] else "")
 
 
 def _parts(report: Report) -> str:

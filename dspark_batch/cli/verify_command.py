@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dspark_batch.cli.numbers import Whole
+from dspark_batch.cli.numbers import Whole, WholeOrAuto
 from dspark_batch.cli.run_command import trust_option
 from dspark_batch.wording import count, duration, one_line, table
 
@@ -38,6 +38,12 @@ _WHAT = {
     metavar="N",
     type=Whole(min=1),
     help="Answers that decode together.  [default: as in the run]",
+)
+@click.option(
+    "--workers",
+    metavar="N",
+    type=WholeOrAuto(min=1),
+    help="Processes that decode, with a pair each; auto: one for each GPU.  [default: this one]",
 )
 @click.option(
     "--against",

@@ -43,6 +43,18 @@ class MarkovHead(nn.Module):
         """
         return self.markov_w2(embedding), None
 
+    def biases(self, embedding: mx.array, hidden: mx.array) -> mx.array:
+        """Compute the biases of whole blocks at once, the true tokens given.
+
+        Args:
+            embedding: [..., K, r], from `embed`.
+            hidden: [..., K, E].
+
+        Returns:
+            [..., K, V].
+        """
+        return self.bias(embedding, hidden, None)[0]
+
 
 class GatedMarkovHead(MarkovHead):
     """Type `gated`: `W2 (sigmoid(G [hidden; e] + b) * e)`."""
@@ -83,6 +95,14 @@ class RnnMarkovHead(MarkovHead):
         gate = mx.sigmoid(gate)
         new_state = gate * state + (1 - gate) * mx.tanh(candidate)
         return self.markov_w2(mx.tanh(output)), new_state
+
+    def biases(self, embedding: mx.array, hidden: mx.array) -> mx.array:
+        """Compute the biases of whole blocks, position by position; see `MarkovHead.biases`."""
+        state, biases = None, []
+        for k in range(hidden.shape[-2]):
+            bias, state = self.bias(embedding[..., k, :], hidden[..., k, :], state)
+            biases.append(bias)
+        return mx.stack(biases, axis=-2)
 
 
 MARKOV_HEADS = {"vanilla": MarkovHead, "gated": GatedMarkovHead, "rnn": RnnMarkovHead}

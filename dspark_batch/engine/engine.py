@@ -35,7 +35,7 @@ from dspark_batch.engine.scheduler import MayBegin, Scheduler, Waiting
 from dspark_batch.engine.sequence import Score, Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
-from dspark_batch.engine.steering import Wish, wish_of
+from dspark_batch.engine.steering import guide_of, wish_of
 from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics.confidence import threshold_lengths
@@ -232,7 +232,7 @@ class Engine:
             urgent: whether it goes before all that are not. Nobody gives up a slot for it.
 
         Raises:
-            UsageError: it has stop strings or bad words, and there is no tokenizer.
+            UsageError: it has stop strings, bad words or a grammar, and there is no tokenizer.
         """
         self._stop_strings(request)
         if problem := self._cannot_steer(request):
@@ -321,7 +321,7 @@ class Engine:
 
     def _sequence(self, waiting: Waiting) -> Sequence:
         request, stop_ids = waiting.request, self._pair.config.stop_ids
-        strings, wish = self._stop_strings(request), self._wish(request)
+        strings, wish = self._stop_strings(request), wish_of(self._pair, request)
         return Sequence(request, stop_ids, strings, wish=wish, is_urgent=waiting.is_urgent)
 
     def _begin(
@@ -338,6 +338,9 @@ class Engine:
 
     def _goes_on(self, sequence: Sequence, failure: Failure | None) -> bool:
         """Say whether an answer goes on; one that ended is handed over next."""
+        if failure is None and (problem := sequence.cannot_go_on):
+            what = f"the structure of the answer cannot be followed any further: {problem}."
+            failure = _failure(sequence, what)
         if failure is None and sequence.finish_reason is None:
             return True
         self._ended.append(failure or sequence)
@@ -539,39 +542,37 @@ class Engine:
     def _stop_strings(self, request: Request) -> StopStrings | None:
         """Make what looks for the request's stop strings; None: it has none."""
         sampling = request.sampling
-        if sampling.stop or sampling.bad_words:
-            self._need_tokenizer(request, "stop strings" if sampling.stop else "bad words")
+        if sampling.stop or sampling.bad_words or sampling.structure:
+            self._need_tokenizer(request)
         if not sampling.stop:
             return None
         return StopStrings(sampling.stop, self._decode, sampling.min_tokens)
 
-    def _need_tokenizer(self, request: Request, what: str) -> None:
+    def _need_tokenizer(self, request: Request) -> None:
         if self._pair.tokenizer is None:
-            texts = list(request.sampling.stop or request.sampling.bad_words)
+            sampling = request.sampling
+            what = f"bad words {list(sampling.bad_words)}"
+            if sampling.stop or sampling.structure:
+                what = f"stop strings {list(sampling.stop)}" if sampling.stop else "grammars"
             raise UsageError(
-                f"{request.item.where}: {what} {texts} need a tokenizer, and the target has none. "
+                f"{request.item.where}: {what} need a tokenizer, and the target has none. "
                 "Give token ids, or a target with a tokenizer."
             )
 
     def _cannot_steer(self, request: Request) -> str | None:
         """Say why a request cannot be steered as it wants; None: it can."""
-        if not request.sampling.logit_bias:
-            return None
-        vocab_size = self._pair.target.facts.vocab_size
-        strange = [token for token, _ in request.sampling.logit_bias if token >= vocab_size]
-        if strange:
-            return (
-                f"logit_bias names token {strange[0]}, and the vocabulary has {vocab_size}; name "
-                f"tokens from 0 to {vocab_size - 1}."
-            )
+        if biased := [token for token, _ in request.sampling.logit_bias]:
+            vocab_size = self._pair.target.facts.vocab_size
+            if max(biased) >= vocab_size:
+                return (
+                    f"logit_bias names token {max(biased)}, and the vocabulary has {vocab_size}; "
+                    f"name tokens from 0 to {vocab_size - 1}."
+                )
+        try:
+            guide_of(self._pair, request)
+        except ValueError as error:
+            return f"the structure of the answer does not go with this target: {error}."
         return None
-
-    def _wish(self, request: Request) -> Wish | None:
-        """Say what the request wants changed; None: nothing."""
-        texts = request.sampling.bad_words
-        words = self._pair.reader.spellings(texts) if texts else []
-        vocab_size = self._pair.target.facts.vocab_size
-        return wish_of(request, words, self._pair.config.stop_ids, vocab_size)
 
 
 class _Undecodable(Exception):

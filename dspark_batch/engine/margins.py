@@ -36,8 +36,7 @@ def margins(
     """
     passes = Passes(pair.target, NoDrafter())
     logits = prefill_alone(passes, Shapes(), (*request.prompt_ids, *answer)).logits[0]
-    words = pair.tokenizer.spellings(request.sampling.bad_words) if pair.tokenizer else []
-    wish = wish_of(request, words, pair.config.stop_ids, pair.target.facts.vocab_size)
+    wish = wish_of(pair, request)
     if wish is not None:
         nothing = mx.zeros((1, 0), dtype=mx.int32)
         logits = steering_of([Answer(wish, answer)])(logits[None, None], nothing)[0, 0]

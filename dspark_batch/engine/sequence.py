@@ -9,7 +9,15 @@ from typing import NamedTuple
 from dspark_batch.drafters.lookup import TextIndex
 from dspark_batch.engine.steering import Wish
 from dspark_batch.engine.stopping import StopStrings
-from dspark_batch.types import Completion, FinishReason, Logprobs, Partial, Request, drafted_flags
+from dspark_batch.types import (
+    Completion,
+    FinishReason,
+    Logprobs,
+    Partial,
+    Request,
+    Structured,
+    drafted_flags,
+)
 
 
 class Score(NamedTuple):
@@ -69,6 +77,12 @@ class Sequence:
     def is_served(self) -> bool:
         """Whether the drafter can draft for it."""
         return self.fallback is None and self.has_context
+
+    @property
+    def cannot_go_on(self) -> str | None:
+        """Why its grammar cannot be followed any further; None: it can, or there is none."""
+        guide = self.wish.guide if self.wish else None
+        return guide.problem if guide else None
 
     @property
     def cached_len(self) -> int:
@@ -144,9 +158,10 @@ class Sequence:
             raise ValueError(f"{self.request.item.where}: the answer is not finished")
         rounds = zip(*self._rounds, strict=True) if self._rounds else [()] * 4
         accept_lengths, num_accepted, num_drafted, confidence = rounds
+        said = self._stop_strings.cut(text) if self._stop_strings else text
         return Completion(
             item=self.request.item,
-            text=self._stop_strings.cut(text) if self._stop_strings else text,
+            text=said,
             token_ids=tuple(self.token_ids),
             finish_reason=self.finish_reason,
             prompt_tokens=len(self.request.prompt_ids),
@@ -161,7 +176,15 @@ class Sequence:
             decode_s=self._last_token_s - self._seated_s,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            structure=self._structured(is_cut=said != text),
         )
+
+    def _structured(self, *, is_cut: bool) -> Structured | None:
+        """Tell whether the answer is whole, if it has a grammar."""
+        structure, guide = self.request.sampling.structure, self.wish and self.wish.guide
+        if structure is None or guide is None:
+            return None
+        return Structured(structure.kind, not is_cut and guide.is_whole(self.spoken_ids()))
 
     def partial(self, text_of: Callable[[int], str]) -> Partial:
         """Tell what is committed so far; `text_of` decodes one token."""

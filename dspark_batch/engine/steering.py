@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence as ListLike
 from itertools import zip_longest
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
+from dspark_batch.models.grammar import Bits, Guide, has, only
 from dspark_batch.numerics.steering import (
     ANY,
     NOBODY,
@@ -16,10 +17,12 @@ from dspark_batch.numerics.steering import (
     Steering,
     Words,
 )
+from dspark_batch.pair import Pair
 from dspark_batch.types import Request, Sampling
 
 _FOR_EVER = 2**31 - 1
 _NEUTRAL = Sampling()
+_ANY_TOKEN = 2**32 - 1  # as bits
 
 Edit: TypeAlias = tuple[int, float, int]  # a token, what is added, until which answer position
 
@@ -31,6 +34,7 @@ class Wish(NamedTuple):
     edits: tuple[Edit, ...]
     words: tuple[tuple[int, ...], ...]  # the tokens of each bad word
     prompt_ids: np.ndarray  # int32, each once; empty: nobody looks at them
+    guide: Guide | None = None  # through the grammar of the answer
 
 
 class Answer(NamedTuple):
@@ -40,20 +44,18 @@ class Answer(NamedTuple):
     token_ids: ListLike[int]
 
 
-def wish_of(
-    request: Request, words: ListLike[ListLike[int]], stop_ids: frozenset[int], vocab_size: int
-) -> Wish | None:
+def wish_of(pair: Pair, request: Request) -> Wish | None:
     """Say what a request wants changed; None: nothing.
 
-    Args:
-        request: what was asked.
-        words: the tokens of its bad words.
-        stop_ids: the target's own, which `min_tokens` holds back too.
-        vocab_size: there are no logits of tokens from here on, so nobody may change them.
+    Raises:
+        ModelError: it needs a tokenizer, and there is none.
+        ValueError: its grammar does not go with this tokenizer.
     """
-    sampling = request.sampling
+    sampling, stop_ids = request.sampling, pair.config.stop_ids
     if not sampling.steers:
         return None
+    words = pair.reader.spellings(sampling.bad_words) if sampling.bad_words else []
+    vocab_size = pair.target.facts.vocab_size  # there are no logits of tokens from here on
     stops = stop_ids | sampling.stop_ids if sampling.min_tokens else frozenset[int]()
     held_back = sorted(token for token in stops if token < vocab_size)
     until = min(sampling.min_tokens, _FOR_EVER)
@@ -61,7 +63,22 @@ def wish_of(
     edits += [(token, -np.inf, until) for token in held_back]
     looks_back = sampling.repetition_penalty != 1
     prompt_ids = np.unique(np.array(request.prompt_ids if looks_back else (), dtype=np.int32))
-    return Wish(sampling, tuple(edits), tuple(tuple(word) for word in words), prompt_ids)
+    guide = guide_of(pair, request)
+    return Wish(sampling, tuple(edits), tuple(tuple(word) for word in words), prompt_ids, guide)
+
+
+def guide_of(pair: Pair, request: Request) -> Guide | None:
+    """Make what follows the answer through its grammar; None: it has none.
+
+    Raises:
+        ValueError: the grammar does not go with this tokenizer.
+    """
+    sampling = request.sampling
+    if sampling.structure is None:
+        return None
+    grammars = pair.reader.grammars
+    stop_ids = sampling.endings(pair.config.stop_ids)
+    return grammars.guide(sampling.structure, request.prompt_ids, stop_ids)
 
 
 def steering_of(slots: ListLike[Answer | None]) -> Steering:
@@ -74,7 +91,81 @@ def steering_of(slots: ListLike[Answer | None]) -> Steering:
         _edits(wishes) if any(wish.edits for wish in wishes) else None,
         _words(steered) if any(wish.words for wish in wishes) else None,
         _penalties(steered) if any(w.sampling.has_penalties for w in wishes) else None,
+        _Allowed(steered) if any(wish.guide is not None for wish in wishes) else None,
     )
+
+
+class _Allowed:
+    """Asks the grammars which tokens may come, along the drafts of one round.
+
+    A row is asked for once: what a draft was chosen from is what it is verified against.
+    """
+
+    def __init__(self, slots: ListLike[Answer]) -> None:
+        self._walks = [_Walk(s.wish.guide, s.token_ids) if s.wish.guide else None for s in slots]
+        self._num_rows = 0
+
+    def __call__(
+        self, drafts: mx.array, first: int, shape: tuple[int, ...], is_draft: bool
+    ) -> mx.array | None:
+        """Tell which tokens may come; see `numerics.steering.Allowed`."""
+        slots, width, vocab_size = shape
+        if self._num_rows < first + width:
+            self._ask(drafts, first + width)
+        bits = np.full((slots, width, -(-vocab_size // 32)), _ANY_TOKEN, dtype=np.uint32)
+        is_any = True
+        for slot, walk in enumerate(self._walks):
+            if walk is None:
+                continue
+            for row in range(width):
+                found = walk.to_draft() if is_draft else walk.rows[first + row]
+                if found is not None:
+                    most, is_any = min(len(found), bits.shape[2]), False
+                    bits[slot, row] = 0
+                    bits[slot, row, :most] = found[:most]
+        return None if is_any else mx.array(bits)
+
+    def _ask(self, drafts: mx.array, num_rows: int) -> None:
+        """Ask for rows, each behind one draft more."""
+        said: Any = drafts.tolist() if num_rows > 1 else []
+        for row in range(self._num_rows, num_rows):
+            for slot, walk in enumerate(self._walks):
+                if walk is not None:
+                    walk.go(said[slot][row - 1] if row else None)
+        self._num_rows = num_rows
+
+
+class _Walk:
+    """The way of one answer along the drafts of a round.
+
+    Attributes:
+        rows: what may come behind the anchor and behind each draft; None: any, or nobody asks,
+            since a draft before it may not come, or has ended the answer.
+    """
+
+    def __init__(self, guide: Guide, token_ids: ListLike[int]) -> None:
+        guide.follow(token_ids)
+        self._guide = guide
+        self._goes_on = True
+        self._forced: list[int] = []  # tokens that must come next
+        self.rows: list[Bits | None] = []
+
+    def go(self, draft: int | None) -> None:
+        """Go on behind a draft; None: stand behind the anchor."""
+        if draft is not None and self._goes_on:
+            self._goes_on = draft not in self._guide.stop_ids and has(self.rows[-1], draft)
+            if self._goes_on:
+                self._guide.take(draft)
+            self._forced = self._forced[1:] if self._forced[:1] == [draft] else []
+        self.rows.append(self._guide.bits() if self._goes_on else None)
+
+    def to_draft(self) -> Bits | None:
+        """Tell what the next draft may be: where something must come, it is that."""
+        row = self.rows[-1]
+        if row is None:
+            return None
+        self._forced = self._forced or self._guide.forced()
+        return only(self._forced[0], len(row)) if self._forced else row
 
 
 def _edits(wishes: ListLike[Wish]) -> Edits:

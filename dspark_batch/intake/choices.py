@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from dspark_batch.intake.messages import Fields, Unusable, from_text
 from dspark_batch.spec.nearest import nearest
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import MOST_LOGPROBS, Json, Sampling
+from dspark_batch.spec.structure import ANY_OBJECT, structure_of
+from dspark_batch.types import MOST_LOGPROBS, Json, Sampling, Structure, StructureKind
 
 COLUMN = "sampling_params"
 
@@ -17,6 +18,8 @@ CHOICES = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "max_tokens"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "bad_words"),
     *("min_tokens", "ignore_eos", "logprobs", "top_logprobs", "prompt_logprobs"),
+    *("response_format", "structured_outputs", "guided_decoding"),
+    *("guided_json", "guided_regex", "guided_grammar", "guided_choice"),
 )
 OTHER_WORDS = {  # of OpenAI, of Transformers, of Mistral
     "max_completion_tokens": "max_tokens",
@@ -27,16 +30,26 @@ ONLY = {  # fields with values that ask for nothing that we lack
     **{"n": (1,), "best_of": (1,), "stream": (False,)},
     **{"length_penalty": (1,), "skip_special_tokens": (True,), "detokenize": (True,)},
     **{"spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,)},
-    **{"use_beam_search": (False,), "response_format": ({"type": "text"},)},
-    **{"modalities": (["text"],), "tools": ([],), "tool_choice": ("none", "auto")},
+    **{
+        "use_beam_search": (False,),
+        "modalities": (["text"],),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+    },
     **{"functions": ([],), "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",)},
     **{"extra_body": ({},), "extra_headers": ({},), "extra_query": ({},)},
     **{"safe_prompt": (False,), "include_reasoning": (True,), "separate_reasoning": (True,)},
 }
 
 Biases: TypeAlias = tuple[tuple[int, float], ...]
-Chosen: TypeAlias = float | tuple[str, ...] | frozenset[int] | Biases | None
+Chosen: TypeAlias = float | tuple[str, ...] | frozenset[int] | Biases | Structure | None
 
+_KIND_BY_WORD: dict[str, StructureKind] = {  # vLLM's words
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
 _WHOLE = ("top_k", "seed", "max_tokens", "min_tokens", "top_logprobs")
 _TOKEN = re.compile(r"[0-9]{1,9}")
 _MOST = 1e300  # that a float can hold, and nobody means
@@ -72,6 +85,7 @@ def choices_of(
     if "stop_token_ids" in chosen:
         chosen["stop_ids"] = chosen.pop("stop_token_ids")
     _join_logprobs(chosen, spec, column)
+    _join_structures(chosen, column)
     try:
         sampling = replace(spec.sampling_of_all(), **chosen)
     except ValueError as error:
@@ -94,6 +108,15 @@ def _join_logprobs(chosen: dict[str, Chosen], spec: Spec, column: str) -> None:
     if chosen.get("logprobs", spec.logprobs) is None:
         raise Unusable(f"`{column}.top_logprobs` needs `logprobs` true beside it; add that.")
     chosen["logprobs"] = num_top
+
+
+def _join_structures(chosen: dict[str, Chosen], column: str) -> None:
+    """Take what an answer must look like from the one field that says it."""
+    names = [name for name in _STRUCTURED if name in chosen]
+    if len(names) > 1:
+        raise Unusable(f"`{column}.{names[0]}` and `{column}.{names[1]}` exclude each other.")
+    for name in names:
+        chosen["structure"] = chosen.pop(name)
 
 
 def _in_our_words(given: Mapping[str, Json], column: str) -> dict[str, Json]:
@@ -135,6 +158,8 @@ def _way(name: str) -> str:
 def _chosen(where: str, name: str, value: Json) -> Chosen:
     if name in _READERS:
         return _READERS[name](where, value)
+    if name in _GUIDED:
+        return _structure(where, _KIND_BY_WORD[name.removeprefix("guided_")], value)
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
     if number is not None and name in _WHOLE:
         number = _whole(number)
@@ -207,6 +232,49 @@ def _flag(where: str, value: Json) -> bool:
     return value
 
 
+def _format(where: str, value: Json) -> Structure | None:
+    """Read OpenAI's words for what an answer must look like."""
+    value = from_text(value, "{")
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or kind not in ("text", "json_object", "json_schema"):
+        kinds = "an object whose `type` is text, json_object or json_schema"
+        raise Unusable(f"{where} is {value!r}, expected {kinds}.")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return _structure(where, "json_schema", ANY_OBJECT)
+    told = from_text(value.get("json_schema"), "{")
+    if not isinstance(told, dict) or told.get("schema") is None:
+        raise Unusable(f"{where} has no `json_schema.schema`; add it.")
+    return _structure(f"{where[:-1]}.json_schema.schema`", "json_schema", told["schema"])
+
+
+def _structured(where: str, value: Json) -> Structure | None:
+    """Read vLLM's words for what an answer must look like."""
+    value = from_text(value, "{")
+    if not isinstance(value, dict):
+        raise Unusable(f"{where} is {value!r}, expected an object.")
+    given = {name: each for name, each in value.items() if each not in (None, False)}
+    if len(given) != 1:
+        raise Unusable(f"{where} says {len(given)} things, expected one of {_WORDS}.")
+    ((name, each),) = given.items()
+    if name == "json_object" and each is True:
+        return _structure(where, "json_schema", ANY_OBJECT)
+    if name not in _KIND_BY_WORD:
+        raise Unusable(f"{where} has `{name}`, which is not supported; expected one of {_WORDS}.")
+    return _structure(f"{where[:-1]}.{name}`", _KIND_BY_WORD[name], each)
+
+
+def _structure(where: str, kind: StructureKind, value: Json) -> Structure:
+    try:
+        return structure_of(kind, value)
+    except ValueError as error:
+        raise Unusable(f"{where} {error}.") from error
+
+
+_WORDS = ", ".join((*_KIND_BY_WORD, "json_object"))
+_GUIDED = tuple(f"guided_{word}" for word in _KIND_BY_WORD)
+_STRUCTURED = ("response_format", "structured_outputs", "guided_decoding", *_GUIDED)
 _READERS: dict[str, Callable[[str, Json], Chosen]] = {
     "stop": _texts,
     "stop_token_ids": _ids,
@@ -215,4 +283,7 @@ _READERS: dict[str, Callable[[str, Json], Chosen]] = {
     "ignore_eos": _flag,
     "logprobs": _num_top,
     "prompt_logprobs": _num_top,
+    "response_format": _format,
+    "structured_outputs": _structured,
+    "guided_decoding": _structured,
 }

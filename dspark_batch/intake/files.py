@@ -579,13 +579,9 @@ def _in_turn(file: pa.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
 
 def _table_chunks(source: Source, form: Form) -> Iterator[RawChunk]:
     number, schema = 1, _schema(source, form)
-    names = schema.names
     try:
         for batch in _batches(source, form):
-            rows = zip(*_said(source, batch), strict=True)
-            raws = [
-                _raw(i, dict(zip(names, row, strict=True))) for i, row in enumerate(rows, number)
-            ]
+            raws = raws_of(batch, source.wanted, number)
             yield raws, _as_declared(_with_nulls(batch, raws), schema)
             number += len(raws)
     except _NO_TABLE as error:
@@ -618,6 +614,13 @@ def _as_declared(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return batch
 
 
-def _said(source: Source, batch: pa.RecordBatch) -> Iterator[Values]:
+def raws_of(batch: pa.RecordBatch, wanted: Wanted, number: int = 1) -> list[Raw]:
+    """Write the rows of a table as records, the first one with this number."""
+    names = batch.schema.names
+    rows = zip(*_said(batch, wanted), strict=True)
+    return [_raw(i, dict(zip(names, row, strict=True))) for i, row in enumerate(rows, number)]
+
+
+def _said(batch: pa.RecordBatch, wanted: Wanted) -> Iterator[Values]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        yield values_of(column, binary_is_text=source.wanted.asks(name))
+        yield values_of(column, binary_is_text=wanted.asks(name))

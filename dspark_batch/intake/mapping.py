@@ -32,6 +32,9 @@ def to_request(
     """
     try:
         question, sampling, max_tokens = _asked(item.record, spec, earlier)
+        if sampling.structure is not None and question.goes_on:
+            at_once = sampling.structure._replace(after_thinking=False)
+            sampling = replace(sampling, structure=at_once)
         if earlier:
             sampling = replace(sampling, seed=_seed_of_turn(sampling.seed, len(earlier)))
         ask = partial(_rendered, render=_told(render, question, spec))

@@ -130,6 +130,15 @@ def read_chunks(sources: Iterable[Source], part: range = ALL, samples: int = 1) 
             yield _repeated(Chunk(records, slice_), samples)
 
 
+def records_of_table(table: pa.Table, wanted: Wanted) -> Iterator[Item | Failure]:
+    """Read the rows of a table in memory as those of a file."""
+    source, index = Source("row", Path(), wanted), 0
+    for batch in table.to_batches():
+        for raw in files.raws_of(batch, wanted, index + 1):
+            yield _record_of(index, source, raw)
+            index += 1
+
+
 def item_of(record: Item | Failure) -> Item:
     """Name what was read, whether or not it can be asked."""
     return record.item if isinstance(record, Failure) else record

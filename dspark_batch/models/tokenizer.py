@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 
 from dspark_batch.errors import ModelError
+from dspark_batch.models.grammar import Grammars, Marks
 
 _NO_LIMIT = 1 << 60
 _PRIVATE = range(0xE000, 0xF900)  # characters that Unicode keeps for such use
@@ -165,6 +167,17 @@ class Tokenizer:
             if spaced[:1] != bare[:1] and len(spaced) == len(bare):
                 found.append(spaced)
         return [ids for ids in found if ids]
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The compiled grammars over these tokens.
+
+        Raises:
+            ValueError: see `Grammars`.
+        """
+        start, end = self._wrapped.think_start_tokens, self._wrapped.think_end_tokens
+        marks = Marks(tuple(start), tuple(end)) if start and end else Marks()
+        return Grammars(self._wrapped._tokenizer, self.stop_ids, marks)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Turn ids into text; special tokens stay visible, spaces stay as they are."""

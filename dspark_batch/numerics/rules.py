@@ -151,7 +151,8 @@ class Steered:
         """Choose the drafts of a block position, behind those before it; see `Rule`."""
         nothing = mx.zeros((logits.shape[0], 0), dtype=mx.int32)
         before = mx.stack(self._drafts, axis=1) if self._drafts else nothing
-        chosen = self._rule.draft(self._steering(logits[:, None], before, k)[:, 0], k)
+        steered = self._steering(logits[:, None], before, k, is_draft=True)
+        chosen = self._rule.draft(steered[:, 0], k)
         self._drafts.append(chosen.astype(mx.int32))
         return chosen
 

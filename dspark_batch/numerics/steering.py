@@ -5,11 +5,17 @@ the drafts. So row j of a verify pass counts the committed tokens and the first 
 a draft behind it: a draft that is rejected later has changed nothing that stays.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
 ANY, NOBODY = -1, -2  # in `Words`: fits every token; is no token
+
+
+# Drafts [B, D], the first row, the shape [B, W, V] of the logits, and whether drafts are chosen ->
+# the tokens that may come, [B, W, ceil(V / 32)] uint32, a bit for each, lowest first; None: any.
+Allowed: TypeAlias = Callable[[mx.array, int, tuple[int, ...], bool], mx.array | None]
 
 
 class Edits(NamedTuple):
@@ -58,14 +64,21 @@ class Steering(NamedTuple):
     edits: Edits | None = None  # None: no slot has any; so for the others
     words: Words | None = None
     penalties: Penalties | None = None
+    allowed: Allowed | None = None
 
-    def __call__(self, logits: mx.array, drafts: mx.array, first: int = 0) -> mx.array:
-        """Change logits in vLLM's order: words, single tokens, penalties.
+    def __call__(
+        self, logits: mx.array, drafts: mx.array, first: int = 0, *, is_draft: bool = False
+    ) -> mx.array:
+        """Change logits in vLLM's order: words, single tokens, penalties; then what is allowed.
+
+        What is allowed goes before all else: where a word may not be said and nothing else is left,
+        it is said.
 
         Args:
             logits: [B, W, V]; row i stands behind the first `first` + i drafts.
             drafts: [B, D] int32, with D >= first + W - 1.
             first: see above.
+            is_draft: whether these are a drafter's, so that a token is only proposed.
 
         Returns:
             [B, W, V] float32, -inf for what may not come.
@@ -83,7 +96,23 @@ class Steering(NamedTuple):
             steered = _added(steered, ids[:, None], mx.where(holds, values[:, None], 0.0))
         if self.penalties is not None:
             steered = _penalised(steered, drafts, rows, self.penalties)
-        return steered
+        if self.allowed is None:
+            return steered
+        mx.async_eval(steered)  # the device makes them while the host asks the grammars
+        bits = self.allowed(drafts, first, logits.shape, is_draft)
+        return steered if bits is None else self._restricted(steered, logits, bits, is_draft)
+
+    def _restricted(
+        self, steered: mx.array, logits: mx.array, bits: mx.array, is_draft: bool
+    ) -> mx.array:
+        """Leave what is allowed; see `__call__`."""
+        is_allowed = _flags(bits, logits.shape[-1])
+        left = mx.where(is_allowed, steered, -mx.inf)
+        if is_draft:  # a drafter that knows none of the tokens may propose any
+            return _or_else(left, steered)
+        if self.words is None:
+            return left
+        return _or_else(left, mx.where(is_allowed, logits.astype(mx.float32), -mx.inf))
 
 
 def _added(values: mx.array, ids: mx.array, changes: mx.array) -> mx.array:
@@ -115,3 +144,14 @@ def _penalised(
     factor = mx.where(is_said | is_asked, repetition, 1.0)
     logits = mx.where(logits > 0, logits / factor, logits * factor)
     return logits - frequency * counts - presence * is_said
+
+
+def _flags(bits: mx.array, vocab_size: int) -> mx.array:
+    """Spread bits [B, W, N] over the vocabulary, [B, W, V] bool."""
+    flags = (bits[..., None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    return flags.reshape(*bits.shape[:2], -1)[..., :vocab_size].astype(mx.bool_)
+
+
+def _or_else(logits: mx.array, others: mx.array) -> mx.array:
+    """Take other logits where nothing is left of these."""
+    return mx.where((logits > -mx.inf).any(axis=-1, keepdims=True), logits, others)

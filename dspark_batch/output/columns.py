@@ -16,7 +16,7 @@ from dspark_batch.types import Item, Json
 
 ColumnTypes: TypeAlias = dict[str, pa.DataType | None]  # None: JSON text
 
-_MISFITS = (pa.ArrowException, OverflowError, TypeError, ValueError)
+MISFITS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 class Misfit(Exception):
@@ -71,7 +71,7 @@ def _array(chunk: Chunk, name: str, kind: pa.DataType | None) -> pa.Array:
             column = chunk.batch.column(name)
             return column if column.type == kind else column.cast(kind)
         return pa.array(values, kind)
-    except _MISFITS as error:
+    except MISFITS as error:
         raise Misfit(name) from error
 
 
@@ -93,7 +93,7 @@ def _records(chunk: Chunk) -> list[Mapping[str, Json]]:
 def _inferred(values: list[Json]) -> pa.DataType | None:
     try:
         return pa.array(values).type
-    except _MISFITS:
+    except MISFITS:
         return None
 
 
@@ -103,7 +103,7 @@ def _unified(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType 
     schemas = [pa.schema({"x": kind}) for kind in (one, other)]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
-    except _MISFITS:
+    except MISFITS:
         return None
 
 
@@ -123,7 +123,7 @@ def _can_store(array: pa.Array) -> bool:
     try:
         pq.write_table(pa.table({"x": array}), file)
         pq.read_table(pa.BufferReader(file.getvalue()))
-    except (*_MISFITS, OSError):
+    except (*MISFITS, OSError):
         return False
     return True
 

@@ -13,12 +13,14 @@ from dspark_batch.errors import Resumable
 from dspark_batch.intake.json_text import dump
 from dspark_batch.intake.reader import Chunk, Source, item_of, printable, read, read_chunks
 from dspark_batch.output.columns import (
+    MISFITS,
     ColumnTypes,
     Misfit,
     column_types,
     input_columns,
     write_batch,
 )
+from dspark_batch.output.parsed import AS_TEXT, Column, column_of
 from dspark_batch.output.plan import plan_of
 from dspark_batch.output.regenerate import written_back
 from dspark_batch.output.report import Report
@@ -26,7 +28,7 @@ from dspark_batch.output.responses import response_line
 from dspark_batch.record.disk import full_disk_is_resumable, sync_file
 from dspark_batch.record.formats import InputJson, Manifest
 from dspark_batch.record.journal import Entry, Journal
-from dspark_batch.record.rows import ROW_SCHEMA, Row, columns_of, layout_of
+from dspark_batch.record.rows import PARSED, ROW_SCHEMA, Row, columns_of, layout_of, parsed_in
 from dspark_batch.record.run_dir import RunDir
 from dspark_batch.record.survey import TO_DO, Survey
 from dspark_batch.spec.spec import Spec
@@ -191,6 +193,8 @@ def line_maker(spec: Spec, begun: datetime) -> Callable[[Item, Row], Line]:
     def line_of(item: Item, row: Row) -> Line:
         record = written_back(item.record, row, spec)
         ours = columns_of(row)
+        if layout.json_schema:
+            ours = {**ours, PARSED: parsed_in(row)}
         return layout.passed_through(record) | {names[name]: ours[name] for name in names}
 
     return line_of
@@ -211,26 +215,43 @@ def _write_parquet(path: Path, rows: Rows, spec: Spec) -> int:
     """Write row groups; a column whose values turn out not to fit its type starts it over."""
     layout = layout_of(spec)
     types = layout.passed_through(column_types(rows.chunks()))
+    parsed = column_of(layout.json_schema) if layout.json_schema else None
     while True:
         try:
-            return _write_row_groups(path, rows, types, spec)
+            return _write_row_groups(path, rows, types, spec, parsed)
         except Misfit as misfit:
-            types[misfit.column] = None
+            if misfit.column == layout.our_names.get(PARSED):
+                parsed = AS_TEXT
+            else:
+                types[misfit.column] = None
 
 
-def _write_row_groups(path: Path, rows: Rows, types: ColumnTypes, spec: Spec) -> int:
+def _write_row_groups(
+    path: Path, rows: Rows, types: ColumnTypes, spec: Spec, parsed: Column | None
+) -> int:
     theirs = pa.schema({name: kind or pa.string() for name, kind in types.items()})
     names = layout_of(spec).our_names
     ours = pa.schema([field.with_name(names[field.name]) for field in ROW_SCHEMA])
+    if parsed is not None:
+        ours = ours.append(pa.field(names[PARSED], parsed.type))
     schema = pa.schema([*theirs, *ours])
     written = 0
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for chunk, chunk_rows in rows.joined():
             columns = input_columns(_written_back(chunk, chunk_rows, spec), types)
             columns += pa.RecordBatch.from_pylist(chunk_rows, ROW_SCHEMA).columns
+            if parsed is not None:
+                columns.append(_parsed(parsed, chunk_rows, names[PARSED]))
             write_batch(writer, pa.RecordBatch.from_arrays(columns, schema=schema))
             written += len(chunk_rows)
     return written
+
+
+def _parsed(column: Column, rows: Sequence[Row], name: str) -> pa.Array:
+    try:
+        return column.array(map(parsed_in, rows))
+    except MISFITS as error:
+        raise Misfit(name) from error
 
 
 def _written_back(chunk: Chunk, rows: Sequence[Row], spec: Spec) -> Chunk:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, cast
 from dspark_batch.errors import EqualityError
 from dspark_batch.record.formats import ReportJson, TellingPlan
 from dspark_batch.record.rows import Row, committed_in, ratio
-from dspark_batch.types import Completion, Failure, Gauge, Outcome
+from dspark_batch.types import Completion, Failure, Gauge, Outcome, WorkerJson
 
 Stage = Literal["load", "decode", "finish"]
 
@@ -89,6 +89,7 @@ class Report:
     audit_s: float | None = None  # of decode_s, decoding items again; None: not asked for
     finish_s: float = 0.0
     peak_memory_bytes: int | None = None  # that MLX held; None: not measured
+    workers: Sequence[WorkerJson] = ()  # of a fleet, in the last start; (): there was none
     plan: TellingPlan | None = None  # how items were decoded; None: nobody planned
 
     @property

@@ -1,16 +1,21 @@
 """What was admitted: known after any crash, because it is on the disk before it is generated.
 
-`attempts.jsonl` is a log of four events, and only what follows the last `start` is read:
+`attempts.jsonl` is a log of five events, and only what follows the last `start` is read:
 
     {"start": {"rows": 512, "suspects": []}}    rows: bytes of the journal at that time
     {"admitted": {"index": 7, "custom_id": "q-7", "digest": "…"}}
+    {"lost": {"worker": "host:0", "items": [[7, "…"]]}}    in flight in a worker that died
     {"out_of_memory": {"slots": 8}}
     {"stopped": {}}                             in good order; without it, the start crashed
+
+The items of a fleet are in flight in its workers, so no crash of ours is their doing. Such a start
+notes what its workers lost, and nobody as admitted.
 
 It decides nothing about what is finished; without it, a crash only teaches less.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +28,7 @@ from dspark_batch.record.disk import AppendLog
 from dspark_batch.types import Failure, Item
 
 MOST_CRASHES = 3  # of an item that is alone in flight, before it is given up
+SUSPICIOUS = 2  # deaths of workers with an item in flight, from which on it is kept apart
 
 
 class Event(NamedTuple):
@@ -72,12 +78,12 @@ def lesson(path: Path, rows: int, is_to_do: Callable[[int], bool]) -> Lesson:
     return Lesson(last.suspects(rows, is_to_do), last.slots)
 
 
-def poison(item: Item) -> Failure:
-    """Give an item up, so that it cannot stop the others for ever."""
+def poison(item: Item, what: str = "starts") -> Failure:
+    """Give an item up, so that it cannot stop the others for ever; `what` is what it crashed."""
     return Failure(
         item,
         "poison",
-        f"{item.where}: {MOST_CRASHES} starts crashed while this item was alone in flight. Find "
+        f"{item.where}: {MOST_CRASHES} {what} crashed while this item was alone in flight. Find "
         "out what it does to them, and run it again with --retry-failed.",
     )
 
@@ -86,7 +92,14 @@ class Attempts:
     """The log of one start; a context that tells a crash from an orderly end."""
 
     def __init__(
-        self, path: Path, rows: int, learnt: Lesson, *, slots: int = 1, fsync_every: int = 1
+        self,
+        path: Path,
+        rows: int,
+        learnt: Lesson,
+        *,
+        slots: int = 1,
+        fsync_every: int = 1,
+        is_fleet: bool = False,
     ) -> None:
         """Begin a start.
 
@@ -96,12 +109,15 @@ class Attempts:
             learnt: from the start before.
             slots: of this start.
             fsync_every: admissions that a power cut may take.
+            is_fleet: items are in flight in other processes.
         """
+        self._is_fleet = is_fleet
         self._slots = slots
         whole = max((event.end for event in _events(path)), default=0)
         self._log = AppendLog(path, whole, fsync_every=fsync_every)
         suspects = [asdict(suspect) for suspect in learnt.suspects]
-        self._write("start", {"rows": rows, "suspects": suspects, "slots": learnt.slots})
+        start = {"rows": rows, "suspects": suspects, "slots": learnt.slots}
+        self._write("start", start | ({"is_fleet": True} if is_fleet else {}))
 
     def __enter__(self) -> Self:
         return self
@@ -131,8 +147,17 @@ class Attempts:
         Raises:
             Resumable: the disk refused it.
         """
-        names = {"index": item.index, "custom_id": item.custom_id, "digest": item.digest}
-        self._write("admitted", names)
+        if not self._is_fleet:
+            names = {"index": item.index, "custom_id": item.custom_id, "digest": item.digest}
+            self._write("admitted", names)
+
+    def lose(self, worker: str, items: Sequence[Item]) -> None:
+        """Write down what was in flight in a worker that died.
+
+        Raises:
+            Resumable: the disk refused it.
+        """
+        self._write("lost", {"worker": worker, "items": [[i.index, i.digest] for i in items]})
 
     def _write(self, name: str, fields: Mapping[str, object]) -> None:
         self._log.append(orjson.dumps({name: fields}, option=orjson.OPT_APPEND_NEWLINE))
@@ -146,6 +171,8 @@ class _LastStart:
         self._known: list[Suspect] = []
         self._rows = 0
         self._in_flight: list[Suspect] = []
+        self._lost: Counter[Suspect] = Counter()  # -> workers that died with it in flight
+        self._alone: Counter[Suspect] = Counter()  # -> of these, those in which it was alone
         self._has_crashed = False
 
     def add(self, event: Event, is_to_do: Callable[[int], bool]) -> None:
@@ -153,7 +180,12 @@ class _LastStart:
         if name == "start":
             self._known = [Suspect(**each) for each in fields["suspects"]]
             self._rows, self.slots = fields["rows"], fields["slots"]
-            self._in_flight, self._has_crashed = [], True
+            self._in_flight, self._has_crashed = [], not fields.get("is_fleet")
+            self._lost, self._alone = Counter(), Counter()
+        elif name == "lost":
+            lost = [Suspect(*item) for item in fields["items"]]
+            self._lost.update(lost)
+            self._alone.update(lost if len(lost) == 1 else ())
         elif name == "admitted" and is_to_do(fields["index"]):
             self._in_flight.append(Suspect(fields["index"], fields["digest"]))
         elif name == "out_of_memory":
@@ -164,12 +196,19 @@ class _LastStart:
     def suspects(self, rows: int, is_to_do: Callable[[int], bool]) -> tuple[Suspect, ...]:
         if not self._has_crashed:  # those that were given up have had their row
             open_cases = [s for s in self._known if s.crashes < MOST_CRASHES]
-            return tuple(s for s in open_cases if is_to_do(s.index))
+            by_index = {s.index: s for s in [*open_cases, *self._kept_apart()]}
+            return tuple(s for s in by_index.values() if is_to_do(s.index))
         if len(self._in_flight) == 1:
             [alone] = self._in_flight
             before = sum(s.crashes for s in self._known if s.index == alone.index)
             return (replace(alone, crashes=before + 1),)
         return tuple(self._in_flight) if rows == self._rows else ()
+
+    def _kept_apart(self) -> list[Suspect]:
+        """List the items that more than one worker has died with."""
+        before = {known.index: known.crashes for known in self._known}
+        found = [suspect for suspect, deaths in self._lost.items() if deaths >= SUSPICIOUS]
+        return [replace(s, crashes=self._alone[s] + before.get(s.index, 0)) for s in found]
 
 
 def _events(path: Path) -> Iterator[Event]:

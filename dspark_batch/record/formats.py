@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
-from dspark_batch.types import PlanJson, SetupJson
+from dspark_batch.types import PlanJson, SetupJson, WorkerJson
 
 
 class InputJson(TypedDict):
@@ -22,17 +22,22 @@ class FingerprintJson(TypedDict):
     fields: Mapping[str, Any]  # of the spec and of the models, by name
 
 
-class Manifest(TypedDict):
+class Begun(TypedDict):
+    """With what a job began to compute, and goes on."""
+
+    fingerprint: FingerprintJson
+    identity: Mapping[str, str | None]  # of the models: what they are, and where they came from
+    setup: SetupJson | None  # None: nobody planned
+
+
+class Manifest(Begun):
     """A job before its first token."""
 
     version: int
     run_id: str  # seeds the journal
     created: str  # ISO 8601
     spec: Mapping[str, Any]  # the fields of the `Spec`, which checks them
-    fingerprint: FingerprintJson
     inputs: Sequence[InputJson]
-    identity: Mapping[str, str | None]  # of the models: what they are, and where they came from
-    setup: SetupJson | None  # None: nobody planned
     versions: Mapping[str, str]  # package -> version
     platform: Mapping[str, str]
     ignored: NotRequired[Mapping[str, int]]  # field that is left aside -> records that have it
@@ -80,6 +85,7 @@ class ReportJson(TypedDict):
     audit_s: float | None
     finish_s: float
     peak_memory_bytes: int | None
+    workers: Sequence[WorkerJson]
     plan: TellingPlan | None
 
 

@@ -1,5 +1,7 @@
 """What an output record looks like: one fixed schema from the first row on."""
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +13,15 @@ import pyarrow as pa
 
 from dspark_batch.errors import UsageError
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Completion, Failure, FinishReason, Json, Logprobs, Outcome
+from dspark_batch.types import (
+    Completion,
+    Failure,
+    FinishReason,
+    Json,
+    Logprobs,
+    Outcome,
+    StructureKind,
+)
 
 T = TypeVar("T")
 
@@ -44,6 +54,12 @@ ROW_SCHEMA = pa.schema(
         "token_ids": _COUNTS,  # with the stop token
         "logprobs": pa.struct(_LOGPROBS),  # of `token_ids`; null: nobody asked
         "prompt_logprobs": pa.struct({"token_ids": _COUNTS} | _LOGPROBS),
+        "structure": pa.struct(  # null: nobody asked for one
+            {
+                "kind": pa.string(),  # json_schema | regex | grammar | choice
+                "parsed": pa.bool_(),  # is the answer whole? One that max_tokens cut is not
+            }
+        ),
         "verified": pa.bool_(),  # null: nobody compared it with the baseline
         "input_notes": _TEXTS,  # what was odd in the record, and what was ignored; null: nothing
         "metrics": pa.struct(
@@ -53,6 +69,7 @@ ROW_SCHEMA = pa.schema(
                 "decode_s": pa.float64(),
                 "tokens_per_s": pa.float64(),  # while decoding: the first token is prefill's
                 "fallback": pa.string(),  # why the drafter was given up; null: it was not
+                "worker": pa.string(),  # of a fleet, "host:gpu"; null: there was none
                 "speculative_decoding": pa.struct(
                     {  # vLLM's names and meanings
                         "mean_acceptance_length": pa.float64(),  # bonus included
@@ -75,6 +92,12 @@ ROW_SCHEMA = pa.schema(
 )
 """Our columns, after the input columns. Two outputs are equal when all but `metrics` is equal, and
 `verified`, which tells who looked."""
+
+
+_MOST_DIGITS = 20  # of an integer of 64 bits, its sign included
+
+PARSED = "parsed"
+"""The column behind these that a JSON Schema of the whole job adds: the answer as a value."""
 
 
 class ErrorJson(TypedDict):
@@ -120,6 +143,13 @@ class LogprobsJson(TypedDict):
     mean: float | None  # None: there is nothing to add up
 
 
+class StructureJson(TypedDict):
+    """How an answer met the structure that it was asked for."""
+
+    kind: StructureKind
+    parsed: bool
+
+
 class Metrics(TypedDict):
     """How an answer was made."""
 
@@ -128,6 +158,7 @@ class Metrics(TypedDict):
     decode_s: float
     tokens_per_s: float | None  # None: it had one token
     fallback: str | None
+    worker: str | None
     speculative_decoding: Speculation
 
 
@@ -146,6 +177,7 @@ class AnswerRow(TypedDict):
     token_ids: Sequence[int]
     logprobs: LogprobsJson | None  # None: nobody asked
     prompt_logprobs: LogprobsJson | None
+    structure: StructureJson | None  # None: nobody asked
     verified: bool | None
     input_notes: Sequence[str] | None
     metrics: Metrics
@@ -166,6 +198,7 @@ class FailureRow(TypedDict):
     token_ids: None
     logprobs: None
     prompt_logprobs: None
+    structure: None
     verified: None
     input_notes: Sequence[str] | None
     metrics: None
@@ -194,6 +227,7 @@ def _failure_row(failure: Failure) -> FailureRow:
         "token_ids": None,
         "logprobs": None,
         "prompt_logprobs": None,
+        "structure": None,
         "verified": None,
         "input_notes": list(failure.item.notes) or None,
         "metrics": None,
@@ -202,6 +236,7 @@ def _failure_row(failure: Failure) -> FailureRow:
 
 def answer_row(completion: Completion) -> AnswerRow:
     """Write an answer as our columns, in the order of the schema."""
+    structured = completion.structure
     return {
         "custom_id": completion.item.custom_id,
         "sample_index": completion.item.sample_index,
@@ -218,10 +253,31 @@ def answer_row(completion: Completion) -> AnswerRow:
         "token_ids": list(completion.token_ids),
         "logprobs": of_answer(completion.logprobs),
         "prompt_logprobs": of_prompt(completion.prompt_logprobs),
+        "structure": None
+        if structured is None
+        else {"kind": structured[0], "parsed": structured[1]},
         "verified": completion.verified,
         "input_notes": list(completion.item.notes) or None,
         "metrics": _metrics(completion),
     }
+
+
+def parsed_in(row: Row) -> Json:
+    """Give the value of an answer that is whole; None: it is not, or nobody asked for JSON."""
+    structure = row["structure"]
+    if structure is None or structure["kind"] != "json_schema" or not structure["parsed"]:
+        return None
+    try:
+        value: Json = json.loads(row["completion"] or "null", parse_int=_number)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _number(digits: str) -> float:
+    """Read an integer; one beyond 64 bits, which no column can hold, as a double."""
+    number = int(digits) if len(digits) <= _MOST_DIGITS else math.inf
+    return number if -(1 << 63) <= number < 1 << 63 else float(digits)
 
 
 def columns_of(row: Row) -> Mapping[str, Json]:
@@ -239,6 +295,7 @@ class Layout:
     drop: tuple[str, ...] = ()  # input columns to leave out
     id_column: str | None = None  # the input column that `custom_id` comes from; None: `custom_id`
     score: str | None = None  # the input column that the completion comes from; None: it has none
+    json_schema: str | None = None  # of the column `parsed`; None: there is none
 
     @property
     def our_names(self) -> Mapping[str, str]:
@@ -269,7 +326,8 @@ class Layout:
 
 @cache  # every row asks
 def _our_names(layout: Layout) -> Mapping[str, str]:
-    names = {name: layout.output_prefix + name for name in ROW_SCHEMA.names}
+    ours = [*ROW_SCHEMA.names, PARSED] if layout.json_schema else ROW_SCHEMA.names
+    names = {name: layout.output_prefix + name for name in ours}
     return names | ({"completion": layout.output_column} if layout.output_column else {})
 
 
@@ -295,6 +353,7 @@ def _metrics(completion: Completion) -> Metrics:
         "decode_s": completion.decode_s,
         "tokens_per_s": ratio(decoded, completion.decode_s),
         "fallback": completion.fallback,
+        "worker": completion.worker,
         "speculative_decoding": _speculative_decoding(completion),
     }
 

@@ -31,7 +31,15 @@ from dspark_batch.record.disk import (
     sync_directory,
     write_json,
 )
-from dspark_batch.record.formats import AuditJson, InputJson, Manifest, ReportJson, SavedReport
+from dspark_batch.record.formats import (
+    AuditJson,
+    Begun,
+    FingerprintJson,
+    InputJson,
+    Manifest,
+    ReportJson,
+    SavedReport,
+)
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Json, SetupJson
 
@@ -48,6 +56,7 @@ SPEC_FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "min_tokens"),
     *("ignore_eos", "logprobs", "prompt_logprobs", "score"),
+    *("json_schema", "regex", "grammar", "choice"),
 )
 MODEL_FIELDS = (
     "target",
@@ -65,7 +74,7 @@ DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
 DRAFTER_OPTIONS = ("drafter", "drafter_bits")
 PLAN_FIELDS = ("draft_length", "confidence_threshold")
 
-_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow")
+_PACKAGES = ("dspark-batch", "mlx", "mlx-lm", "pyarrow", "llguidance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +366,15 @@ def fingerprint(
     return {**_spec_fields(spec), **model, "context_length": context_length}
 
 
+def begun_with(
+    fields: Mapping[str, Json], identity: Mapping[str, str | None], setup: SetupJson | None
+) -> Begun:
+    """Describe with what a job begins to compute; the arguments are those of `new_manifest`."""
+    as_written = orjson.loads(orjson.dumps(fields))  # where a tuple is a list
+    fingerprint: FingerprintJson = {"sha256": _digest(fields), "fields": as_written}
+    return {"fingerprint": fingerprint, "identity": identity, "setup": setup}
+
+
 def new_manifest(
     spec: Spec,
     fields: Mapping[str, Json],
@@ -366,13 +384,14 @@ def new_manifest(
     setup: SetupJson | None,
 ) -> Manifest:
     """Describe a job before its first token."""
+    begun = begun_with(fields, identity, setup)
     return {
         "version": MANIFEST_VERSION,
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "spec": {name: _printable(value) for name, value in asdict(spec).items()},
-        "fingerprint": {"sha256": _digest(fields), "fields": fields},
         "inputs": inputs,
+        "fingerprint": begun["fingerprint"],
         "identity": identity,
         "setup": setup,
         "versions": versions(),
@@ -423,20 +442,20 @@ def refuse_another_job(
 
 
 def differences(
-    manifest: Manifest,
+    begun: Begun,
     fields: Mapping[str, Json],
     there_and_here: tuple[str, str] = ("there", "here"),
     setup: SetupJson | None = None,
 ) -> list[str]:
-    """Say of each key of a fingerprint that is not the manifest's what both values are.
+    """Say of each key of a fingerprint that is another what both values are.
 
     Args:
-        manifest: of one job.
+        begun: of one job, as its manifest has it.
         fields: of the other's fingerprint.
         there_and_here: how the two are called.
         setup: of the other, to say why its `numerics` is another; None: nothing is loaded.
     """
-    there = manifest["fingerprint"]["fields"]
+    there = begun["fingerprint"]["fields"]
     # Through JSON, as the manifest went: a tuple and a list are the same value.
     here = orjson.loads(orjson.dumps(fields))
     first, second = there_and_here
@@ -447,7 +466,7 @@ def differences(
     ]
     if "numerics" in differing:
         # In whole, since a kernel's name stands at the end.
-        before = manifest["setup"]["machine"] if manifest["setup"] else {}
+        before = begun["setup"]["machine"] if begun["setup"] else {}
         said += [
             f"its {name} was {before.get(name)} {first} and is {value} {second}"
             for name, value in (setup["machine"] if setup else {}).items()

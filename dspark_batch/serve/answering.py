@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from dspark_batch.engine.fallback import FAULTS
 from dspark_batch.hub import CANCELLED, Hub, News, Ticket
+from dspark_batch.opening import split
 from dspark_batch.output.responses import body_of
 from dspark_batch.record.rows import answer_row
-from dspark_batch.run import split
 from dspark_batch.serve.asking import Asked
 from dspark_batch.serve.growing import Delta, Growing, Unkept
 from dspark_batch.serve.problems import Problem, busy, ended, problem_of

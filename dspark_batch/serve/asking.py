@@ -10,7 +10,7 @@ import orjson
 from dspark_batch.hub import Hub
 from dspark_batch.intake.openai import CHAT
 from dspark_batch.intake.reader import digest_of
-from dspark_batch.run import Opened, ask
+from dspark_batch.opening import Opened, ask
 from dspark_batch.serve.problems import Problem, bad_field, problem_of
 from dspark_batch.serve.service import Service
 from dspark_batch.types import Failure, Item, Json, Request

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from dspark_batch.engine.text_stream import TextStream
 from dspark_batch.intake.mapping import splitter
+from dspark_batch.opening import Opened
 from dspark_batch.output.responses import logprobs_of
 from dspark_batch.record.rows import of_answer
-from dspark_batch.run import Opened
 from dspark_batch.spec.spec import Spec
 from dspark_batch.types import Completion, Json, Logprobs, Partial, Request, Said
 

@@ -24,8 +24,8 @@ from dspark_batch.errors import (
     is_out_of_memory,
 )
 from dspark_batch.hub import Hub
+from dspark_batch.opening import Opened, open_pair
 from dspark_batch.record.disk import make_directory
-from dspark_batch.run import Opened, open_pair
 from dspark_batch.serve.app import Endpoints
 from dspark_batch.serve.service import Service
 

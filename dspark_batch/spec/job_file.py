@@ -19,6 +19,7 @@ Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 
 _HINT_BY_KEY = get_type_hints(Spec)
 TEXTS = {"template", "system_prompt"}  # that @FILE may hold
+CONTENTS = {"json_schema", "grammar"}  # that name a file, and mean what is in it
 _FILES = ("inputs", "out")
 _MODELS = ("target", "drafter")  # a directory if there is one, else a Hub id
 _NEVER_HERE = "trust_remote_code"  # a job file may come from anybody
@@ -44,6 +45,8 @@ def read_job(path: Path, today: date) -> dict[str, Any]:
             fields[key] = _located(path, fields[key])
     for key in fields.keys() & TEXTS:
         fields[key] = text_of(fields[key], path.parent)
+    for key in fields.keys() & CONTENTS:
+        fields[key] = content_of(fields[key], path.parent)
     return fields
 
 
@@ -59,13 +62,27 @@ def text_of(argument: str, folder: Path) -> str:
         return argument
     if argument.startswith("@@"):
         return argument[1:]
-    path = folder / argument[1:]
+    return content_of(argument[1:], folder, "what follows the @")
+
+
+def content_of(name: str, folder: Path, said: str = "the name") -> str:
+    """Read the text of a file, without its last line end.
+
+    Args:
+        name: of the file.
+        folder: to which it is relative.
+        said: what the user gave, for messages.
+
+    Raises:
+        UsageError: it cannot be read as text, or holds none.
+    """
+    path = folder / name
     try:
         text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); check what follows the @.") from error
+        raise UsageError(f"{path}: cannot be read ({error}); check {said}.") from error
     if not text.strip():
-        raise UsageError(f"{path}: holds no text; check what follows the @.")
+        raise UsageError(f"{path}: holds no text; check {said}.")
     return text
 
 

@@ -1,5 +1,6 @@
 """What the user asked for: every option is a field here or does not exist."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -10,8 +11,9 @@ from dspark_batch.spec.budget import seconds_of, seconds_until
 from dspark_batch.spec.nearest import nearest
 from dspark_batch.spec.shard import Shard, read_shard
 from dspark_batch.spec.share import share_of
+from dspark_batch.spec.structure import KINDS, structure_of
 from dspark_batch.spec.where import Holds, Where, any_of, read_retry
-from dspark_batch.types import Sampling, SamplingRule
+from dspark_batch.types import Sampling, SamplingRule, Structure
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Bits = Literal[2, 3, 4, 5, 6, 8]  # of a quantised weight
@@ -32,7 +34,7 @@ _OF_GENERATING = (  # without a meaning where an answer is scored
     *("samples", "regenerate", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
     *("min_tokens", "ignore_eos", "sampling", "draft_length", "confidence_threshold"),
-    *("log_confidence", "lookup", "verify_greedy"),
+    *("log_confidence", "lookup", "verify_greedy", "json_schema", "regex", "grammar", "choice"),
 )
 _ONE_SLASH = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|ftp|file):/(?!/)")
 
@@ -89,6 +91,11 @@ class Spec:
     prompt_logprobs: int | None = None
     # Input column with the answer to score instead of one that is generated; None: generate.
     score: str | None = None
+    # What an answer must look like; one of the four at most.
+    json_schema: str | None = None  # its text
+    regex: str | None = None  # of the whole answer
+    grammar: str | None = None  # Lark's, its text
+    choice: tuple[str, ...] = ()  # the answer is one of these
     sampling: SamplingRule = "coupled"  # both rules are exact; see numerics/rules.py
     slots: int | Auto = "auto"  # sequences that decode together; auto: what pays here
     draft_length: int | Auto = "auto"  # drafts per round; auto: what pays here; 0: plain decoding
@@ -109,6 +116,12 @@ class Spec:
     # Items that the baseline decodes again: "all" or true, or a share, "1%" or 0.01; None: none.
     verify_greedy: str | float | bool | None = None
     max_mismatches: int = 1  # answers that are not the baseline's, at which a start stops
+    # Processes with a pair each; auto: one for each GPU. None: this process alone, unless ray is
+    # given, which means auto.
+    workers: int | Auto | None = None
+    ray: str | None = None  # a running cluster, HOST:PORT or auto; None: workers on this machine
+    # What a worker takes of a cluster, as JSON, '{"mlx": 1}'; None: a GPU, or else a CPU.
+    worker_resources: str | None = None
     report_by: str | None = None  # input column whose values the report compares; None: none
 
     def __post_init__(self) -> None:
@@ -116,7 +129,7 @@ class Spec:
             raise UsageError("no input: name at least one file, or - for standard input.")
         _must_be_output(self.out)
         _must_be_text(self.system_prompt, self.prompt_column, self.messages_column, *self.stop)
-        _must_be_text(*self.bad_words)
+        _must_be_text(*self.bad_words, *self.choice, self.json_schema, self.regex, self.grammar)
         _must_be_text(self.id_column, self.system_column, *self.ignore_fields)
         _must_be_text(self.output_prefix, self.output_column, self.template, *self.keep, *self.drop)
         if self.overwrite and self.resume == "always":
@@ -142,10 +155,12 @@ class Spec:
         self._check_audit()
         self._check_output()
         self._check_time()
-        if self.score is not None:
-            self._refuse_with_score()
+        self._check_workers()
+        self._check_score()
 
-    def _refuse_with_score(self) -> None:
+    def _check_score(self) -> None:
+        if self.score is None:
+            return
         _must_be_text(self.score)
         for name in _OF_GENERATING:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
@@ -248,6 +263,23 @@ class Spec:
         if self.max_runtime is not None:
             seconds_of(self.max_runtime)
 
+    def _check_workers(self) -> None:
+        if self.workers is not None:
+            _number_or_auto(workers=self.workers)
+            _at_least(1, workers=number_or_none(self.workers))
+        if self.worker_resources is None:
+            return
+        if self.ray is None:
+            raise UsageError(
+                "worker_resources is about a running cluster; name it with ray, or drop this."
+            )
+        resources_of(self.worker_resources)
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether workers answer, and not this process."""
+        return self.ray is not None or self.workers not in (None, 1)
+
     @property
     def prompt_name(self) -> str:
         """The column of a prompt."""
@@ -291,6 +323,24 @@ class Spec:
         failed = [Where("status", "errored")] if self.retry_failed else []
         return any_of([*failed, *map(read_retry, self.retry_where)])
 
+    def structure(self) -> Structure | None:
+        """Read what every answer must look like; None: whatever it likes.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+        given = {name: getattr(self, name) for name in KINDS}
+        asked = [(name, value) for name, value in given.items() if value not in (None, ())]
+        if not asked:
+            return None
+        if len(asked) > 1:
+            raise ValueError(f"{asked[0][0]} and {asked[1][0]} exclude each other; drop one")
+        (kind, value), *_ = asked
+        try:
+            return structure_of(kind, value)
+        except ValueError as error:
+            raise ValueError(f"{kind} {error}") from error
+
     def sampling_of_all(self) -> Sampling:
         """Say how an item is drawn that chooses nothing for itself."""
         return Sampling(
@@ -308,7 +358,26 @@ class Spec:
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            structure=self.structure(),
         )
+
+
+def resources_of(text: str) -> dict[str, float]:
+    """Read what a worker takes of a cluster, by name of the resource.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        named = json.loads(text)
+        if named and all(float(amount) > 0 for amount in named.values()):
+            return {name: float(amount) for name, amount in named.items()}
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise UsageError(
+        f"worker_resources is {text}, expected names with an amount above 0, such as "
+        """'{"mlx": 1}'."""
+    )
 
 
 def number_or_none(value: int | Auto) -> int | None:

@@ -131,11 +131,7 @@ def teacher_forced(
         return Drafts(logits, drafter.confidence(hidden, None))
     anchor = mx.take_along_axis(tokens, blocks.anchors, axis=1)[..., None]
     embedding = head.embed(mx.concatenate([anchor, blocks.labels[..., :-1]], axis=-1))
-    state, biases = None, []
-    for k in range(drafter.block_size):
-        bias, state = head.bias(embedding[:, :, k], hidden[:, :, k], state)
-        biases.append(bias)
-    return Drafts(logits + mx.stack(biases, axis=2), drafter.confidence(hidden, embedding))
+    return Drafts(logits + head.biases(embedding, hidden), drafter.confidence(hidden, embedding))
 
 
 def slot_positions(blocks: Blocks, length: int) -> mx.array:

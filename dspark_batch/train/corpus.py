@@ -98,6 +98,15 @@ def runs_of(jobs: Sequence[Look]) -> list[dict[str, Json]]:
     return [{"run_id": job.run_id, "rows_bytes": job.run_dir.rows.stat().st_size} for job in jobs]
 
 
+def is_held_out(digest: str) -> bool:
+    """Whether no training sees a record, of this digest."""
+    return int.from_bytes(_key(digest)[:8], "big") % _HELD_OUT == 0
+
+
+def _key(digest: str) -> bytes:
+    return sha256(digest.encode()).digest()[:16]
+
+
 def gather(
     jobs: Sequence[Look], reads: Rendering, folder: Path, *, by: str | None, most_tokens: int
 ) -> Corpus:
@@ -136,9 +145,8 @@ def _write(
         for name, digest, prompt, answer in _answers(jobs, reads, by, most_tokens, left_out):
             array("i", [*prompt, *answer]).tofile(file)
             group = groups.setdefault(name, len(groups))
-            key = sha256(digest.encode()).digest()[:16]
-            held_out = int.from_bytes(key[:8], "big") % _HELD_OUT == 0
-            entries.append((start, len(prompt), len(answer), group, held_out, key))
+            key = _key(digest)
+            entries.append((start, len(prompt), len(answer), group, is_held_out(digest), key))
             start += len(prompt) + len(answer)
     index = np.array(entries, _FIELDS)
     _refuse_too_few(index, jobs, left_out)
@@ -170,17 +178,25 @@ def _answers(
     for job in jobs:
         with job.rows() as rows:
             for record, entry in rows.recorded():
-                found = _taught(record, entry, job, reads, most_tokens)
+                found = taught(record, entry, job, reads, most_tokens)
                 if isinstance(found, str):
                     left_out[found] += 1
                 else:
-                    yield _group(item_of(record), by, job), entry.digest, *found
+                    yield group_of(item_of(record), by, job), entry.digest, *found
 
 
-def _taught(
+def taught(
     record: Item | Failure, entry: Entry, job: Look, reads: Rendering, most_tokens: int
 ) -> Pair | str:
-    """Give the ids of a row's last prompt and its answer, or say why it teaches nothing."""
+    """Give the ids of a row's last prompt and its answer, or say why it teaches nothing.
+
+    Args:
+        record: of the input.
+        entry: its line of the journal.
+        job: whose line it is.
+        reads: how the target reads a conversation.
+        most_tokens: of a prompt with its answer; what is longer loses the end of its answer.
+    """
     row = entry.row
     if isinstance(record, Failure) or row["status"] != "succeeded":
         return "without an answer"
@@ -207,7 +223,8 @@ def _taught(
     return request.prompt_ids, answer
 
 
-def _group(record: Item, by: str | None, job: Look) -> str:
+def group_of(record: Item, by: str | None, job: Look) -> str:
+    """Name what an answer is measured with: its value of the column, or all."""
     if by is None:
         return ALL
     if by not in record.record:

@@ -1,6 +1,6 @@
 """The real pair: `python -m recipes.smollm2.recipe PROMPTS.jsonl... --out DIR`.
 
-Four stages, each from the files of those before: target, answers, drafter, twin.
+Five stages, each from the files of those before: target, answers, drafter, twin, measure.
 """
 
 import argparse
@@ -12,13 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 from dspark_batch import Spec, run
 from dspark_batch.errors import Resumable
 from dspark_batch.train_drafter import Asked, Lesson, train_drafter
 from recipes.smollm2.convert import REQUIREMENT, convert, unpack
+from recipes.smollm2.held_out import compare, outs_of
 
-TEMPERATURES = (0.0, 0.7)  # of the answers: a run of each, over other prompts
+TEMPERATURES = (0.0, 0.7)  # of the answers: a run of each
+_MEASURED = 512  # answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Plan:
     seed: int = 0
 
 
-QUICK = {"limit": 48, "max_tokens": 96, "steps": 6, "answer_for": "2m"}
+QUICK = {"limit": 14, "max_tokens": 96, "steps": 6, "answer_for": "2m"}
 
 
 def make_target(out: Path, plan: Plan) -> None:
@@ -53,13 +56,15 @@ def _fetched(out: Path) -> Path:
 
 
 def answer(out: Path, plan: Plan) -> None:
-    """Let the target answer the prompts, each at one of the temperatures."""
-    lines = [line for name in plan.prompts for line in Path(name).read_text("utf-8").splitlines()]
-    step = max(1, len(lines) // plan.limit) if plan.limit else 1
-    chosen = lines[::step][: plan.limit]
+    """Let the target answer the prompts at each of the temperatures.
+
+    The runs begin at different prompts, so that they answer different ones if the time ends them.
+    """
+    lines = [line for name in plan.prompts for line in Path(name).read_bytes().splitlines()]
+    chosen = Random(plan.seed).sample(lines, min(plan.limit or len(lines), len(lines)))
     for number, temperature in enumerate(TEMPERATURES):
-        part = out / f"prompts-{number}.jsonl"
-        part.write_text("\n".join(chosen[number :: len(TEMPERATURES)]) + "\n", encoding="utf-8")
+        part, first = out / f"prompts-{number}.jsonl", number * len(chosen) // len(TEMPERATURES)
+        part.write_bytes(b"\n".join(chosen[first:] + chosen[:first]) + b"\n")
         spec = Spec(
             inputs=(str(part),),
             out=str(out / f"answers-{number}.jsonl"),
@@ -86,6 +91,14 @@ def make_twin(out: Path, plan: Plan) -> None:
     _train(out, "twin", Asked(kind="dflash", steps=plan.steps, seed=plan.seed, by=_column(out)))
 
 
+def measure(out: Path, plan: Plan) -> None:
+    """Compare the two on greedy answers that no training saw and that ended by themselves."""
+    reports = compare(out, ("drafter", "twin"), _column(out), most=_MEASURED)
+    text = json.dumps(reports, indent=1)
+    (out / "measured.json").write_text(text + "\n", encoding="utf-8")
+    print(text, flush=True)
+
+
 def _column(out: Path) -> str | None:
     """Name the column that says where a prompt is from; None: there is none."""
     with (out / "prompts-0.jsonl").open(encoding="utf-8") as file:
@@ -94,8 +107,7 @@ def _column(out: Path) -> str | None:
 
 
 def _train(out: Path, name: str, asked: Asked) -> None:
-    outs = [str(out / f"answers-{number}.jsonl") for number in range(len(TEMPERATURES))]
-    training = train_drafter(outs, str(out / name), asked, observe=_tell)
+    training = train_drafter(outs_of(out), str(out / name), asked, observe=_tell)
     print(name, json.dumps(training.after), flush=True)
 
 
@@ -109,6 +121,7 @@ STAGES: dict[str, Callable[[Path, Plan], None]] = {
     "answers": answer,
     "drafter": make_drafter,
     "twin": make_twin,
+    "measure": measure,
 }
 
 

@@ -261,6 +261,7 @@ def test_an_object_has_every_number_of_the_view(log, clock, make_tick, answer, f
         "slots": 4,
         "prefix_hits": 0.0,
         "memory_bytes": 8_400_000_000,
+        "workers": None,
     }
 
 

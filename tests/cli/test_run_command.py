@@ -11,7 +11,7 @@ from fakes import CONTEXT_LENGTH, FakeEngine, fake_render
 
 from dspark_batch.cli.main import main
 from dspark_batch.cli.run_command import run_command
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import Spec
 
 # They change no row and no file, so they are no fields of Spec.
@@ -154,6 +154,27 @@ def test_inputs_and_output_of_a_job_file_can_be_replaced(specs, job):
     main(["run", str(job), "a.jsonl", "b.jsonl", "-o", "other.jsonl"])
     [spec] = specs
     assert (spec.inputs, spec.out) == (("a.jsonl", "b.jsonl"), "other.jsonl")
+
+
+def test_what_answers_look_like_reaches_its_field(specs, tmp_path):
+    (tmp_path / "s.json").write_text('{"type": "integer"}\n')
+    (tmp_path / "g.lark").write_text('start: "a"\n')
+    words = [f"--json-schema={tmp_path}/s.json", f"--grammar={tmp_path}/g.lark", "--regex=a+"]
+    for word in (*words, "--choice=a"):
+        main(["run", "-", "-o", "out.jsonl", word])
+    assert [(s.json_schema, s.grammar, s.regex, s.choice) for s in specs] == [
+        ('{"type": "integer"}', None, None, ()),
+        (None, 'start: "a"', None, ()),
+        (None, None, "a+", ()),
+        (None, None, None, ("a",)),
+    ]
+
+
+def test_a_job_file_names_the_file_of_a_schema(specs, job):
+    (job.parent / "s.json").write_text('{"type": "integer"}')
+    job.write_text(JOB + 'json_schema = "s.json"\n')
+    main(["run", str(job)])
+    assert specs[0].json_schema == '{"type": "integer"}'
 
 
 def test_a_template_can_come_from_a_file(specs, tmp_path):

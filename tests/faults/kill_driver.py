@@ -41,7 +41,7 @@ def open_tiny(spec, manifest):
     from golden_cases import load_case
 
     from dspark_batch.engine.engine import Engine
-    from dspark_batch.run import Opened
+    from dspark_batch.opening import Opened
 
     pair = load_case("qwen3_vanilla").pair
     told = pair._replace(target=Telling(pair.target), drafter=Telling(pair.drafter))

@@ -5,7 +5,7 @@ from golden_cases import load_case
 from small_jobs import rows_in, start, write_lines
 
 from dspark_batch.engine.engine import Engine
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 
 CONTEXT = load_case("qwen3_vanilla").pair.config.context_length
 PROMPT_LENGTHS = (1, 2, CONTEXT - 2, CONTEXT - 1, CONTEXT, CONTEXT + 1)

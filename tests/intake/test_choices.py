@@ -5,6 +5,7 @@ from fakes import fake_render
 
 from dspark_batch.intake.mapping import to_request
 from dspark_batch.spec.spec import Spec
+from dspark_batch.spec.structure import structure_of
 from dspark_batch.types import Item, Sampling
 
 EOS, MORE = {"ignore_eos": True}, {"presence_penalty": 2}
@@ -153,3 +154,83 @@ def test_fields_can_be_ignored_and_the_row_says_so():
     request = ask({"length_penalty": 1.1, "n": None, "top_k": 3}, ignore_fields=ignore)
     assert request.sampling == Sampling()
     assert request.item.notes == ("ignored `length_penalty`", "ignored `top_k`")
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def structure(own, **options):
+    return ask(own, **options).sampling.structure
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "value"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", {"type": "object"}),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "strict": True, "schema": SCHEMA},
+                }
+            },
+            "json_schema",
+            SCHEMA,
+        ),
+        ({"structured_outputs": {"json": SCHEMA, "regex": None}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", {"type": "object"}),
+        ({"structured_outputs": '{"choice": ["a", "b"]}'}, "choice", ["a", "b"]),
+        ({"guided_decoding": {"regex": "a+"}}, "regex", "a+"),
+        ({"guided_json": SCHEMA}, "json_schema", SCHEMA),
+        ({"guided_json": '{"type": "integer"}'}, "json_schema", {"type": "integer"}),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"]),
+        ({"guided_grammar": 'start: "a"'}, "grammar", 'start: "a"'),
+    ],
+)
+def test_an_item_says_what_its_answer_must_look_like(own, kind, value):
+    assert structure(own) == structure_of(kind, value)
+    assert structure(own, choice=("c",)) == structure_of(kind, value)
+
+
+def test_the_job_says_it_for_all_and_an_item_may_be_free():
+    assert structure(None, choice=("c",)) == structure_of("choice", ["c"])
+    assert structure({"response_format": {"type": "text"}}, choice=("c",)) is None
+    assert structure({"response_format": None}, choice=("c",)).kind == "choice"
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"response_format": "json"}, "expected an object whose `type` is text, json_object or"),
+        ({"response_format": {"type": "json_schema"}}, "has no `json_schema.schema`; add it."),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"uniqueItems": True}},
+                }
+            },
+            "`sampling_params.response_format.json_schema.schema` has `uniqueItems`, which is not "
+            "supported; say it with other keywords.",
+        ),
+        ({"structured_outputs": {}}, "says 0 things, expected one of json, regex, choice, grammar"),
+        ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "says 2 things, expected one"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "has `structural_tag`, which is not s"),
+        ({"guided_regex": "("}, "`sampling_params.guided_regex` cannot be followed (unclosed gr"),
+        ({"guided_regex": "a", "guided_json": {}}, "`sampling_params.guided_json` and `sampling_"),
+        ({"guided_regex": "a", "min_tokens": 1}, "min_tokens is 1, expected 0 beside a regex."),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos is True, expected false beside a"),
+    ],
+)
+def test_a_structure_that_cannot_be_followed_fails_its_item(own, sentence):
+    assert sentence in complaint(own)
+
+
+def test_a_text_that_goes_on_has_no_thinking_before_its_structure():
+    spec = Spec(inputs=("in.jsonl",), out="o.jsonl", choice=("a",), last_assistant="continue")
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "I say "}]
+    for messages, after_thinking in ((said, False), (said[:1], True)):
+        item = Item(0, "0", "d", "in.jsonl:1", {"messages": messages})
+        request = to_request(item, spec, fake_render, 100)
+        assert request.sampling.structure.after_thinking is after_thinking

@@ -167,12 +167,12 @@ def test_what_changes_nothing_is_accepted(field):
         (chat(top_logprobs=3), "`body.top_logprobs` needs `logprobs` true beside it; add that."),
         (chat(logprobs=True, top_logprobs=50), "`body.top_logprobs` is 50, expected 0 to 20."),
         (
-            chat(guided_json={}),  # an empty schema still asks for JSON
-            "`body.guided_json` is not supported",
+            chat(guided_json={"not": {}}),
+            "`body.guided_json` has `not`, which is not supported; say it with other keywords.",
         ),
         (
-            chat(response_format={"type": "json_object"}),
-            "`body.response_format` is {'type': 'json_object'}, which is not supported.",
+            chat(response_format={"type": "xml"}),
+            "`body.response_format` is {'type': 'xml'}, expected an object whose `type` is text, ",
         ),
         (chat(logit_bias={"5": 1000}), "`body`: logit_bias of token 5 is 1000, expected -100 to"),
         (chat(functions=[{}]), "`body.functions` is [{}], which is not supported."),

@@ -7,7 +7,7 @@ from golden_cases import load_case
 from small_jobs import prompts, rows_in, start, write_lines
 
 from dspark_batch.engine.engine import Engine
-from dspark_batch.run import Opened
+from dspark_batch.opening import Opened
 from dspark_batch.spec.spec import number_or_none
 
 

@@ -105,6 +105,10 @@ REFUSED = [  # options before, options after, what is said
     ({}, {"logprobs": 2}, "logprobs is null there and 2 here"),
     ({}, {"prompt_logprobs": 2}, "prompt_logprobs is null there and 2 here"),
     ({}, {"score": "prompt"}, 'score is null there and "prompt" here'),
+    ({}, {"json_schema": "{}"}, 'json_schema is null there and "{}" here'),
+    ({}, {"regex": "a"}, 'regex is null there and "a" here'),
+    ({}, {"grammar": "start: /a/"}, 'grammar is null there and "start: /a/" here'),
+    ({}, {"choice": ("a",)}, 'choice is [] there and ["a"] here'),
     ({}, {"ignore_eos": True}, "ignore_eos is false there and true here"),
     ({}, {"seed": 1}, "seed is 0 there and 1 here"),
     ({}, {"stop": ("a",)}, 'stop is [] there and ["a"] here'),
@@ -131,6 +135,7 @@ FREE = [  # options that change no row
     *({"verify_greedy": "50%"}, {"max_mismatches": 2}, {"log_confidence": True}),
     *({"fsync_every": 2}, {"grace": 1.0}, {"max_runtime": "1h"}),
     *({"report_by": "id"}, {"resume": "always"}, {"retry_failed": True}),
+    *({"workers": 2}, {"ray": "auto"}, {"ray": "auto", "worker_resources": '{"mlx": 1}'}),
     {"retry_where": ("status=errored",)},
 ]
 REFUSED_WITH_THE_MODEL = {"family", "target", "target_bits", "dtype", "thinking", "sampling"}
@@ -502,6 +507,7 @@ def test_the_manifest_says_what_ran(folder):
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "sampling"),
         *("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words"),
         *("min_tokens", "ignore_eos", "logprobs", "prompt_logprobs", "score", "numerics"),
+        *("json_schema", "regex", "grammar", "choice"),
         *("template", "on_overflow", "keep", "drop", "output_column", "format", "id_column"),
         *("system_column", "last_assistant", "regenerate", "ignore_fields", "special_tokens"),
     }

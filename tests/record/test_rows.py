@@ -33,6 +33,7 @@ def test_an_answer_fills_its_columns():
         "token_ids": [1, 2, 3, 4, 5, 6],
         "logprobs": None,
         "prompt_logprobs": None,
+        "structure": None,
         "verified": None,
         "input_notes": None,
     }
@@ -40,6 +41,7 @@ def test_an_answer_fills_its_columns():
     assert metrics == {
         **{"cached_tokens": 2, "prefill_s": 0.5, "decode_s": 2.0, "tokens_per_s": 2.5},
         "fallback": None,
+        "worker": None,
     }
 
 

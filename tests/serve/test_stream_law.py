@@ -10,7 +10,8 @@ import pytest
 from serving import batch_line, chat, events_of, said_in, served
 from small_jobs import rows_in, write_lines
 
-from dspark_batch.run import open_pair, run
+from dspark_batch.opening import open_pair
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 
 HELD_OUT = Path(__file__).parents[2] / "sample_inputs" / "heldout.jsonl"

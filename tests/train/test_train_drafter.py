@@ -240,10 +240,10 @@ def test_an_output_without_its_run_is_refused(answered, tmp_path):
 def test_rows_without_token_ids_are_refused(answered, tmp_path, monkeypatch):
     import dspark_batch.train.corpus as corpus
 
-    taught = corpus._taught
+    taught = corpus.taught
     monkeypatch.setattr(
         corpus,
-        "_taught",
+        "taught",
         lambda record, entry, *rest: taught(record, _without(entry, "token_ids"), *rest),
     )
     with pytest.raises(UsageError, match="has no token_ids, which a drafter learns from"):
