@@ -64,6 +64,8 @@ class Throws(Garbage):
 class NoContext(Garbage):
     """Cannot take a context, from the start on."""
 
+    tap_ids = (0,)  # else nobody would give it one
+
     def extend(self, context, features):
         raise ValueError("no context")
 

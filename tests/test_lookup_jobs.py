@@ -6,8 +6,9 @@ import pytest
 from small_jobs import rows_in
 
 from dspark_batch.drafters.plain import NoDrafter
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 
 COPIES = str(Path(__file__).parents[1] / "sample_inputs" / "copies.jsonl")

@@ -12,8 +12,9 @@ from benchmarks.structured import SCHEMAS
 from dspark_batch.engine import steering
 from dspark_batch.errors import Resumable
 from dspark_batch.models.grammar import Guide
+from dspark_batch.opening import open_with
 from dspark_batch.pair import load_pair
-from dspark_batch.run import open_with, run
+from dspark_batch.run import run
 from dspark_batch.spec.spec import Spec
 from dspark_batch.verify import verify
 
