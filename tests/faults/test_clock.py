@@ -24,7 +24,6 @@ def test_no_module_of_a_run_asks_for_the_time_of_day():
         "spec/budget.py",  # a deadline is a time of day; it is turned into seconds at the start
         "cli/run_command.py",  # the date in the names of a job file
         "run.py",  # the journal says when a row was finished, for report and status
-        "merge.py",  # when shards became one job
         "output/status.py",  # how long ago that was
         "merge.py",  # the merged job says when it began
     }
