@@ -231,7 +231,7 @@ class Hub:
     def close(self) -> None:
         """End; who still waits is told so, and nobody waits for an engine that is not there yet."""
         self._is_closing = True
-        if self._is_open.is_set():
+        if self._opened is not None:  # or it still loads, also where this was called before
             self.order(lambda: None)  # it may sleep
             _wait_for_end_of(self._thread)
         else:

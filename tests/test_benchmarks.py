@@ -44,6 +44,7 @@ RUNS = {
     "structured": "--items 2 --slots 2 --speed-items 1 --repeats 1",
     "tiny_card": "--per-kind 1 --slots 4",
 }
+LONG = {"first_row", "lookup", "one_digest", "scale", "serve", "structured"}  # seconds each
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,9 @@ def test_every_benchmark_is_run_here_or_helps_one_that_is(name):
     assert has_main == (name in RUNS or name in PLANTED)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS]
+)
 def test_it_prints_one_line_without_a_failure(name, tmp_path, monkeypatch, capsys):
     module = import_module(f"benchmarks.{name}")
     monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path))

@@ -357,6 +357,8 @@ class Engine:
         drafted = ahead if ahead is not None and is_current else self._draft_now()
         proposed, rule = drafted.proposed, drafted.rule
         drafts, verify_len = self._look_ups.over(*self._choose_verified(proposed))
+        if any(self._look_ups.found) and steers(slots.sequences):  # it remembers other drafts
+            rule = rule_of(self._sampling, slots.sequences, slots.positions())
         anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)

@@ -1,6 +1,7 @@
 """Looked-up drafts: no byte changes, whoever drafts, and however wrong the drafts are."""
 
 from functools import cache
+from itertools import permutations
 
 import mlx.core as mx
 import pytest
@@ -12,6 +13,8 @@ from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.lookups import LookUps, with_look_ups
 from dspark_batch.engine.sequence import Sequence
+from dspark_batch.pair import load_pair
+from dspark_batch.spec.structure import structure_of
 from dspark_batch.types import Item, Request, Sampling
 
 COSTS = (1.0, 1 / 24, 0.3, 0.1)
@@ -61,19 +64,21 @@ def looked_up(answers):
 class Planted:
     """Lets texts find what their answers will be, with mistakes, and sometimes nothing."""
 
-    def __init__(self, monkeypatch, name=NAME):
-        self._prompts = {r.prompt_ids: r.item.index for r in requests(name)}
-        self._vocab_size = load_case(name).pair.target.facts.vocab_size
+    def __init__(self, monkeypatch, asked):
+        self._prompts = {request.prompt_ids: request.item.index for request in asked}
+        self.silent = set()  # prompts whose texts find nothing
         monkeypatch.setattr(TextIndex, "find", lambda text, count: self.find(text, count))
 
     def find(self, text, count):
         tokens = tuple(text._tokens)
         begin = max(len(p) for p in self._prompts if tokens[: len(p)] == p)
+        if tokens[:begin] in self.silent:
+            return None
         true = self.answers[self._prompts[tokens[:begin]]].token_ids[len(tokens) - begin :]
         found = [*true, *[0] * count][:count]
         for place in range(count):
             if self.is_wrong(len(tokens) + place):
-                found[place] = (found[place] + 1) % self._vocab_size
+                found[place] = max(0, found[place] - 1)
         text._found = Found(found, 5) if self.is_there(len(tokens)) else None
         return text._found
 
@@ -85,11 +90,23 @@ class Planted:
 def sometimes(monkeypatch):
     """Every slot takes what it finds: right tokens, then a wrong one; at some places nothing."""
 
-    def plant(answers, name=NAME):
+    def plant(answers, asked=()):
         monkeypatch.setattr(LookUps, "_promised", lambda self, count: [ANY] * 9)
-        Planted(monkeypatch, name).let(answers, lambda n: n % 5 == 3, lambda n: n % 4 != 1)
+        planted = Planted(monkeypatch, asked or requests(NAME))
+        planted.let(answers, lambda n: n % 5 == 3, lambda n: n % 4 != 1)
 
     return plant
+
+
+class Strays(NoDrafter):
+    """Drafts what a rule makes of logits that mean nothing."""
+
+    block_size, num_layers = 4, 1
+
+    def propose(self, anchor, context, num_drafts, choose):
+        shape = (anchor.shape[0], 1536)
+        noise = [mx.random.normal(shape, key=mx.random.key(k)) for k in range(num_drafts)]
+        return Draft(mx.stack([choose(each, k) for k, each in enumerate(noise)], axis=1))
 
 
 def is_mixed(answers):
@@ -106,7 +123,7 @@ def is_mixed(answers):
 )
 def test_greedy_answers_are_those_of_plain_decoding(sometimes, name, drafts, slots, draft_length):
     plain = plainly(name)
-    sometimes(plain, name)
+    sometimes(plain, requests(name))
     looked = decode(name, drafts, slots=slots, draft_length=draft_length, lookup=True)
     assert told(looked) == told(plain)
     assert is_mixed(looked)
@@ -134,6 +151,32 @@ def test_steered_answers_and_their_scores_are_those_of_plain_decoding(sometimes,
     assert is_mixed(looked)
 
 
+@pytest.mark.parametrize("drafter", [OnlyLookUps(), Strays()])
+def test_structured_answers_are_those_of_plain_decoding(monkeypatch, drafter):
+    pair = load_pair("tiny", dtype="float32")
+    words = ["-".join(some) for some in permutations(("blue", "orange", "9", "violet"))]
+    asked = []
+    for index in range(4):
+        said = [
+            {"role": "user", "content": f"Repeat this text exactly: {words[5 * index]} and so on"}
+        ]
+        item = Item(index, str(index), f"digest-{index}", f"test:{index}")
+        structure = structure_of("choice", words) if index else None
+        sampling = Sampling(structure=structure)
+        asked.append(Request(item, tuple(pair.tokenizer.render(said)), 24, sampling))
+
+    def answers(pair, **settings):
+        return {answer.item.index: answer for answer in Engine(pair, **settings).generate(asked)}
+
+    plain, planted = answers(pair, draft_length=0), Planted(monkeypatch, asked)
+    monkeypatch.setattr(LookUps, "_promised", lambda self, count: [ANY] * 9)
+    planted.let(plain, is_wrong=lambda n: n % 7 == 3)
+    planted.silent = {asked[0].prompt_ids}  # so the drafter drafts in all rounds
+    looked = answers(pair._replace(drafter=drafter), slots=4, lookup=True)
+    assert told(looked) == told(plain)
+    assert is_mixed(looked)
+
+
 @pytest.mark.parametrize("drafts", [True, False])
 def test_neither_the_pace_nor_a_threshold_changes_an_answer(sometimes, drafts):
     sometimes(plainly())
@@ -143,7 +186,7 @@ def test_neither_the_pace_nor_a_threshold_changes_an_answer(sometimes, drafts):
 
 @pytest.mark.parametrize("drafts", [True, False])
 def test_wrong_ones_change_no_byte_and_are_given_up_where_there_is_a_drafter(monkeypatch, drafts):
-    plain, planted = plainly(), Planted(monkeypatch)
+    plain, planted = plainly(), Planted(monkeypatch, requests(NAME))
     planted.let(plain, is_wrong=lambda n: False)
     right = decode(drafts=drafts, slots=3, lookup=True)
     planted.let(plain, is_wrong=lambda n: True)

@@ -290,4 +290,4 @@ def test_a_drafter_that_rests_is_asked_for_nothing(time):
     (plain,) = Engine(case.pair, draft_length=0).generate([request])
     assert answer.token_ids == plain.token_ids
     assert not engine._step.keeps_context
-    assert len(extended) < 20 < len(answer.accept_lengths)
+    assert len(extended) <= 24 < len(answer.accept_lengths)

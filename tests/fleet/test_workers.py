@@ -85,12 +85,14 @@ def test_workers_that_are_killed_lose_nothing_and_double_nothing(folder, capsys)
     assert capsys.readouterr().out == ""  # rows may go there
 
 
+@pytest.mark.slow
 def test_both_workers_may_be_killed_at_once(folder):
     report = begin(folder, pause_s=0.02, observe=kills(folder, (10,), num=2))
     assert is_equal(folder)
     assert [worker["deaths"] for worker in report.workers] == [1, 1]
 
 
+@pytest.mark.slow
 def test_an_item_that_kills_its_worker_is_a_failure_row_and_no_other_is(folder):
     assert begin(folder, kills="p17").exit_code == 1
     expected = answers(folder / "one.jsonl")
@@ -104,6 +106,7 @@ def test_an_item_that_kills_its_worker_is_a_failure_row_and_no_other_is(folder):
     assert [index for [[index, _]] in lost[-3:]] == [17] * 3
 
 
+@pytest.mark.slow
 def test_a_worker_with_other_bits_is_refused_and_the_others_do_it_all(folder, caplog):
     begin(folder, numerics=("n0", "n1"), pause_s=0.02)
     assert is_equal(folder)
@@ -112,6 +115,7 @@ def test_a_worker_with_other_bits_is_refused_and_the_others_do_it_all(folder, ca
     assert len(workers) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_out_of_memory_goes_on_with_half_its_slots(folder):
     report = begin(folder, slots=4, fits=2)
     assert is_equal(folder)
@@ -120,6 +124,7 @@ def test_a_worker_out_of_memory_goes_on_with_half_its_slots(folder):
     assert 2 in {worker["slots"] for worker in died}  # the other may end before its next one loads
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_with_the_same_command(folder, cluster):
     command = [sys.executable, DRIVER, folder, cluster]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
@@ -164,6 +169,7 @@ def test_real_workers_give_the_rows_of_one_process_and_pass_its_audits(tmp_path)
     assert sum(worker["rows"] for worker in report.workers) >= len(RECORDS)
 
 
+@pytest.mark.slow
 def test_the_head_of_ray_may_be_lost(tmp_path):
     write_lines(tmp_path / "in.jsonl", *prompts(*NAMES))
     start(tmp_path, out=str(tmp_path / "one.jsonl"))

@@ -28,7 +28,9 @@ def test_every_way_through_the_engine_gives_the_bytes_of_the_baseline(name, seed
 
 
 @pytest.mark.skipif(blas.LOADED.kind not in OTHER, reason="this machine has no other BLAS")
-@pytest.mark.parametrize("name", ["qwen3_vanilla", "qwen35_dflash"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_vanilla", pytest.param("qwen35_dflash", marks=pytest.mark.slow)]
+)
 def test_so_it_does_with_the_other_blas(name):
     environment = os.environ | {"DSPARK_BATCH_BLAS": OTHER[blas.LOADED.kind]}
     command = [sys.executable, str(SCRIPT), name, "7"]

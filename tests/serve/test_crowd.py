@@ -40,7 +40,7 @@ async def crowd(url, num_clients, num_requests, seed):
     return answers
 
 
-@pytest.mark.parametrize("num_requests", [300, pytest.param(2000, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("num_requests", [120, pytest.param(2000, marks=pytest.mark.slow)], ids=str)
 def test_clients_half_of_whom_go_lose_no_slot_and_no_memory_and_change_no_answer(
     tmp_path, num_requests
 ):

@@ -98,7 +98,7 @@ def stops_in(text, rng):
 
 @pytest.mark.parametrize(
     "prompts",
-    [PROMPTS[::16] + ODD, pytest.param(PROMPTS + ODD, marks=pytest.mark.slow)],
+    [PROMPTS[::40] + ODD, pytest.param(PROMPTS + ODD, marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
 def test_a_stream_is_the_answer_and_the_row_of_a_job(server, tmp_path, prompts):
