@@ -64,7 +64,7 @@ class Throws(Garbage):
 class NoContext(Garbage):
     """Cannot take a context, from the start on."""
 
-    tap_ids = (0,)  # else nobody would give it one
+    tap_ids = (0,)  # it reads the target, so it is given one
 
     def extend(self, context, features):
         raise ValueError("no context")

@@ -249,7 +249,7 @@ def test_unfinished_shards_are_told_in_one_sentence(folder):
         ({"limit": 10}, "limit is None in {0} and 10 in {1}"),
         ({"opener": fake_opener(target="t1")}, 'target is "t0" in {0} and "t1" in {1}'),
     ],
-    ids=str,
+    ids=["max_tokens", "seed_and_stop", "samples", "limit", "target"],
 )
 def test_shards_of_other_jobs_are_told_with_both_values(folder, options, said):
     shards = run_shards(folder, 2, numbers=[1]) + run_shards(folder, 2, numbers=[2], **options)

@@ -25,6 +25,7 @@ def test_no_module_of_a_run_asks_for_the_time_of_day():
         "cli/run_command.py",  # the date in the names of a job file
         "run.py",  # the journal says when a row was finished, for report and status
         "output/status.py",  # how long ago that was
+        "merge.py",  # the merged job says when it began
     }
 
 

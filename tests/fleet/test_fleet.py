@@ -45,8 +45,9 @@ def finished(team, stream=ALL):
 
 
 def test_a_worker_that_is_ready_first_leaves_others_their_share():
-    team = finished(Team(2, {1: {"loads": 12}}))
-    assert min(rows(team).values()) >= 20
+    team = Team(2, {1: {"loads": 12}}, slots=16)
+    assert len(texts(team.fleet.generate(ALL[:40]))) == 40
+    assert team.at(0)[0].most_held <= 20  # it could have had all
 
 
 def test_a_worker_has_no_more_than_it_can_choose_from():
@@ -90,13 +91,13 @@ def test_a_none_in_the_stream_means_nothing_right_now():
 
 
 def test_prompts_with_the_same_beginning_go_to_the_same_worker():
-    beginnings = [(b,) * 64 for b in (1, 2, 3, 4)]
-    many = [request(n, beginnings[n % 4]) for n in range(80)]
+    beginnings = [(b,) * 64 for b in (1, 2, 3)]
+    many = [request(n, beginnings[n % 3]) for n in range(60)]
     team = Team(2, slots=16)
     homes = {}
     for outcome in team.fleet.generate(many):
-        homes.setdefault(outcome.item.index % 4, Counter())[outcome.worker] += 1
-    assert all(len(home) == 1 for home in homes.values()), homes
+        homes.setdefault(outcome.item.index % 3, Counter())[outcome.worker] += 1
+    assert min(max(home.values()) for home in homes.values()) >= 15, homes  # of 20
 
 
 def test_one_beginning_for_all_does_not_make_one_worker_do_it_all():
@@ -173,6 +174,12 @@ def test_an_item_that_kills_its_worker_is_given_up_and_no_other_is():
     alone = [ids for _, ids in team.lost if len(ids) == 1]
     assert alone[-3:] == [["q17"]] * 3
     assert max(len(ids) for _, ids in team.lost[2:]) <= 8  # kept apart from the second death on
+
+
+def test_an_item_that_kills_workers_at_one_place_only_is_answered_at_another():
+    kills = {"dies_on": frozenset({"q5"})}
+    team = Team(2, {0: kills}, later=kills, slots=4)
+    assert texts(team.fleet.generate(ALL)) == ANSWERS
 
 
 def test_suspects_are_alone_with_suspects():
