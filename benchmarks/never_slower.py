@@ -7,7 +7,8 @@ The bundled pair answers held-out items. Its drafts, nearly always right, are sp
 that a round of seven gives about as many tokens as told. The contestants decode by turns of half a
 second in one process (`turns.py`); fixed draft lengths that are far behind leave early. `ratio` is
 the automatic draft length's tokens per second over those of the best fixed one: 1 is as good, less
-is slower. Without DSPARK_BATCH_CACHE at an empty folder, costs may be known from earlier jobs.
+is slower. Verdicts are known, as behind a machine's first job, which tests them for half a second.
+Without DSPARK_BATCH_CACHE at an empty folder, costs may be known from earlier jobs, too.
 """
 
 import argparse
@@ -68,7 +69,8 @@ def main():
     for slots in options.slots:
         for tokens in options.tokens:
             pair.drafter._kept = chance_for(tokens)
-            list(Engine(pair, slots=slots).generate(work[: 2 * slots]))  # warm up
+            for k in range(pair.drafter.block_size + 1):  # warm up; verdicts are known then
+                list(Engine(pair, slots=slots, draft_length=k).generate(work[:slots]))
             lengths = options.draft_lengths
             fixed = {str(k): Contestant(pair, work, slots=slots, draft_length=k) for k in lengths}
             auto = Contestant(pair, work, slots=slots, lengths=setup.lengths, costs=setup.costs)
