@@ -155,6 +155,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_pipeline_over_parquet_answers_as_the_command_line_does(tmp_path, tiny):
     path = write_prompts(tmp_path)
