@@ -240,6 +240,27 @@ def test_the_drafter_rests_in_a_round_in_which_all_slots_look_up(sometimes, monk
     assert len(calls) == with_some > 0
 
 
+def test_a_slot_that_finds_nothing_has_missed_the_drafts_of_the_others(monkeypatch):
+    first, second = (n.prompt_ids for n in requests(NAME)[:2])
+    planted = Planted(monkeypatch, requests(NAME)[:2])
+    planted.let(plainly(), is_wrong=lambda place: False)
+    planted.silent = {second}
+    engine = Engine(pair_of(NAME, False), slots=2, lookup=True, lengths=(0, 4), costs=COSTS)
+    learnt, add = [], engine._acceptance.add
+
+    def noted(accepted, verified):
+        learnt.append((accepted, verified))
+        add(accepted, verified)
+
+    monkeypatch.setattr(engine._acceptance, "add", noted)
+    for request in requests(NAME)[:2]:
+        engine.add(request)
+    while not learnt:
+        engine.step()
+    assert first != second
+    assert sorted(learnt) == [(0, 4), (4, 4)]
+
+
 def seated(prompt_ids):
     sequence = Sequence(Request(Item(0, "0", "d", "test:0"), prompt_ids, 99), frozenset())
     sequence.begin(1)
