@@ -35,7 +35,6 @@ log = logging.getLogger("dspark_batch")
 # Says why a worker may not work for this job; None: it may.
 Refuses: TypeAlias = Callable[[Hello], DsparkBatchError | None]
 
-_CANCELLED = "cancelled"
 _MOST_DEATHS = 3  # of a place, without an answer in between
 _GROUP = 8  # suspects that are tried together, before each is tried alone
 _KEY_TOKENS = 64  # of a prompt, which name its beginning
