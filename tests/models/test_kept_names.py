@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ class Files:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setenv("DSPARK_BATCH_CACHE", str(tmp_path / "cache"))
-    return Files(tmp_path / "transformers", NAMES)
+    return Files(tmp_path / "transformers", deepcopy(NAMES))
 
 
 def kept_file(tmp_path):
@@ -111,6 +112,14 @@ def test_other_folders_are_read_as_ever(files):
 def test_files_that_changed_are_read_again(files, tmp_path, changed):
     files.start()(files.models)
     (tmp_path / "transformers" / changed).write_text("B = C = D = 1\n")
+    files.start()(files.models)
+    assert len(files.asked) == 2
+
+
+def test_a_file_with_another_name_is_another_file(files):
+    files.start()(files.models)
+    source = files.models / "a" / "b.py"
+    source.rename(source.with_name("c.py"))
     files.start()(files.models)
     assert len(files.asked) == 2
 
@@ -153,7 +162,7 @@ def test_so_does_each_start_of_a_user_without_a_home(files, monkeypatch):
 
     monkeypatch.delenv("DSPARK_BATCH_CACHE")
     monkeypatch.setattr("pathlib.Path.home", fails)
-    assert files.start()(files.models, "m") is NAMES
+    assert files.start()(files.models, "m") is files.names
     assert files.asked == [(str(files.models), "m")]
 
 
