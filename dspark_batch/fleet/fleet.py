@@ -314,7 +314,7 @@ class Fleet:
         walk.suspects.clear()
 
     def _taker(self, walk: _Walk, asked: _Asked, share: int) -> _Crew | None:
-        """Choose who gets a request: who has its beginning, unless others have far less to do."""
+        """Choose who gets a request: who has its beginning, as long as it has not its share yet."""
         free = [
             crew
             for crew in self._ready
@@ -327,15 +327,13 @@ class Fleet:
         if key is None:
             return emptiest
         home = next((crew for crew in free if crew.place == self._homes.get(key)), None)
-        if home is None:
-            self._homes[key] = emptiest.place
-            self._homes.move_to_end(key)
-            if len(self._homes) > _MOST_KEYS:
-                self._homes.popitem(last=False)
-            return emptiest
-        too_much = (home.ahead - home.slots) // 2
-        is_fair = walk.held[home] - walk.held[emptiest] <= too_much
-        return home if is_fair else emptiest
+        if home is not None:
+            return home
+        self._homes[key] = emptiest.place
+        self._homes.move_to_end(key)
+        if len(self._homes) > _MOST_KEYS:
+            self._homes.popitem(last=False)
+        return emptiest
 
     def _try_suspects(self, walk: _Walk) -> None:
         """Give suspects to workers that have nothing else: a few, then each alone.
