@@ -27,8 +27,8 @@ _DISTINCT = 256  # structures that are remembered
 # Between two parts of JSON: nothing, a blank, or a line break and an indentation. So a target may
 # write as it likes to, and cannot go on with blanks for ever.
 _LAID_OUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\n[ \t]{0,12})?"}
-# Behind it, a line break may stand. Targets have a token for a bracket with one, and where it may not
-# come they write blanks for as long as they may.
+# Behind it, a line break may stand. Targets have a token for a bracket with one, and where that
+# may not come they write blanks for as long as they may.
 _WHOLE = {"lark_grammar": 'start: @json_schema "\\n"?'}
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
 _ONE_OF_MANY = ("anyOf", "oneOf")
