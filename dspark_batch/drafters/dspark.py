@@ -109,9 +109,9 @@ class DSparkDrafter(nn.Module):
         """
         if features is None:
             raise ValueError("the target gave no features, expected those of the tapped layers")
-        fused = self.fuse(features)
+        fused, offset = self.fuse(features), context.lengths
         for layer, cache in zip(self.layers, _buffers(context), strict=True):
-            cache.update_and_fetch(*layer.keys_values(fused, context.lengths))
+            cache.update_and_fetch(*layer.keys_values(fused, offset))
 
     def propose(
         self, anchor: mx.array, context: SlotCache, num_drafts: int, choose: Choose
@@ -124,7 +124,8 @@ class DSparkDrafter(nn.Module):
         slots = self.config.block_size
         masks = mx.full((anchor.shape[0], slots - 1), self.config.mask_token_id)
         block = mx.concatenate([anchor[:, None], masks.astype(anchor.dtype)], axis=1)
-        hidden = self._run(block, _buffers(context), context.lengths, self._visible(context))
+        offset = context.lengths
+        hidden = self._run(block, _buffers(context), offset, self._visible(context))
         return self._draft(anchor, hidden, num_drafts, choose)
 
     def block_hidden(
