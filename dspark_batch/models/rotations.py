@@ -1,6 +1,6 @@
 """Lets the layers of a step share the angles of their rotations on a CPU, bit for bit."""
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +9,8 @@ from dspark_batch import device
 from dspark_batch.numerics.rows import are_as_they_come
 
 Turn: TypeAlias = tuple[mx.array, mx.array]  # what a vector, and its halves exchanged, times
+
+_plain: Any = nn.RoPE.__call__  # its stub knows numbers only as offsets
 
 
 class _Turns(NamedTuple):
@@ -43,9 +45,10 @@ class _Shared(nn.RoPE):
     """A rotation of vectors [B, H, T, D] from the positions [B] on, by all of D."""
 
     def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
-        is_usual = isinstance(offset, mx.array) and offset.ndim == 1 and x.ndim == 4
-        if not is_usual or x.shape[-1] != self.dims:
-            return super().__call__(x, offset=offset)
+        is_whole = x.ndim == 4 and x.shape[-1] == self.dims
+        if not isinstance(offset, mx.array) or offset.ndim != 1 or not is_whole:
+            rotated: mx.array = _plain(self, x, offset=offset)
+            return rotated
         cosines, sines = self._turn(x, offset)
         half = self.dims // 2
         exchanged = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
@@ -65,9 +68,8 @@ class _Shared(nn.RoPE):
         """Rotate ones in front of zeros: cosines in front of sines come out."""
         half = self.dims // 2
         ones = (mx.arange(self.dims) < half).astype(x.dtype)
-        rotated = super().__call__(
-            mx.broadcast_to(ones, (offset.shape[0], 1, x.shape[2], self.dims)), offset=offset
-        )
+        ones = mx.broadcast_to(ones, (offset.shape[0], 1, x.shape[2], self.dims))
+        rotated = _plain(self, ones, offset=offset)
         cosines, sines = rotated[..., :half], rotated[..., half:]
         return mx.concatenate([cosines, cosines], -1), mx.concatenate([-sines, sines], -1)
 
@@ -76,6 +78,7 @@ class _SharedInOurs(_Shared):
     """The same, but in mlx-lm's passes it rotates as it did."""
 
     def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
-        plain = are_as_they_come()
-        rotated: mx.array = (nn.RoPE if plain else _Shared).__call__(self, x, offset=offset)
+        if not are_as_they_come():
+            return super().__call__(x, offset=offset)
+        rotated: mx.array = _plain(self, x, offset=offset)
         return rotated
