@@ -38,6 +38,7 @@ class Waiting(NamedTuple):
     request: Request
     is_urgent: bool
     arrival: int  # its number among all that came
+    tokens: int  # that go through the target before it decodes
     length: int  # tokens, if the answer is as long as it may be
     chunks: Chunks  # of its prompt
 
@@ -81,8 +82,10 @@ class Window:
         """Let a request wait."""
         chunks = chunks_of(request.prompt_ids)
         self._prefixes.expect(chunks)
-        length = len(request.prompt_ids) + request.max_tokens
-        self._waiting.append(Waiting(request, is_urgent, self._arrivals, length, chunks))
+        tokens, given = len(request.prompt_ids), request.given
+        length = tokens + request.max_tokens
+        tokens += max(0, len(given.token_ids) - 1) if given else 0
+        self._waiting.append(Waiting(request, is_urgent, self._arrivals, tokens, length, chunks))
         self._arrivals += 1
         self._is_ordered = False
 
@@ -106,7 +109,7 @@ class Window:
         """Count the prompt tokens of the next requests that no other prompt shares."""
         self._order()
         return [
-            max(1, len(Prompt.of(w.request).ids) - CHUNK * self._prefixes.num_shared(w.chunks))
+            max(1, w.tokens - CHUNK * self._prefixes.num_shared(w.chunks))
             for w in self._waiting[:most]
         ]
 

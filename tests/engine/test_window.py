@@ -1,8 +1,10 @@
 """Which requests go next."""
 
+from dataclasses import replace
+
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.scheduler import Window
-from dspark_batch.types import Item, Request
+from dspark_batch.types import Given, Item, Request
 
 SYSTEM = tuple(range(1000, 1032))
 
@@ -113,3 +115,7 @@ def test_it_tells_how_much_of_the_next_prompts_is_theirs_alone():
     fill(w, request(3, (*SYSTEM, 1, 2, 3)), request(4, (*SYSTEM, 4)))
     assert sorted(w.lengths(9)) == [1, 1, 3, 50, 70]
     assert take(w, 1) == [1]  # and it takes none of them out
+    w = window()
+    fill(w, replace(request(0), given=Given("", tuple(range(20)))))
+    fill(w, replace(request(1), given=Given("", ())))
+    assert w.lengths(2) == [3 + 19, 3]  # nobody asks what comes behind the last token
