@@ -27,13 +27,7 @@ PROMPTS = [
 ]
 NUM_TOKENS = 6
 ONE_SHAPE = {"seed_oss, tied"}  # its head is a product that we do not see
-# One of each kind of layer; the others run with the slow tests.
-OFTEN = {
-    *("llama, tied, with windows", "qwen3_moe", "gemma2", "gemma4_text, with shared keys"),
-    *("gpt_oss", "deepseek_v3", "minicpm3", "cohere2", "phimoe", "llama4_text", "seed_oss, tied"),
-    *("qwen3_5_moe", "mamba2", "granitemoehybrid", "lfm2", "falcon_h1", "nemotron_h"),
-}
-NAMES = [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in families.RIGHT]
+NAMES = families.often(families.RIGHT)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +45,7 @@ def on_the_page(verdict):
 
 
 def test_every_line_of_the_page_is_kept_by_a_test():
-    assert {*families.RIGHT} >= OFTEN
+    assert {*families.RIGHT} >= families.OFTEN
     kinds = [
         {c["model_type"] for c in table.values()} for table in (families.RIGHT, families.REFUSED)
     ]

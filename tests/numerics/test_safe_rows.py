@@ -338,10 +338,14 @@ ENVIRONMENTS = {
     "haswell_with_two_threads": {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "2"},
     "mlx's_own": {"DSPARK_BATCH_BLAS": "bundled"},
 }
+OFTEN = ("haswell_with_two_threads", "mlx's_own")  # a process each
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in ENVIRONMENTS],
+)
 def test_so_they_have_with_other_kernels_and_threads(name):
     if blas.LOADED.kind != "openblas" and "DSPARK_BATCH_BLAS" not in ENVIRONMENTS[name]:
         pytest.skip("there is no OpenBLAS here")
