@@ -1,4 +1,5 @@
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -20,6 +21,12 @@ os.environ["DSPARK_BATCH_CACHE"] = _CACHE.name
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+def pytest_collection_finish(session):
+    """Keep the collector from walking through modules and thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
