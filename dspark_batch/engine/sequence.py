@@ -84,6 +84,14 @@ class Sequence:
         guide = self.wish.guide if self.wish else None
         return guide.problem if guide else None
 
+    def forced(self) -> list[int]:
+        """List the tokens that its grammar forces next; []: none, or it has no grammar."""
+        guide = self.wish.guide if self.wish else None
+        if guide is None:
+            return []
+        guide.follow(self.token_ids)
+        return guide.forced()
+
     @property
     def cached_len(self) -> int:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""
@@ -176,14 +184,15 @@ class Sequence:
             decode_s=self._last_token_s - self._seated_s,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            structure=self._structured(is_cut=said != text),
+            structure=self._structured(text[len(said) :]),
         )
 
-    def _structured(self, *, is_cut: bool) -> Structured | None:
-        """Tell whether the answer is whole, if it has a grammar."""
+    def _structured(self, lost: str) -> Structured | None:
+        """Tell whether the answer is whole, if it has a grammar; `lost` was cut off its end."""
         structure, guide = self.request.sampling.structure, self.wish and self.wish.guide
         if structure is None or guide is None:
             return None
+        is_cut = lost.strip() if structure.kind == "json_schema" else lost  # blanks are no JSON
         return Structured(structure.kind, not is_cut and guide.is_whole(self.spoken_ids()))
 
     def partial(self, text_of: Callable[[int], str]) -> Partial:

@@ -124,14 +124,14 @@ def test_a_matcher_that_is_not_taken_back_changes_answers(monkeypatch):
 
 
 def test_a_mask_one_position_late_changes_answers(monkeypatch):
-    real = steering._Walk.go
+    real = steering._Allowed._ask
 
-    def late(self, draft):
-        real(self, draft)
-        if len(self.rows) > 1:
-            self.rows[-1] = self.rows[-2]
+    def late(self, *asked):
+        real(self, *asked)
+        if len(self._rows) > 1:
+            self._rows[-1] = self._rows[-2]
 
-    monkeypatch.setattr(steering._Walk, "go", late)
+    monkeypatch.setattr(steering._Allowed, "_ask", late)
     outcomes = Engine(tiny(), slots=6).generate(requests())
     found = {o.item.index: getattr(o, "token_ids", None) for o in outcomes}
     assert found != ids(plain())
@@ -158,6 +158,16 @@ def test_an_answer_that_is_cut_is_not_whole():
     )
     assert (said[0].finish_reason, said[0].structure.parsed) == ("length", False)
     assert said[1].structure.parsed is ("e" not in plain()[1].text)
+
+
+def test_an_answer_is_whole_where_a_stop_string_cuts_the_line_break_behind_its_json():
+    (line_break,) = tiny().tokenizer._wrapped.encode("\n", add_special_tokens=False)
+    wish = {"logit_bias": ((line_break, 50.0),)}
+    word = structure_of("json_schema", {"enum": ["yes"]})
+    said = answers([request(0, word, stop=("\n",), **wish), request(1, word, **wish)])
+    assert (said[0].text, said[1].text) == ('"yes"', '"yes"\n')
+    assert said[0].structure.parsed
+    assert said[1].structure.parsed
 
 
 def test_the_audits_margin_knows_the_grammar():
