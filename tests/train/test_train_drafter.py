@@ -190,6 +190,14 @@ def test_held_out_answers_are_never_learnt(answered, whole):
     assert isinstance(corpus, Corpus)
 
 
+def test_a_training_goes_from_cross_entropy_to_the_mix_of_its_kind(whole):
+    steps = whole[1].about["steps"]
+    for point in whole[1].curve:
+        done = point["step"] / steps
+        drafted = (1 - 0.9 * done) * point["cross_entropy"] + 0.9 * done * point["distance"]
+        assert point["loss"] == pytest.approx(drafted + point["doubt"], rel=1e-4)
+
+
 def test_the_chance_of_a_step_is_its_own(whole):
     schedule = session.Schedule(steps=9, peak_lr=1.0, warmup=1, seed=7)
     keys = {tuple(schedule.key(step).tolist()) for step in range(1, 10)}
