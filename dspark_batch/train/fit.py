@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import mlx.core as mx
@@ -95,6 +96,8 @@ class Trainer:
 
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
+        # Dicts have another order in each process; what is summed over them should not.
+        grads = tree_unflatten(sorted(tree_flatten(grads), key=itemgetter(0)))
         grads, _ = optimizers.clip_grad_norm(grads, self._clip)
         self._masters["params"] = self._optimizer.apply_gradients(grads, self._masters["params"])
         return values
