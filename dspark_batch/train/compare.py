@@ -5,7 +5,7 @@ gradient is written down here: two distributions are kept, and nothing else of t
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -27,7 +27,8 @@ def compare(logits: mx.array, known: mx.array, labels: mx.array) -> Comparison:
         known: [..., V], the target's.
         labels: [...] int32.
     """
-    return Comparison(*_compare(logits, known, labels)[:2])
+    found: Any = _compare(logits, known, labels)
+    return Comparison(found[0], found[1])
 
 
 def _fused(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -97,7 +97,7 @@ class Trainer:
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
         # Dicts have another order in each process; what is summed over them should not.
-        grads = tree_unflatten(sorted(tree_flatten(grads), key=itemgetter(0)))
+        grads = tree_unflatten(sorted(dict(tree_flatten(grads)).items(), key=itemgetter(0)))
         grads, _ = optimizers.clip_grad_norm(grads, self._clip)
         self._masters["params"] = self._optimizer.apply_gradients(grads, self._masters["params"])
         return values
