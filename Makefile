@@ -68,6 +68,7 @@ $(READY): pyproject.toml
 	echo "Installing into $(VENV) (MLX for $(MLX); once, about a minute) ..." >&2
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[report$(BACK)]"
+	$(BIN)/python -m compileall -q dspark_batch  # as pip does for what it copies
 	touch $@
 
 $(TESTS): $(READY)

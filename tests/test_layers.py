@@ -82,6 +82,20 @@ NO_MODELS = {*JOB, *BASE, "merge", "cli", "__init__", "__main__"}  # nor anythin
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
+# What other commands and options need, and a plain run with `-q` would wait for.
+OTHERS = {
+    "rich",
+    "fsspec",
+    "matplotlib",
+    "llguidance",
+    "ray",
+    "starlette",
+    "uvicorn",
+    "pandas",
+    "torch",
+}
+OTHERS |= {"pyarrow.compute", "pyarrow.dataset", "mlx_lm.server", "huggingface_hub.inference"}
+OTHERS |= {f"dspark_batch.{part}" for part in ("serve", "fleet", "train", "page", "hub", "bench")}
 FAMILY = re.compile(r"qwen|gemma|llama", re.IGNORECASE)
 COMMANDS = ("run", "check", "status", "report", "export", "show", "verify", "diff", "merge")
 COMMANDS += ("generate", "serve", "train-drafter")
@@ -196,3 +210,17 @@ def test_words_load_neither_models_nor_tables(words):
     loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
     assert "click" in loaded
     assert not loaded & (HEAVY | {"pyarrow", "rich", "orjson", "huggingface_hub"})
+
+
+def test_a_start_loads_nothing_that_only_others_need(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What is 2 + 3?"}')
+    program = (
+        "import sys; from dspark_batch.cli.main import main; code = main(sys.argv[1:]);"
+        "print(sorted(sys.modules)); sys.exit(code)"
+    )
+    words = ["run", str(tmp_path / "in.jsonl"), "-o", "-", "-q", "--max-tokens", "1"]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert {"mlx.core", "transformers", "dspark_batch.engine.engine"} <= loaded
+    assert not loaded & OTHERS
