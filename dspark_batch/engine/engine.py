@@ -42,7 +42,7 @@ from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule, Scored
 from dspark_batch.numerics.scores import Scores
 from dspark_batch.pair import Pair
-from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, Weights
+from dspark_batch.tuning.pace import Acceptance, Costs, Pace, Step, Weights
 from dspark_batch.types import (
     Failure,
     Gauge,
@@ -55,6 +55,7 @@ from dspark_batch.types import (
 
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
+_LONGEST_JUMP = 8  # tokens that grammars force in a round without a drafter
 
 
 def _always(item: Item) -> bool:
@@ -174,7 +175,13 @@ class Engine:
         if lengths and draft_length is None and sampling != "rejection":
             self._pace = Pace(self.costs, self._acceptance, lengths)
             self._step = self._pace.step
-        self._look_ups = LookUps(pair.drafter, slots, is_on=lookup and not decide)
+        self._look_ups = LookUps(
+            pair.drafter,
+            slots,
+            self.costs,
+            jumps=shapes.jumps(0 if decide or log_confidence else _longest_jump(draft_length)),
+            is_on=lookup and not decide,
+        )
         self._slots = Slots(pair, shapes, 1 + self._step.draft_length, state_positions)
         self._ended: list[Sequence | Failure] = []  # to be handed over
         self._running: _Round | None = None  # the device has it; None: it has none
@@ -349,15 +356,16 @@ class Engine:
     def _launch(self) -> _Round:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
-        slots.fit(self._step.draft_length)
-        self._look_ups.find(slots.sequences, self._step.draft_length)
+        self._look_ups.find(slots.sequences, self._step)
+        slots.fit(self._look_ups.kind.draft_length)
         ahead, self._next = self._next, None
         now = self._step.draft_length, slots.changes
         is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
         drafted = ahead if ahead is not None and is_current else self._draft_now()
         proposed, rule = drafted.proposed, drafted.rule
         drafts, verify_len = self._look_ups.over(*self._choose_verified(proposed))
-        if any(self._look_ups.found) and steers(slots.sequences):  # it remembers other drafts
+        if any(self._look_ups.found) and drafted.draft_length and steers(slots.sequences):
+            # It remembers other drafts.
             rule = rule_of(self._sampling, slots.sequences, slots.positions())
         anchors, num_drafts = slots.anchors, drafts.shape[1]
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
@@ -439,13 +447,14 @@ class Engine:
             self._look_ups.learn(slot, accepted, verified)
             # Who has no drafts waits for those of the others: of all, none was right.
             verified = len(step.drafts[slot])
-        if self._pace is not None and (sequence.is_served or self._look_ups.found[slot]):
+        is_served = sequence.is_served or self._look_ups.found[slot]
+        if self._pace is not None and is_served and not self._look_ups.kind.is_jump:
             self._acceptance.add(accepted, verified)
 
     def _learn_cost(self, num_drafts: int, seconds: float | None) -> None:
         """Learn what such a round takes; None: it says nothing about others."""
-        if seconds is not None and num_drafts == self._step.draft_length:
-            self.costs.add(Kind(len(self._slots.sequences), num_drafts), seconds)
+        if seconds is not None and num_drafts == self._look_ups.kind.draft_length:
+            self.costs.add(self._look_ups.kind, seconds)
 
     def _choose_step(self) -> None:
         """Choose the next round's draft length by what drafts were worth so far."""
@@ -463,7 +472,7 @@ class Engine:
         scores = step.scores[slot] if step.scores else ()
         drafted = step.verify_len[slot]
         stayed = sequence.advance(stay, step.bonus[slot], drafted, confidence, scores)
-        if self._look_ups.found[slot]:
+        if slot in self._look_ups.looked_up:
             sequence.count_look_up(drafted, min(stayed, len(stay)))
         return all(step.finite[slot][:stayed])
 
@@ -613,6 +622,10 @@ def _draft_length(pair: Pair, asked: int | None) -> int:
             f"Use 0 to {block_size}, or leave it out."
         )
     return block_size if asked is None else asked
+
+
+def _longest_jump(asked: int | None) -> int:
+    return _LONGEST_JUMP if asked is None else asked
 
 
 def _refuse_confidence(threshold: float, is_logged: bool) -> None:

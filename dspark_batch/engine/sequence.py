@@ -84,6 +84,14 @@ class Sequence:
         guide = self.wish.guide if self.wish else None
         return guide.problem if guide else None
 
+    def forced(self) -> list[int]:
+        """List the tokens that its grammar forces next; []: none, or it has no grammar."""
+        guide = self.wish.guide if self.wish else None
+        if guide is None:
+            return []
+        guide.follow(self.token_ids)
+        return guide.forced()
+
     @property
     def cached_len(self) -> int:
         """Tokens in the cache: the prompt and all that is committed, but the anchor."""

@@ -37,6 +37,11 @@ class Shapes:
         """Say how wide a pass is that has so many tokens of a slot."""
         return width if self.fixed is None else self.fixed[1]
 
+    def jumps(self, most: int) -> tuple[int, ...]:
+        """List how many drafts a round may have whose drafts are forced, ascending from 0."""
+        most = min(most, self.fixed[1] - 1) if self.fixed is not None else most
+        return tuple(range(1 + most)) if _IS_CPU else tuple(sorted({0, most}))
+
     @property
     def most_prompts(self) -> int:
         """How many prompts one prefill pass can take."""

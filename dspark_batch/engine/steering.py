@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from dspark_batch.models.grammar import Bits, Guide, has, only
+from dspark_batch.models.grammar import Bits, Guide, bits_of, has
 from dspark_batch.numerics.steering import (
     ANY,
     NOBODY,
@@ -103,69 +103,88 @@ class _Allowed:
 
     def __init__(self, slots: ListLike[Answer]) -> None:
         self._walks = [_Walk(s.wish.guide, s.token_ids) if s.wish.guide else None for s in slots]
-        self._num_rows = 0
+        self._rows: list[np.ndarray] = []  # [S, ceil(V / 32)] uint32 each, behind so many drafts
+        self._is_free: list[bool] = []  # by row, whether any token may come everywhere
 
     def __call__(
         self, drafts: mx.array, first: int, shape: tuple[int, ...], is_draft: bool
     ) -> mx.array | None:
         """Tell which tokens may come; see `numerics.steering.Allowed`."""
-        slots, width, vocab_size = shape
-        if self._num_rows < first + width:
-            self._ask(drafts, first + width)
-        bits = np.full((slots, width, -(-vocab_size // 32)), _ANY_TOKEN, dtype=np.uint32)
-        is_any = True
-        for slot, walk in enumerate(self._walks):
-            if walk is None:
-                continue
-            for row in range(width):
-                found = walk.to_draft() if is_draft else walk.rows[first + row]
-                if found is not None:
-                    most, is_any = min(len(found), bits.shape[2]), False
-                    bits[slot, row] = 0
-                    bits[slot, row, :most] = found[:most]
-        return None if is_any else mx.array(bits)
+        _, width, vocab_size = shape
+        if len(self._rows) < first + width:
+            self._ask(drafts, first + width, -(-vocab_size // 32))
+        if all(self._is_free[first : first + width]):
+            return None
+        if is_draft:  # of one row, the last
+            return mx.array(self._forced(self._rows[first])[:, None])
+        return mx.array(np.stack(self._rows[first : first + width], axis=1))
 
-    def _ask(self, drafts: mx.array, num_rows: int) -> None:
+    def _ask(self, drafts: mx.array, num_rows: int, num_words: int) -> None:
         """Ask for rows, each behind one draft more."""
         said: Any = drafts.tolist() if num_rows > 1 else []
-        for row in range(self._num_rows, num_rows):
+        for row in range(len(self._rows), num_rows):
             for slot, walk in enumerate(self._walks):
                 if walk is not None:
                     walk.go(said[slot][row - 1] if row else None)
-        self._num_rows = num_rows
+            found = bits_of([walk.guide if walk else None for walk in self._walks])
+            bits = np.full((len(found), num_words), _ANY_TOKEN, dtype=np.uint32)
+            for slot, (walk, each) in enumerate(zip(self._walks, found, strict=True)):
+                if walk is not None:
+                    walk.stand(each)
+                if each is not None:
+                    most = min(len(each), num_words)
+                    bits[slot, :most], bits[slot, most:] = each[:most], 0
+            self._rows.append(bits)
+            self._is_free.append(all(each is None for each in found))
+
+    def _forced(self, row: np.ndarray) -> np.ndarray:
+        """Let a draft only be what must come, where that is known; row [S, ceil(V / 32)]."""
+        forced = [(n, walk.forced()) for n, walk in enumerate(self._walks) if walk is not None]
+        row = row.copy()
+        for slot, token in forced:
+            if token is not None and token // 32 < row.shape[1]:
+                row[slot] = 0
+                row[slot, token // 32] = 1 << token % 32
+        return row
 
 
 class _Walk:
-    """The way of one answer along the drafts of a round.
-
-    Attributes:
-        rows: what may come behind the anchor and behind each draft; None: any, or nobody asks,
-            since a draft before it may not come, or has ended the answer.
-    """
+    """The way of one answer along the drafts of a round."""
 
     def __init__(self, guide: Guide, token_ids: ListLike[int]) -> None:
         guide.follow(token_ids)
         self._guide = guide
         self._goes_on = True
         self._forced: list[int] = []  # tokens that must come next
-        self.rows: list[Bits | None] = []
+        self._bits: Bits | None = None
+
+    @property
+    def guide(self) -> Guide | None:
+        """Who says what may come next; None: nobody asks.
+
+        A draft may not come, then, or has ended the answer.
+        """
+        return self._guide if self._goes_on else None
 
     def go(self, draft: int | None) -> None:
         """Go on behind a draft; None: stand behind the anchor."""
-        if draft is not None and self._goes_on:
-            self._goes_on = draft not in self._guide.stop_ids and has(self.rows[-1], draft)
-            if self._goes_on:
-                self._guide.take(draft)
-            self._forced = self._forced[1:] if self._forced[:1] == [draft] else []
-        self.rows.append(self._guide.bits() if self._goes_on else None)
+        if draft is None or not self._goes_on:
+            return
+        self._goes_on = draft not in self._guide.stop_ids and has(self._bits, draft)
+        if self._goes_on:
+            self._guide.take(draft)
+        self._forced = self._forced[1:] if self._forced[:1] == [draft] else []
 
-    def to_draft(self) -> Bits | None:
-        """Tell what the next draft may be: where something must come, it is that."""
-        row = self.rows[-1]
-        if row is None:
+    def stand(self, bits: Bits | None) -> None:
+        """Hear what may come next; None: any."""
+        self._bits = bits
+
+    def forced(self) -> int | None:
+        """Tell the token that must come next; None: several may, or nobody asks."""
+        if self._bits is None:
             return None
         self._forced = self._forced or self._guide.forced()
-        return only(self._forced[0], len(row)) if self._forced else row
+        return self._forced[0] if self._forced else None
 
 
 def _edits(wishes: ListLike[Wish]) -> Edits:

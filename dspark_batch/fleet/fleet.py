@@ -39,7 +39,8 @@ _MOST_DEATHS = 3  # of a place, without an answer in between
 _GROUP = 8  # suspects that are tried together, before each is tried alone
 _KEY_TOKENS = 64  # of a prompt, which name its beginning
 _MOST_KEYS = 1 << 14
-_BURST = 64  # requests that are sent together, and outcomes that are handed over before more are
+# For each worker, requests that are sent together, and outcomes handed over before more are sent.
+_BURST = 64
 
 
 def _always(item: Item) -> bool:
@@ -254,7 +255,7 @@ class Fleet:
             while True:
                 yield from self._feed(walk)
                 if walk.ended:
-                    for _ in range(min(len(walk.ended), _BURST)):
+                    for _ in range(min(len(walk.ended), self._burst)):
                         yield walk.ended.popleft()
                 elif walk.waiting or walk.suspects or walk.num_held:
                     self._even_out(walk)
@@ -277,9 +278,13 @@ class Fleet:
             asked = _Asked(pulled, walk, next(self._numbers))
             self._asked[asked.number] = asked
             walk.waiting.append(asked)
-            if len(walk.waiting) % _BURST == 0:
+            if len(walk.waiting) % self._burst == 0:
                 self._hand_out(walk)
         self._hand_out(walk)
+
+    @property
+    def _burst(self) -> int:
+        return _BURST * len(self._places)
 
     def _room(self) -> int:
         """Say how much all workers together may have; one that still loads is like another."""
@@ -289,8 +294,9 @@ class Fleet:
     def _hand_out(self, walk: _Walk) -> None:
         self._try_suspects(walk)
         share = -(-walk.size // max(1, len(self._crews)))
+        crews = [crew for crew in self._ready if not crew.is_apart]
         while walk.waiting:
-            crew = self._taker(walk, walk.waiting[0], share)
+            crew = self._taker(walk, walk.waiting[0], crews, share)
             if crew is None:
                 break
             if not self._admits(walk, walk.waiting[0]):
@@ -313,13 +319,11 @@ class Fleet:
         walk.waiting.clear()
         walk.suspects.clear()
 
-    def _taker(self, walk: _Walk, asked: _Asked, share: int) -> _Crew | None:
-        """Choose who gets a request: who has its beginning, unless others have far less to do."""
-        free = [
-            crew
-            for crew in self._ready
-            if not crew.is_apart and walk.held[crew] < min(share, crew.ahead)
-        ]
+    def _taker(
+        self, walk: _Walk, asked: _Asked, crews: Sequence[_Crew], share: int
+    ) -> _Crew | None:
+        """Choose who gets a request: who has its beginning, as long as it has not its share yet."""
+        free = [crew for crew in crews if walk.held[crew] < min(share, crew.ahead)]
         if not free:
             return None
         emptiest = min(free, key=walk.held.__getitem__)
@@ -327,15 +331,13 @@ class Fleet:
         if key is None:
             return emptiest
         home = next((crew for crew in free if crew.place == self._homes.get(key)), None)
-        if home is None:
-            self._homes[key] = emptiest.place
-            self._homes.move_to_end(key)
-            if len(self._homes) > _MOST_KEYS:
-                self._homes.popitem(last=False)
-            return emptiest
-        too_much = (home.ahead - home.slots) // 2
-        is_fair = walk.held[home] - walk.held[emptiest] <= too_much
-        return home if is_fair else emptiest
+        if home is not None:
+            return home
+        self._homes[key] = emptiest.place
+        self._homes.move_to_end(key)
+        if len(self._homes) > _MOST_KEYS:
+            self._homes.popitem(last=False)
+        return emptiest
 
     def _try_suspects(self, walk: _Walk) -> None:
         """Give suspects to workers that have nothing else: a few, then each alone.

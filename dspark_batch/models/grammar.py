@@ -6,6 +6,7 @@ goes ahead, and is taken back.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from dspark_batch.types import Structure
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLExecutor, LLMatcher
     from transformers import PreTrainedTokenizerFast
 
 Bits: TypeAlias = npt.NDArray[np.uint32]  # [ceil(V / 32)], a bit for each token, the lowest first
@@ -73,7 +74,9 @@ class Grammars:
         is_thinking = thinks_at_end(prompt_ids, marks)
         if is_thinking is False:  # the prompt has closed it
             marks = Marks()
-        return Guide(self._matcher(structure.grammar), marks, bool(is_thinking), stop_ids)
+        num_words = -(-self._tokenizer.vocab_size // 32)
+        matcher = self._matcher(structure.grammar)
+        return Guide(matcher, num_words, marks, bool(is_thinking), stop_ids)
 
     def _matcher(self, grammar: str) -> "LLMatcher":
         """Compile a grammar, or copy what was compiled; a copy costs some microseconds."""
@@ -97,6 +100,7 @@ class Guide:
 
     Args:
         matcher: that nothing has gone through.
+        num_words: of its bits.
         marks: of thinking that may come before the answer; without any, none may.
         is_thinking: whether the answer begins inside it.
         stop_ids: see `Grammars.guide`.
@@ -107,9 +111,15 @@ class Guide:
     """
 
     def __init__(
-        self, matcher: "LLMatcher", marks: Marks, is_thinking: bool, stop_ids: frozenset[int]
+        self,
+        matcher: "LLMatcher",
+        num_words: int,
+        marks: Marks,
+        is_thinking: bool,
+        stop_ids: frozenset[int],
     ) -> None:
         self._fresh, self._matcher = matcher, matcher.deep_copy()
+        self.num_words = num_words
         self._marks, self.stop_ids = marks, stop_ids
         self._first: _Part = "thinking" if is_thinking else "opening" if marks.start else "answer"
         self._part = self._first
@@ -147,18 +157,32 @@ class Guide:
 
         Where nothing but the end is left, only stop tokens are.
         """
-        if self._part == "thinking":
-            return None
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32)
+        (bits,) = bits_of([self])
+        return bits
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether any token may come, since the answer has not begun."""
+        return self._part == "thinking"
+
+    @property
+    def matcher(self) -> "LLMatcher":
+        """What stands behind all that was taken; it alone does not know of thinking."""
+        return self._matcher
+
+    def completed(self, bits: Bits) -> Bits | None:
+        """Complete what the matcher lets come; see `bits`."""
         if self._matcher.is_error():
             if not self._before:  # else only the drafts went too far
                 self.problem = self.problem or reason(self._matcher.get_error())
             return None
         if self._matcher.is_accepting():
-            bits = _with(bits, self.stop_ids)
+            _let(bits, self.stop_ids)
         if self._part == "opening":
             mark = self._marks.start[len(self._said)]
-            return only(mark, len(bits)) if self._said else _with(bits, [mark])
+            if self._said:
+                bits[:] = 0
+            _let(bits, [mark])
         return bits
 
     def forced(self) -> list[int]:
@@ -205,9 +229,32 @@ def has(bits: Bits | None, token: int) -> bool:
     return bits is None or (token // 32 < len(bits) and bool(bits[token // 32] >> token % 32 & 1))
 
 
-def only(token: int, length: int) -> Bits:
-    """Let one token come; `length` is that of the bits."""
-    return _with(np.zeros(length, dtype=np.uint32), [token])
+def bits_of(guides: Sequence[Guide | None]) -> list[Bits | None]:
+    """Tell which tokens may come next behind each of some guides over one tokenizer.
+
+    Threads of llguidance work for all of them at once.
+
+    Returns:
+        By guide; None: any may, or there is no guide.
+    """
+    found: list[Bits | None] = [None] * len(guides)
+    asked = [(n, guide) for n, guide in enumerate(guides) if guide and not guide.is_thinking]
+    if not asked:
+        return found
+    bits = np.empty((len(asked), asked[0][1].num_words), dtype=np.uint32)
+    rows = [(guide.matcher, row) for row, (_, guide) in enumerate(asked)]
+    _executor().unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.strides[0], len(asked))
+    for row, (n, guide) in zip(bits, asked, strict=True):
+        found[n] = guide.completed(row)
+    return found
+
+
+@lru_cache(1)
+def _executor() -> "LLExecutor":
+    """Make the threads that masks are computed in."""
+    from llguidance import LLExecutor
+
+    return LLExecutor()
 
 
 def _last(tokens: Sequence[int], mark: Sequence[int]) -> int:
@@ -216,10 +263,8 @@ def _last(tokens: Sequence[int], mark: Sequence[int]) -> int:
     return next((at for at in places if tuple(tokens[at : at + len(mark)]) == tuple(mark)), -1)
 
 
-def _with(bits: Bits, tokens: Iterable[int]) -> Bits:
+def _let(bits: Bits, tokens: Iterable[int]) -> None:
     """Let more tokens come; one that the bits have no place for is left out."""
-    more = bits.copy()
     for token in tokens:
-        if token // 32 < len(more):
-            more[token // 32] |= np.uint32(1 << token % 32)
-    return more
+        if token // 32 < len(bits):
+            bits[token // 32] |= np.uint32(1 << token % 32)

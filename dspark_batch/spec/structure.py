@@ -27,6 +27,9 @@ _DISTINCT = 256  # structures that are remembered
 # Between two parts of JSON: nothing, a blank, or a line break and an indentation. So a target may
 # write as it likes to, and cannot go on with blanks for ever.
 _LAID_OUT: "JsonCompileOptions" = {"whitespace_pattern": r"( |\n[ \t]{0,12})?"}
+# Behind it, a line break may stand. Targets have a token for a bracket with one, and where that
+# may not come they write blanks for as long as they may.
+_WHOLE = {"lark_grammar": 'start: @json_schema "\\n"?'}
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
 _ONE_OF_MANY = ("anyOf", "oneOf")
 # With these an object's properties stand in several places, so that none of them knows all.
@@ -135,9 +138,10 @@ def _grammar(kind: StructureKind, text: str) -> str:
     _refuse_endless(schema)
     _refuse_large(schema)
     try:
-        return LLMatcher.grammar_from_json_schema(_dumped(schema), overrides=_LAID_OUT)
+        made = LLMatcher.grammar_from_json_schema(_dumped(schema), overrides=_LAID_OUT)
     except ValueError as error:
         raise ValueError(_in_words(str(error))) from error
+    return _dumped({"grammars": [_WHOLE, *json.loads(made)["grammars"]]})
 
 
 def _dumped(value: Json) -> str:

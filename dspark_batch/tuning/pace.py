@@ -39,11 +39,17 @@ class Kind(NamedTuple):
 
     slots: int  # over which its passes run
     draft_length: int
+    is_jump: bool = False  # whether its drafts are known without a drafter's pass
+
+    @property
+    def is_drafted(self) -> bool:
+        """Whether a drafter ran."""
+        return self.draft_length > 0 and not self.is_jump
 
     @property
     def parts(self) -> Weights:
         """How often each part of a round is in it."""
-        drafts = float(self.draft_length > 0)
+        drafts = float(self.is_drafted)
         return 1.0, float(self.slots * (1 + self.draft_length)), drafts, drafts * self.slots
 
 
@@ -83,7 +89,7 @@ class Costs:
     def add(self, kind: Kind, seconds: float) -> None:
         """Learn from a round."""
         self.num_rounds += 1
-        self.num_drafted += kind.draft_length > 0
+        self.num_drafted += kind.is_drafted
         known = self._fresh(kind)
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
         times.append(max(seconds, _LEAST_S))
@@ -111,6 +117,21 @@ class Costs:
         if self.is_known(kind):
             return self._seen[kind].usual_s
         return float(np.dot(self.weights(), kind.parts))
+
+    def worth(self, runs: ListLike[int], slots: int, lengths: Iterable[int]) -> int:
+        """Choose how many drafts pay where they are certain, and known without a drafter's pass.
+
+        Args:
+            runs: by sequence, how many of its next tokens are known.
+            slots: over which the round's pass runs.
+            lengths: numbers of drafts to choose from.
+        """
+
+        def rate(length: int) -> float:
+            tokens = sum(1 + min(run, length) for run in runs)
+            return tokens / self.round_s(Kind(slots, length, is_jump=length > 0))
+
+        return max(lengths, key=rate)
 
     @property
     def is_worth_keeping(self) -> bool:

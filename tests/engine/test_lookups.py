@@ -15,10 +15,12 @@ from dspark_batch.engine.lookups import LookUps, with_look_ups
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of
+from dspark_batch.tuning.pace import Costs, Step
 from dspark_batch.types import Item, Request, Sampling
 
 COSTS = (1.0, 1 / 24, 0.3, 0.1)
 NAME = "qwen3_vanilla"
+FREE = Costs((1.0, 0.0, 0.0, 0.0))
 ANY = 99.0  # more than a drafter can promise
 
 
@@ -269,24 +271,24 @@ def seated(prompt_ids):
 
 def test_what_a_match_is_worth_is_learnt_without_a_try():
     pair = load_case("qwen3_vanilla").pair
-    look_ups = LookUps(pair.drafter, 2, is_on=True)
+    look_ups = LookUps(pair.drafter, 2, FREE, is_on=True)
     copies = seated((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12) * 2)
     for _ in range(30):  # the drafter is never right, but hope is the prior
-        look_ups.find([copies, None], 7)
+        look_ups.find([copies, None], Step(7))
         used = look_ups.found
         copies.advance([], copies.token_ids[-1] % 12 + 1, 0)
     assert used == [[(copies.token_ids[-2] + n) % 12 + 1 for n in range(7)], []]
     strays = seated((1, 2, 3, 4, 1, 2, 3))
-    look_ups.find([strays, None], 7)
+    look_ups.find([strays, None], Step(7))
     assert look_ups.found == [[], []]  # nothing is known of matches of three
 
 
 def test_a_slot_that_the_drafter_does_not_serve_takes_what_is_found():
-    look_ups = LookUps(load_case("qwen3_vanilla").pair.drafter, 1, is_on=True)
+    look_ups = LookUps(load_case("qwen3_vanilla").pair.drafter, 1, FREE, is_on=True)
     sequence = seated((1, 2, 3, 4, 5, 2, 3, 4, 5))
     sequence.token_ids[:] = [2, 3]
     sequence.fallback = "the drafter failed"
-    look_ups.find([sequence], 2)
+    look_ups.find([sequence], Step(2))
     assert look_ups.found == [[4, 5]]
 
 

@@ -120,14 +120,14 @@ def test_a_matcher_that_is_not_taken_back_changes_answers(monkeypatch):
 
 
 def test_a_mask_one_position_late_changes_answers(monkeypatch):
-    real = steering._Walk.go
+    real = steering._Allowed._ask
 
-    def late(self, draft):
-        real(self, draft)
-        if len(self.rows) > 1:
-            self.rows[-1] = self.rows[-2]
+    def late(self, *asked):
+        real(self, *asked)
+        if len(self._rows) > 1:
+            self._rows[-1] = self._rows[-2]
 
-    monkeypatch.setattr(steering._Walk, "go", late)
+    monkeypatch.setattr(steering._Allowed, "_ask", late)
     outcomes = Engine(tiny(), slots=6).generate(requests())
     found = {o.item.index: getattr(o, "token_ids", None) for o in outcomes}
     assert found != ids(plain())

@@ -183,9 +183,14 @@ def test_an_item_that_kills_workers_at_one_place_only_is_answered_at_another():
 
 
 def test_suspects_are_alone_with_suspects():
-    team = Team(2, {0: {"dies_after": 5}, 1: {"dies_after": 7}}, later={"dies_after": None})
-    assert texts(team.fleet.generate(ALL)) == ANSWERS
-    assert len(team.workers) == 4
+    team = Team(2, later={"loads": 60}, dies_on=frozenset({"q17"}), slots=4)  # one loads, one works
+    assert len(texts(team.fleet.generate([request(n) for n in range(200)]))) == 200
+    suspected = Counter()
+    for _, ids in team.lost:
+        if any(suspected[name] == 2 for name in ids):
+            assert all(suspected[name] >= 2 for name in ids), ids
+        suspected.update(ids)
+    assert suspected["q17"] == 6  # with others, with suspects, and alone
 
 
 @pytest.mark.parametrize("after", [0, 5])

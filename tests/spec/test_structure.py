@@ -134,6 +134,26 @@ def accepts(matcher, value):
     return matcher.consume_tokens(text) and matcher.is_accepting()
 
 
+@pytest.mark.parametrize(
+    ("text", "may_come"),
+    [
+        ('{"a":1}', True),
+        ('{\n  "a": 1\n}', True),
+        ('{"a": 1}\n', True),
+        ('{"a": 1}\n\n', False),
+        ('{"a": 1} ', False),
+        ('\n{"a": 1}', False),
+        ('{  "a": 1}', False),
+    ],
+)
+def test_json_has_few_blanks_and_may_end_with_a_line_break(text, may_come):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    grammar = structure_of("json_schema", schema).grammar
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
+    comes = matcher.consume_tokens(list(text.encode())) and matcher.is_accepting()
+    assert comes is may_come
+
+
 def test_the_json_schema_test_suite():
     """Each of its schemas is refused by name, or allows only what is valid."""
     refused, answers, byte_by_byte = [], 0, LLTokenizer("byte")
