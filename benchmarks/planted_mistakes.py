@@ -37,6 +37,7 @@ TESTS = {
         *("tests/models/test_long_prompts.py", "tests/engine/test_drafts_ahead.py"),
         *("tests/engine/test_setup.py", "tests/engine/test_states.py"),
     ],
+    "angles": ["tests/models/test_rotations.py"],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes

@@ -32,6 +32,7 @@ from dspark_batch.models.quantisation import (
     quantise_drafter,
     quantise_target,
 )
+from dspark_batch.models.rotations import share_angles
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import (
     PairConfig,
@@ -132,8 +133,10 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
         bits = default_drafter_bits(trained) if drafter_bits == "auto" else drafter_bits
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
         make_rows_safe(trained)  # the rejection rule reads its logits
+        share_angles(trained, is_drafter=True)
     make_rows_safe(model)
     make_activations_fast(model)
+    share_angles(model)
 
     tokenizer = _read_tokenizer(found.directory, config, trust_remote_code)
     identity = _identity(found, drafts, tokenizer, dtype) | {

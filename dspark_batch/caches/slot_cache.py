@@ -232,12 +232,12 @@ class SlotCache:
         where = mx.array(list(slots))
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.insert(where, theirs, chosen)
-        self.lengths[where] = mx.array(list(lengths))
+        self._set_lengths(where, mx.array(list(lengths), dtype=mx.int32))
 
     def clear(self, slots: Sequence[int]) -> None:
         """Empty some slots."""
         where = mx.array(list(slots))
-        self.lengths[where] = 0
+        self._set_lengths(where, mx.zeros_like(where))
         for layer in self.layers:
             layer.clear(where)
 
@@ -294,6 +294,10 @@ class SlotCache:
         """Be behind the step of another cache, whose `left` this is."""
         for layer, arrays in zip(self.layers, left, strict=True):
             layer.leave(arrays)
+
+    def _set_lengths(self, slots: mx.array, lengths: mx.array) -> None:
+        """Set lengths [n] of slots [n], in a new array: a step knows its positions by the array."""
+        self.lengths = mx.put_along_axis(self.lengths, slots, lengths, axis=0)
 
     def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
         self._extent.capacity = whole_steps(positions)

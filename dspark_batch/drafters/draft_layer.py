@@ -82,7 +82,7 @@ class BlockAttention(nn.Module):
         )
 
     def keys_values(self, hidden: mx.array, offset: mx.array) -> tuple[mx.array, mx.array]:
-        """Project [B, A*T, E], A runs of T positions that start at offset [B, A].
+        """Project [B, A*T, E], A runs of T positions that start at offset [B*A].
 
         Returns:
             Keys, rotated to their positions, and values: [B, KV, A*T, D] each.
@@ -101,7 +101,7 @@ class BlockAttention(nn.Module):
     def __call__(
         self, hidden: mx.array, cache: KeyValues, offset: mx.array, mask: mx.array
     ) -> mx.array:
-        """Attend from blocks [B, A*K, E] that start at offset [B, A]; see `keys_values`."""
+        """Attend from blocks [B, A*K, E] that start at offset [B*A]; see `keys_values`."""
         queries = self.q_norm(_split_heads(self.q_proj(hidden), self.num_heads))
         keys, values = cache.update_and_fetch(*self.keys_values(hidden, offset))
         queries = _rotate(self.rope, queries, offset)
@@ -130,10 +130,10 @@ def _split_heads(projected: mx.array, num_heads: int) -> mx.array:
 
 
 def _rotate(rope: nn.Module, heads: mx.array, offset: mx.array) -> mx.array:
-    """Rotate [B, A*T, N, D], A runs that start at offset [B, A]; return [B, N, A*T, D]."""
+    """Rotate [B, A*T, N, D], A runs that start at offset [B*A]; return [B, N, A*T, D]."""
     batch, total, num_heads, dim = heads.shape
-    runs = offset.shape[1]
+    runs = offset.shape[0] // batch
     heads = heads.reshape(batch * runs, total // runs, num_heads, dim).transpose(0, 2, 1, 3)
-    heads = rope(heads, offset=offset.reshape(-1))
+    heads = rope(heads, offset=offset)
     heads = heads.reshape(batch, runs, num_heads, total // runs, dim).transpose(0, 2, 1, 3, 4)
     return heads.reshape(batch, num_heads, total, dim)

@@ -109,7 +109,7 @@ class DSparkDrafter(nn.Module):
         """
         if features is None:
             raise ValueError("the target gave no features, expected those of the tapped layers")
-        fused, offset = self.fuse(features), context.lengths[:, None]
+        fused, offset = self.fuse(features), context.lengths
         for layer, cache in zip(self.layers, _buffers(context), strict=True):
             cache.update_and_fetch(*layer.keys_values(fused, offset))
 
@@ -124,7 +124,7 @@ class DSparkDrafter(nn.Module):
         slots = self.config.block_size
         masks = mx.full((anchor.shape[0], slots - 1), self.config.mask_token_id)
         block = mx.concatenate([anchor[:, None], masks.astype(anchor.dtype)], axis=1)
-        offset = context.lengths[:, None]
+        offset = context.lengths
         hidden = self._run(block, _buffers(context), offset, self._visible(context))
         return self._draft(anchor, hidden, num_drafts, choose)
 
@@ -142,7 +142,7 @@ class DSparkDrafter(nn.Module):
         Returns:
             [B, A*K, E].
         """
-        return self._run(block, caches, offset, [mask] * self.num_layers)
+        return self._run(block, caches, offset.reshape(-1), [mask] * self.num_layers)
 
     def base_logits(self, hidden: mx.array) -> mx.array:
         """Map block output [..., E] to logits [..., V], before the Markov bias.
@@ -173,7 +173,7 @@ class DSparkDrafter(nn.Module):
         offset: mx.array,
         masks: Sequence[mx.array],
     ) -> mx.array:
-        """Run blocks as `block_hidden` does, with a mask for each layer."""
+        """Run blocks as `block_hidden` does, from offset [B*A], with a mask for each layer."""
         rows = (
             self.embed_tokens(block) if self.config.own_embedding else self._borrowed.embed(block)
         )

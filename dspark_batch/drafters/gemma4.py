@@ -36,7 +36,7 @@ class DraftLayer(nn.Module):
     def __call__(
         self, block: mx.array, cache: KeyValues, offset: mx.array, mask: mx.array
     ) -> mx.array:
-        """Run blocks [B, A*K, E] that start at offset [B, A]; mask broadcasts to the scores."""
+        """Run blocks [B, A*K, E] that start at offset [B*A]; mask broadcasts to the scores."""
         attended = self.self_attn(self.input_layernorm(block), cache, offset, mask)
         block = block + self.post_attention_layernorm(attended)
         mixed = self.mlp(self.pre_feedforward_layernorm(block))

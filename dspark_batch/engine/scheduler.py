@@ -15,7 +15,7 @@ import mlx.core as mx
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, Prompt, prefill
-from dspark_batch.engine.prefix_cache import Chunks, PrefixCache, chunks_of
+from dspark_batch.engine.prefix_cache import CHUNK, Chunks, PrefixCache, chunks_of
 from dspark_batch.engine.sampling import rule_of, scores_of
 from dspark_batch.engine.sequence import Score, Sequence
 from dspark_batch.engine.shapes import Shapes
@@ -38,6 +38,7 @@ class Waiting(NamedTuple):
     request: Request
     is_urgent: bool
     arrival: int  # its number among all that came
+    tokens: int  # that go through the target before it decodes
     length: int  # tokens, if the answer is as long as it may be
     chunks: Chunks  # of its prompt
 
@@ -81,16 +82,17 @@ class Window:
         """Let a request wait."""
         chunks = chunks_of(request.prompt_ids)
         self._prefixes.expect(chunks)
-        length = len(request.prompt_ids) + request.max_tokens
-        self._waiting.append(Waiting(request, is_urgent, self._arrivals, length, chunks))
+        tokens, given = len(request.prompt_ids), request.given
+        length = tokens + request.max_tokens
+        tokens += max(0, len(given.token_ids) - 1) if given else 0
+        self._waiting.append(Waiting(request, is_urgent, self._arrivals, tokens, length, chunks))
         self._arrivals += 1
         self._is_ordered = False
 
     def take(self, most: int, fits: Callable[[Request], bool]) -> list[Waiting]:
         """Take out the next requests that fit, in the order in which they should run."""
         taken: list[Waiting] = []
-        if not self._is_ordered:
-            self._order()
+        self._order()
         for waiting in self._waiting:
             if len(taken) == most:
                 break
@@ -102,6 +104,14 @@ class Window:
         self._waiting = [w for w in self._waiting if w.arrival not in arrivals]
         self._departures += len(taken)
         return taken
+
+    def lengths(self, most: int) -> list[int]:
+        """Count the prompt tokens of the next requests that no other prompt shares."""
+        self._order()
+        return [
+            max(1, w.tokens - CHUNK * self._prefixes.num_shared(w.chunks))
+            for w in self._waiting[:most]
+        ]
 
     def cancel(self, item: Item) -> list[Request]:
         """Drop an item's requests; return them."""
@@ -120,6 +130,8 @@ class Window:
 
     def _order(self) -> None:
         """Sort: the urgent, the impatient, then group by group, each from long to short."""
+        if self._is_ordered:
+            return
         groups: dict[int | None, list[Waiting]] = {}  # the last chunk that all of it share -> it
         for waiting in sorted(self._waiting, key=attrgetter("arrival")):
             num_shared = self._prefixes.num_shared(waiting.chunks)
@@ -307,6 +319,7 @@ class Scheduler:
         least = 1 if self.window.has_urgent else max(1, self._most_ahead // 2)
         if most < min(least, self._shapes.most_prompts, len(self.window)):
             return True
+        most = self._shapes.num_together(self.window.lengths(most))
         taken = self.window.take(most, self._fits()) if most else []
         begun = list(takewhile(lambda waiting: may_begin(waiting.request.item), taken))
         if begun:

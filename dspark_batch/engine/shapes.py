@@ -1,5 +1,6 @@
 """Slots and widths of the passes that run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark_batch import device
@@ -13,6 +14,7 @@ Shape = tuple[int, int]  # slots and width of a pass
 # from more prompts than a few, and all of a pass are padded to the longest.
 _WIDTH, _TOKENS = 256, 2048
 _STEP, _PROMPTS = (1, 8) if _IS_CPU else (32, _TOKENS // 32)
+_PASS_ROWS = 40  # tokens that a CPU computes in the time that a pass takes besides
 
 FALLBACK: Shape = (16, 8)  # of a target whose bits depend on the shape of a pass
 
@@ -46,6 +48,24 @@ class Shapes:
     def most_prompts(self) -> int:
         """How many prompts one prefill pass can take."""
         return _PROMPTS if self.fixed is None else self.fixed[0]
+
+    def num_together(self, lengths: Sequence[int]) -> int:
+        """Say how many prompts, from the first one on, go through together.
+
+        All of a pass are padded to the longest, which costs a CPU what tokens cost. So it splits
+        prompts where that is less work than one pass over all; `lengths` are their tokens.
+        """
+        if self.fixed is not None or not _IS_CPU:
+            return len(lengths)
+        least, together = [0], 0  # work for the last prompts, by number; those of the first pass
+        for first in reversed(range(len(lengths))):
+            longest, work = 0, []
+            for number, length in enumerate(lengths[first:], 1):
+                longest = max(longest, length)
+                work.append(_PASS_ROWS + number * longest + least[-number])
+            least.append(min(work))
+            together = 1 + work.index(least[-1])
+        return together
 
     def num_scored(self, positions: int) -> int:
         """Say at how many positions of a slot a pass scores that needs so many."""

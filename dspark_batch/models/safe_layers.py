@@ -1,5 +1,7 @@
 """Makes the linear layers of a model multiply over safe rows; see `numerics.rows`."""
 
+from functools import cache
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
@@ -126,9 +128,14 @@ def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
     if "scales" in layer:
         quantised = (layer.bits, layer.group_size, layer.mode)
     return Product(
-        dtype=str(dtype).removeprefix("mlx.core."),
+        dtype=_name(dtype),
         size=size,
-        width=layer.weight.shape[-2],
+        width=layer["weight"].shape[-2],  # a module finds an attribute 30 times as slowly
         has_bias="bias" in layer,
         quantised=quantised,
     )
+
+
+@cache
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

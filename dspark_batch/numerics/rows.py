@@ -68,6 +68,7 @@ VERDICTS: Verdicts = {}  # of this process; `tuning.verdicts` keeps them on the 
 
 _is_free = False  # rows run as they come
 _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
+_least: dict[tuple[Product, int, Ladder], int | None] = {}  # asked for in each layer of each step
 
 
 def over_safe_rows(product: Product, hidden: mx.array, multiply: Multiply) -> mx.array:
@@ -193,6 +194,7 @@ def forget() -> None:
     """Forget what this process knows."""
     VERDICTS.clear()
     _references.clear()
+    _least.clear()
 
 
 def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
@@ -257,9 +259,12 @@ def _of_reference(product: Product) -> Product:
 
 def _least_safe(product: Product, count: int) -> int | None:
     ladder = _ladder(product)
-    most = max(2 * count, ladder.references[0])
-    tried = (each for each in ladder.counts if count <= each <= most)
-    return next((each for each in tried if is_safe(product, each)), None)
+    key = (product, count, ladder)
+    if key not in _least:
+        most = max(2 * count, ladder.references[0])
+        tried = (each for each in ladder.counts if count <= each <= most)
+        _least[key] = next((each for each in tried if is_safe(product, each)), None)
+    return _least[key]
 
 
 def _largest_safe(product: Product, count: int) -> int:

@@ -104,7 +104,7 @@ def block_hidden(
 ) -> mx.array:
     """Run the blocks of all anchors [N, A] at once; returns [N, A, K, E]."""
     size, (rows, count) = drafter.block_size, anchors.shape
-    fused, start = drafter.fuse(features), mx.zeros((rows, 1), mx.int32)
+    fused, start = drafter.fuse(features), mx.zeros(rows, mx.int32)
     context = [_Joined(*layer.keys_values(fused, start)) for layer in drafter.layers]
     first = mx.take_along_axis(tokens, anchors, axis=1)[..., None]
     masks = mx.full((rows, count, size - 1), drafter.config.mask_token_id, first.dtype)

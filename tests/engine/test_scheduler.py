@@ -3,6 +3,7 @@
 import pytest
 from golden_cases import load_case
 
+from dspark_batch import device
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.types import Item, Request
@@ -98,3 +99,24 @@ def test_no_slot_stays_free_for_long_while_somebody_is_ready(monkeypatch):
     monkeypatch.setattr(engine, "_launch", launched)
     assert len(list(engine.generate(requests(192, 24)))) == 192
     assert 0 < max(wasted) < 64 // 16
+
+
+@pytest.mark.skipif(not device.is_cpu(), reason="tokens that a GPU pads cost little")
+def test_a_long_prompt_goes_alone_where_padding_costs(monkeypatch):
+    """The answers are those of any other passes."""
+    long = Request(Item(99, "99", "digest-99", "test:99"), tuple(IDS[:60] * 2), 6)
+    pair, passes = load_case("qwen3_vanilla").pair, []
+    alone = [next(Engine(pair).generate([each])).token_ids for each in [long, *requests(3, 6)]]
+    engine = Engine(pair, slots=8)
+    run = engine._passes.run_to
+    monkeypatch.setattr(
+        engine._passes, "run_to", lambda c, t, at: passes.append(t.shape) or run(c, t, at)
+    )
+    for each in [*requests(3, 6), long]:
+        engine.add(each)
+    answers = []
+    while not engine.is_idle:
+        answers += engine.step()
+    assert passes == [(1, 120), (3, 5)]
+    by_index = {answer.item.index: answer.token_ids for answer in answers}
+    assert [by_index[n] for n in (99, 0, 1, 2)] == alone

@@ -221,6 +221,7 @@ def test_a_slot_takes_the_bytes_that_are_claimed(case):
     _, features = pair.target.by_itself(tokens)
     mx.eval(features, pair.target.model.parameters())
     filled(pair.target, lambda cache: pair.target(tokens, cache))  # what stays is there
+    filled(pair.drafter, lambda cache: pair.drafter.extend(cache, features))
     of_target, cache = active_bytes(lambda: filled(pair.target, lambda c: pair.target(tokens, c)))
     of_drafter, context = active_bytes(
         lambda: filled(pair.drafter, lambda c: pair.drafter.extend(c, features))

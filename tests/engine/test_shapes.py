@@ -58,3 +58,44 @@ def test_a_fixed_shape_is_every_pass(device, request):
     assert [ONE.width(n) for n in (1, WIDTH)] == [WIDTH, WIDTH]
     assert {ONE.prefill_pass(n, length) for n in (1, SLOTS) for length in (1, 9000)} == {FALLBACK}
     assert ONE.most_prompts == SLOTS
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize(
+    ("lengths", "together"),
+    [
+        ([126, 54, 50, 50, 48], 1),  # padded to the longest, the others would be 302 tokens more
+        ([126, 120, 54, 50, 50, 48], 2),
+        ([54, 54, 50, 40, 30], 5),  # the work of a pass is more than the padding
+        ([20, 9, 9], 3),
+        ([9, 200], 1),  # whoever is urgent goes first
+        ([7], 1),
+        ([], 0),
+    ],
+)
+def test_a_cpu_does_not_pad_many_prompts_to_a_long_one(lengths, together):
+    assert Shapes().num_together(lengths) == together
+    assert ONE.num_together(lengths) == len(lengths)
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_the_split_of_prompts_is_the_one_with_the_least_work():
+    def least_work(lengths):
+        return min(
+            (
+                shapes._PASS_ROWS + n * max(lengths[:n]) + least_work(lengths[n:])
+                for n in range(1, 1 + len(lengths))
+            ),
+            default=0,
+        )
+
+    for seed in range(40):
+        lengths = [1 + (seed * 7919 + n * 104729) % 150 for n in range(1 + seed % 7)]
+        n = Shapes().num_together(lengths)
+        first = shapes._PASS_ROWS + n * max(lengths[:n])
+        assert first + least_work(lengths[n:]) == least_work(lengths)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_on_a_gpu_tokens_cost_little_and_all_go_together():
+    assert Shapes().num_together([126, 54, 50]) == 3

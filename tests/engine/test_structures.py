@@ -156,6 +156,16 @@ def test_an_answer_that_is_cut_is_not_whole():
     assert said[1].structure.parsed is ("e" not in plain()[1].text)
 
 
+def test_an_answer_is_whole_where_a_stop_string_cuts_the_line_break_behind_its_json():
+    (line_break,) = tiny().tokenizer._wrapped.encode("\n", add_special_tokens=False)
+    wish = {"logit_bias": ((line_break, 50.0),)}
+    word = structure_of("json_schema", {"enum": ["yes"]})
+    said = answers([request(0, word, stop=("\n",), **wish), request(1, word, **wish)])
+    assert (said[0].text, said[1].text) == ('"yes"', '"yes"\n')
+    assert said[0].structure.parsed
+    assert said[1].structure.parsed
+
+
 def test_the_audits_margin_knows_the_grammar():
     said = plain()[0].token_ids
     for at in range(0, len(said), 3):

@@ -1,8 +1,10 @@
 """Which requests go next."""
 
+from dataclasses import replace
+
 from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.scheduler import Window
-from dspark_batch.types import Item, Request
+from dspark_batch.types import Given, Item, Request
 
 SYSTEM = tuple(range(1000, 1032))
 
@@ -103,3 +105,17 @@ def test_nobody_waits_for_ever_behind_a_group_that_keeps_coming():
         fill(w, request(index, (*SYSTEM, index)))
         taken += take(w, 1)
     assert taken.index(2) < 25
+
+
+def test_it_tells_how_much_of_the_next_prompts_is_theirs_alone():
+    w = window()
+    fill(w, request(0, range(50)), request(1, range(100, 170)), request(2, (7,)))
+    assert w.lengths(2) == [70, 50]
+    assert w.lengths(9) == [70, 50, 1]
+    fill(w, request(3, (*SYSTEM, 1, 2, 3)), request(4, (*SYSTEM, 4)))
+    assert sorted(w.lengths(9)) == [1, 1, 3, 50, 70]
+    assert take(w, 1) == [1]  # and it takes none of them out
+    w = window()
+    fill(w, replace(request(0), given=Given("", tuple(range(20)))))
+    fill(w, replace(request(1), given=Given("", ())))
+    assert w.lengths(2) == [3 + 19, 3]  # nobody asks what comes behind the last token
