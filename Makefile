@@ -36,7 +36,7 @@ demo: $(READY)
 	$(BIN)/dspark-batch bench sample_inputs/prompts.jsonl --turns 1 --no-mlx-lm
 
 test: $(TESTS)
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-all: $(TESTS)
 	$(BIN)/python -m pytest -q -m "not hub"
@@ -50,7 +50,7 @@ wheel: $(TESTS)
 check: $(TESTS) $(RUFF) types wheel
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 fix: $(READY) $(RUFF)
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,5 @@
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -22,8 +23,41 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
+def pytest_collection_finish(session):
+    """Keep the collector from walking through modules and thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _slow_is_no_hang(request):
     """Take back pytest's alarm, which ends a test that takes minutes."""
     if request.node.get_closest_marker("slow"):
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_check_of_a_target():
+    """Check each target once; the check is a function of weights, number type and code.
+
+    What tests of the check make of a target is checked each time.
+    """
+    from dspark_batch.caches import slot_cache
+    from dspark_batch.engine import setup
+    from dspark_batch.models.target import Target
+    from dspark_batch.numerics import attention
+
+    check, found = setup._conformance, {}
+
+    def once(pair):
+        if type(pair.target) is not Target:
+            return check(pair)
+        weights = tuple(map(pair.config.identity.get, ("target", "target_bits", "dtype")))
+        key = (weights, setup.conformance, attention.BLOCK, slot_cache.BLOCK)
+        if key not in found:
+            found[key] = check(pair)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "_conformance", once)
+        yield

@@ -1,6 +1,7 @@
 """OpenBLAS helps only if it is there before MLX, and nobody is told otherwise."""
 
 import ctypes
+import functools
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def output(code, **environment):
     return out.strip()
 
 
+@functools.cache
 def told(code="pass", **environment):
     """What another process says about its BLAS: kind, identity, why."""
     return output(f"{code}\n{TELL}", **environment).split("|")

@@ -125,37 +125,37 @@ def test_a_none_in_the_stream_of_a_view_means_the_same(open_hub):
 
 
 def test_jobs_and_people_share_an_engine_and_each_has_the_answer_that_it_has_alone(open_hub):
-    alone = {name: [answer_to(n, 12, name) for n in range(9)] for name in ("a", "b")}
-    alone["live"] = [answer_to(n, 20, "live") for n in range(6)]
+    alone = {name: [answer_to(n, 9, name) for n in range(6)] for name in ("a", "b")}
+    alone["live"] = [answer_to(n, 15, "live") for n in range(4)]
     hub, answers = open_hub(engine_half), SimpleQueue()
 
     def work(name):
         view = hub.view(None, None).engine
-        for outcome in view.generate(request(n, 12, name) for n in range(9)):
+        for outcome in view.generate(request(n, 9, name) for n in range(6)):
             answers.put((name, outcome))
 
     jobs = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
     for job in jobs:
         job.start()
     people = []
-    for n in range(6):
+    for n in range(4):
         hears = Hears()
-        hub.put(request(n, 20, "live"), hears, urgent=True)
+        hub.put(request(n, 15, "live"), hears, urgent=True)
         people.append(hears)
         time.sleep(0.01)
     for n, hears in enumerate(people):
         assert hears.end().token_ids == alone["live"][n]
-        assert hears.end().item == request(n, 20, "live").item
+        assert hears.end().item == request(n, 15, "live").item
         *partials, answer = hears.news
         for one in partials:
             assert answer.token_ids[: len(one.token_ids)] == one.token_ids
     for job in jobs:
         job.join(20)
-    told = [answers.get() for _ in range(18)]
+    told = [answers.get() for _ in range(12)]
     assert answers.empty()
     assert all(o.token_ids == alone[name][o.item.index] for name, o in told)
-    assert hub.counts.ended.total() == 24
-    assert sum(hub.counts.first_tokens) == 6
+    assert hub.counts.ended.total() == 16
+    assert sum(hub.counts.first_tokens) == 4
 
 
 def test_who_is_waited_for_goes_before_a_job_and_slots_stay_free_for_the_next(open_hub):
@@ -193,7 +193,7 @@ def test_a_minute_after_the_last_person_a_job_has_all_slots_again(open_hub, monk
 
 
 def test_whatever_is_taken_back_for_a_person_is_answered_all_the_same(open_hub):
-    alone = [answer_to(n, 8) for n in range(21)]
+    alone = {n: answer_to(n, 8) for n in (*range(12), 20)}
     hub = open_hub(partial(engine_half, 2), live_slots=1)
     job = hub.view(None, None).engine.generate(request(n, 8) for n in range(12))
     outcomes = [next(job)]

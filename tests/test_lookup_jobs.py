@@ -25,7 +25,7 @@ def copied(tmp_path, pair):
 
     def start(name="out", drafts=True, **options):
         used = pair if drafts else pair._replace(drafter=NoDrafter())
-        settings = {"limit": 3, "slots": 2, "max_tokens": 48} | options
+        settings = {"limit": 3, "slots": 2, "max_tokens": 32} | options
         spec = Spec(inputs=(COPIES,), out=str(tmp_path / f"{name}.jsonl"), **settings)
         report = run(spec, open_engine=lambda spec, manifest: open_with(used, spec))
         return report, rows_in(tmp_path / f"{name}.jsonl")

@@ -37,14 +37,22 @@ def test_import_loads_nothing_heavy():
     assert not {"mlx", "mlx.core", "pyarrow", "click", "rich"} & set(loaded)
 
 
-@pytest.mark.parametrize("name", ["run", "calibrate", "bench", "generate"])
-@pytest.mark.parametrize(
-    "first", ["pass", "import dspark_batch.{0}", "from dspark_batch.{0} import dataclass"]
-)
-def test_a_function_keeps_its_name_although_a_module_has_it_too(first, name):
-    first = first.format(name)
-    says = f"import dspark_batch, types; print(type(dspark_batch.{name}) is types.FunctionType)"
-    assert run_python(f"{first}; from dspark_batch import {name}; {says}") == "True\n"
+def test_a_function_keeps_its_name_although_a_module_has_it_too():
+    """In one process for all, each time with a package that was never imported."""
+    program = """
+import sys
+for name in ("run", "calibrate", "bench", "generate"):
+    for first in ("pass", "import dspark_batch.{0}", "from dspark_batch.{0} import dataclass"):
+        for loaded in [each for each in sys.modules if each.split(".")[0] == "dspark_batch"]:
+            del sys.modules[loaded]
+        known = {}
+        exec(first.format(name) + f"; from dspark_batch import {name}; import dspark_batch", known)
+        both = known[name], getattr(known["dspark_batch"], name)
+        print(name, first, *(type(each).__name__ for each in both), sep="|")
+"""
+    said = [line.split("|") for line in run_python(program).splitlines()]
+    assert len(said) == 12
+    assert [case for case in said if case[2:] != ["function", "function"]] == []
 
 
 def test_a_checker_sees_each_name_where_it_is_imported_from():
@@ -66,19 +74,23 @@ PLANTED = {
     "tick.gauge.busy_slots if tick.gauge else None": "tick.gauge.busy_slots",
     "yield row.text": "yield row.code",
     "audit.exit_code": "audit.exitcode",
-    "    bench,\n": "    bench,\n    walk,\n",
+    "from dspark_batch import (\n": "from dspark_batch import (\n    walk,\n",
 }
 
 
-@pytest.mark.parametrize("right", PLANTED)
-def test_a_checker_sees_a_mistake_of_a_user(right, tmp_path):
+def test_a_checker_sees_each_mistake_of_a_user_and_no_other(tmp_path):
     pytest.importorskip("mypy")
     source = TYPED_USER.read_text()
-    assert right in source
+    for right, wrong in PLANTED.items():
+        assert source.count(right) == 1
+        source = source.replace(right, wrong)
     planted = tmp_path / TYPED_USER.name  # pyproject.toml knows the strict one by its name
-    planted.write_text(source.replace(right, PLANTED[right]))
+    planted.write_text(source)
     shutil.copy(TYPED_USER.parents[1] / "pyproject.toml", tmp_path)
     command = (sys.executable, "-m", "mypy", "--config-file", tmp_path / "pyproject.toml", planted)
     done = subprocess.run(command, cwd=TYPED_USER.parents[1], capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
-    assert {line.split(":")[0] for line in done.stdout.splitlines()[:-1]} == {str(planted)}
+    starts = [source.index(wrong) for wrong in PLANTED.values()]
+    expected = {f"{planted}:{source.count(chr(10), 0, start) + 1}" for start in starts}
+    found = {line.partition(": error:")[0] for line in done.stdout.splitlines()[:-1]}
+    assert found == expected, done.stdout

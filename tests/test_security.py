@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,12 @@ from dspark_batch.pair import load_pair, load_reading
 
 PACKAGE = Path(__file__).parents[1] / "dspark_batch"
 TARGET = PACKAGE / "tiny" / "target"
-TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
+@cache
+def trees():
+    """Parse the package."""
+    return {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 
 @pytest.fixture
@@ -94,7 +100,7 @@ def test_code_beside_a_tokenizer_is_not_run(model):
 
 def test_nothing_in_the_package_unpickles_or_runs_what_it_reads():
     banned = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "torch", "yaml"}
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 assert not {name.name.split(".")[0] for name in node.names} & banned, path
@@ -190,7 +196,7 @@ LISTENING = {"socket", "create_server", "AF_INET", "AF_INET6"}  # a server asks 
 def test_only_the_client_of_the_hub_and_fsspec_can_download():
     network = {"urllib", "requests", "httpx", "http", "aiohttp", "ftplib", "ssl", "subprocess"}
     network |= {"fsspec", "s3fs", "gcsfs", "adlfs"}
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         if path.name == "remote.py":  # what a command or its job file names at a URL
             continue
         for node in ast.walk(tree):

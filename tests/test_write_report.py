@@ -26,13 +26,20 @@ class Confident(FakeEngine):
         return outcome._replace(confidence=logits)
 
 
-@pytest.fixture
-def job(tmp_path):
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
     """A finished job of 20 answers and a failure, whose topics need escaping."""
+    folder = tmp_path_factory.mktemp("job")
     lines = [{"prompt": f"p{n}", "topic": ["<b>&", "$x$ und $y$"][n % 2]} for n in range(20)]
-    write_lines(tmp_path / "in.jsonl", *lines, b"nope")
-    start(tmp_path, engine=Confident())
-    return tmp_path / "out.jsonl"
+    write_lines(folder / "in.jsonl", *lines, b"nope")
+    start(folder, engine=Confident())
+    return folder / "out.jsonl"
+
+
+@pytest.fixture(scope="module")
+def page(job):
+    """Its page, by topic: drawing takes longer than reading."""
+    return page_of(job, by="topic")
 
 
 def page_of(job, **options):
@@ -43,8 +50,7 @@ def heads(page):
     return re.findall(r"<h2>(.*?)</h2>", page)
 
 
-def test_a_page_has_a_picture_of_everything_that_was_measured(job):
-    page = page_of(job, by="topic")
+def test_a_page_has_a_picture_of_everything_that_was_measured(page):
     assert heads(page) == [
         *("Throughput", "Accept length by topic", "Tokens per round", "Accept rate by position"),
         *("Confidence", "Prompt length", "Completion length", "Where the time went", "Failures"),
@@ -108,22 +114,19 @@ def test_a_page_tells_of_the_audits(tmp_path):
     assert "&lt;odd&gt;" in page
 
 
-def test_a_page_asks_nothing_of_a_network(job):
-    page = page_of(job)
+def test_a_page_asks_nothing_of_a_network(page):
     assert "//" not in re.sub(r"<td>.*?</td>", "", page)  # no address of any kind
     assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)", page)
 
 
-def test_a_page_takes_its_colours_from_the_reader(job):
-    page = page_of(job)
+def test_a_page_takes_its_colours_from_the_reader(page):
     assert "prefers-color-scheme: dark" in page
     pictures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert "var(--one)" in pictures
     assert not re.search(r"#[0-9a-f]{6}", pictures)  # a fixed colour would vanish in one of them
 
 
-def test_texts_of_the_input_are_texts_on_the_page(job):
-    page = page_of(job, by="topic")
+def test_texts_of_the_input_are_texts_on_the_page(page):
     assert "<b>&" not in page
     assert "&lt;b&gt;&amp; (10)" in page
     assert "$x$ und $y$ (10)" in page
@@ -141,7 +144,7 @@ def test_a_switch_reads_as_in_a_job_file(tmp_path):
     assert "<th>log_confidence</th><td>true</td>" in page_of(tmp_path / "out.jsonl")
 
 
-def test_every_element_of_a_page_is_closed(job):
+def test_every_element_of_a_page_is_closed(page):
     class Open(HTMLParser):
         def __init__(self):
             super().__init__()
@@ -156,7 +159,7 @@ def test_every_element_of_a_page_is_closed(job):
                 assert self.tags.pop() == tag
 
     parser = Open()
-    parser.feed(page_of(job))
+    parser.feed(page)
     assert not parser.tags
 
 
@@ -207,5 +210,5 @@ def test_without_matplotlib_one_line_says_how_to_get_the_page(job, monkeypatch):
         write_report(str(job))
 
 
-def test_the_same_job_gives_the_same_page(job):
-    assert page_of(job) == page_of(job)
+def test_the_same_job_gives_the_same_page(job, page):
+    assert page_of(job, by="topic") == page

@@ -184,14 +184,15 @@ class Sequence:
             decode_s=self._last_token_s - self._seated_s,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            structure=self._structured(is_cut=said != text),
+            structure=self._structured(text[len(said) :]),
         )
 
-    def _structured(self, *, is_cut: bool) -> Structured | None:
-        """Tell whether the answer is whole, if it has a grammar."""
+    def _structured(self, lost: str) -> Structured | None:
+        """Tell whether the answer is whole, if it has a grammar; `lost` was cut off its end."""
         structure, guide = self.request.sampling.structure, self.wish and self.wish.guide
         if structure is None or guide is None:
             return None
+        is_cut = lost.strip() if structure.kind == "json_schema" else lost  # blanks are no JSON
         return Structured(structure.kind, not is_cut and guide.is_whole(self.spoken_ids()))
 
     def partial(self, text_of: Callable[[int], str]) -> Partial:

@@ -322,7 +322,11 @@ class Fleet:
     def _taker(
         self, walk: _Walk, asked: _Asked, crews: Sequence[_Crew], share: int
     ) -> _Crew | None:
-        """Choose who gets a request: who has its beginning, as long as it has not its share yet."""
+        """Choose who gets a request: who has its beginning, unless others have far less to do.
+
+        Who has it may get more than its share: where all have as much as they may, whoever has
+        room next is seldom the one.
+        """
         free = [crew for crew in crews if walk.held[crew] < min(share, crew.ahead)]
         if not free:
             return None
@@ -330,14 +334,16 @@ class Fleet:
         key = _beginning(asked.request)
         if key is None:
             return emptiest
-        home = next((crew for crew in free if crew.place == self._homes.get(key)), None)
-        if home is not None:
-            return home
-        self._homes[key] = emptiest.place
-        self._homes.move_to_end(key)
-        if len(self._homes) > _MOST_KEYS:
-            self._homes.popitem(last=False)
-        return emptiest
+        home = next((crew for crew in crews if crew.place == self._homes.get(key)), None)
+        if home is None:
+            self._homes[key] = emptiest.place
+            self._homes.move_to_end(key)
+            if len(self._homes) > _MOST_KEYS:
+                self._homes.popitem(last=False)
+            return emptiest
+        # Half a share, or what an idle worker is to have instead would go back and forth.
+        too_many = max(1, min((home.ahead - home.slots) // 2, share // 2))
+        return home if walk.held[home] - walk.held[emptiest] < too_many else emptiest
 
     def _try_suspects(self, walk: _Walk) -> None:
         """Give suspects to workers that have nothing else: a few, then each alone.

@@ -37,14 +37,16 @@ def keep_names() -> None:
 
 
 class _Finder:
-    """Finds the module that reads the files, as Python would, and then is gone."""
+    """Finds the module that reads the files, as Python would.
+
+    It stays for ever: another thread that imports meanwhile would miss a finder behind it.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != _WHO_READS:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(fullname, spec.loader.path)

@@ -151,7 +151,7 @@ def _write(
     index = np.array(entries, _FIELDS)
     _refuse_too_few(index, jobs, left_out)
     if not index["held_out"].any():  # few records: one of them
-        index["held_out"] = index["digest"] == index["digest"].min()
+        index["held_out"] = index["digest"] == np.sort(index["digest"])[0]
     np.save(folder / "index.npy", index)
     known = {"groups": list(groups), "left_out": left_out, "runs": runs_of(jobs)}
     write_text(folder / "corpus.json", orjson.dumps(known, option=orjson.OPT_INDENT_2).decode())

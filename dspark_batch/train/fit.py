@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ from dspark_batch import device
 from dspark_batch.numerics.arrays import named_arrays
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
+_MATRIX_RATE = 8.0  # of Muon, whose updates of a matrix of width 576 have entries of 1/24
 Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
 
 
@@ -28,19 +30,24 @@ class Schedule:
     seed: int = 0
 
     def optimizer(self) -> optimizers.Optimizer:
-        """Make the optimiser, with its learning rate over time."""
+        """Make the optimiser, with its learning rate over time: Muon for the layers' matrices."""
         rise = optimizers.linear_schedule(self.peak_lr / self.warmup, self.peak_lr, self.warmup)
         fall = optimizers.cosine_decay(self.peak_lr, max(1, self.steps - self.warmup))
-        return optimizers.AdamW(
-            optimizers.join_schedules([rise, fall], [self.warmup]),
-            betas=[0.9, self.beta2],
-            weight_decay=0.0,
-            bias_correction=True,
+        rate = optimizers.join_schedules([rise, fall], [self.warmup])
+        adamw = optimizers.AdamW(
+            rate, betas=[0.9, self.beta2], weight_decay=0.0, bias_correction=True
         )
+        muon = optimizers.Muon(lambda step: _MATRIX_RATE * rate(step), weight_decay=0.0)
+        return optimizers.MultiOptimizer([muon, adamw], [_is_inner_matrix])
 
     def key(self, step: int) -> mx.array:
         """Give the chance of a step, whatever steps ran before it in this process."""
         return mx.random.key((self.seed << 32) + step)
+
+
+def _is_inner_matrix(name: str, parameter: mx.array) -> bool:
+    """Whether a parameter maps a hidden vector to another: no embedding, head, norm or bias."""
+    return parameter.ndim == 2 and ("layers." in name or name.startswith("fc."))
 
 
 def compute_dtype() -> mx.Dtype:
@@ -89,6 +96,8 @@ class Trainer:
 
     def _update(self, *batch: mx.array) -> tuple[mx.array, ...]:
         values, grads = mx.value_and_grad(self._evaluate)(self._masters["params"], *batch)
+        # Dicts have another order in each process; what is summed over them should not.
+        grads = tree_unflatten(sorted(dict(tree_flatten(grads)).items(), key=itemgetter(0)))
         grads, _ = optimizers.clip_grad_norm(grads, self._clip)
         self._masters["params"] = self._optimizer.apply_gradients(grads, self._masters["params"])
         return values

@@ -23,7 +23,7 @@ def drafting_loss(
     mix: LossMix,
     num_anchors: Callable[[int], int],
 ) -> Loss:
-    """Make the loss of a batch: of tokens [N, T], which of them are answers, and a key.
+    """Make the loss of a batch: tokens [N, T], which of them are answers, a key, the progress.
 
     Args:
         drafter: in training; reads the features that `target` gives.
@@ -32,13 +32,15 @@ def drafting_loss(
         num_anchors: how many blocks a row of T positions has.
     """
 
-    def loss(tokens: mx.array, answers: mx.array, key: mx.array) -> Terms:
+    def loss(
+        tokens: mx.array, answers: mx.array, key: mx.array, progress: mx.array | float = 1.0
+    ) -> Terms:
         anchors, kept = draw_anchors(answers, num_anchors(tokens.shape[1]), key)
         blocks = make_blocks(Answers(tokens, answers), anchors, kept, drafter.block_size)
         teacher = target.teach(tokens, slot_positions(blocks, tokens.shape[1]))
         drafts = teacher_forced(drafter, teacher.features, tokens, blocks)
         logits = teacher.logits.reshape(*blocks.labels.shape, -1)
-        return draft_loss(drafts, logits, blocks, mix)
+        return draft_loss(drafts, logits, blocks, mix, progress)
 
     return loss
 

@@ -155,7 +155,8 @@ class Session:
         seen: list[tuple[mx.array, ...]] = []
         for step, rows, width in choose(corpus.lengths(learnt), steps, tokens, schedule.seed, done):
             batch = padded([corpus.pair(learnt[row]) for row in rows], width)
-            seen.append(trainer.step(batch.tokens, batch.answers, schedule.key(step)))
+            progress = mx.array(step / steps)
+            seen.append(trainer.step(*batch, schedule.key(step), progress))
             if step % every and step < steps:
                 continue
             curve.append(_point(step, seen))

@@ -20,7 +20,7 @@ from dspark_batch.train_drafter import Asked, Lesson, train_drafter
 from recipes.smollm2.convert import REQUIREMENT, convert, unpack
 from recipes.smollm2.held_out import compare, outs_of
 
-TEMPERATURES = (0.0, 0.7)  # of the answers: a run of each
+TEMPERATURES = (0.0, 0.3, 0.7)  # of the answers: a run of each
 _MEASURED = 512  # answers
 
 

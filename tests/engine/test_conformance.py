@@ -117,7 +117,7 @@ def requests():
     case = load_case("qwen3_vanilla")
     ids = case["greedy0.output_ids"].tolist()
     found = []
-    for index in range(5):
+    for index in range(4):
         sampling = Sampling(temperature=0.8 * (index % 2), seed=5)
         item = Item(index, str(index), f"digest-{index}", f"test:{index}")
         found.append(Request(item, tuple(ids[: 3 + 8 * index]), 6 + 3 * index, sampling))

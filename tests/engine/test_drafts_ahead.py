@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 from golden_cases import load_case
+from grids import grid
 
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.engine import clock as clock_module
@@ -62,10 +63,11 @@ def proposals(engine, monkeypatch):
     return rooms
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("slots", "draft_length"), [(2, 3), (4, 7), (7, 0), (16, 7)])
-def test_answers_are_those_of_plain_decoding(temperature, slots, draft_length):
-    settings = {"slots": slots, "draft_length": draft_length}
+@pytest.mark.parametrize(
+    ("temperature", "shape"), grid([0.0, 1.0], [(2, 3), (4, 7), (7, 0), (16, 7)])
+)
+def test_answers_are_those_of_plain_decoding(temperature, shape):
+    settings = dict(zip(("slots", "draft_length"), shape, strict=True))
     assert ids(engine_that(ahead=True, **settings), work(temperature)) == plainly(temperature)
 
 

@@ -11,10 +11,17 @@ from dspark_batch.types import Item, Request
 
 STOP_RUNS = ["stop_first", "stop_inside", "stop_last_accepted", "stop_bonus", "stop_only_rejected"]
 LIMIT_RUNS = ["max1", "max_cut_inside", "max_exact"]
+ALL_RUNS = GREEDY_RUNS + STOP_RUNS + LIMIT_RUNS
+# All runs of a dense and of a hybrid pair, two of each other one; the rest with the slow tests.
+OFTEN = {
+    *((case, run) for case in ("qwen3_vanilla", "qwen35_dflash") for run in ALL_RUNS),
+    *((case, GREEDY_RUNS[0]) for case in CASES),
+    *((case, ALL_RUNS[1 + n % (len(ALL_RUNS) - 1)]) for n, case in enumerate(CASES)),
+}
 RUNS = [
-    (case, run)
+    pytest.param(case, run, marks=() if (case, run) in OFTEN else pytest.mark.slow)
     for case in CASES
-    for run in GREEDY_RUNS + STOP_RUNS + LIMIT_RUNS
+    for run in ALL_RUNS
     if run in load_case(case).runs
 ]
 THRESHOLDS = [case for case in CASES if "threshold" in load_case(case).runs]

@@ -35,7 +35,7 @@ def requests(temperature=0.0, **choices):
         item = Item(index, str(index), f"digest-{index}", f"test:{index}")
         sampling = Sampling(temperature=temperature, structure=structure, **choices)
         ids = tuple(pair_of(True).tokenizer.render(asked))
-        found.append(Request(item, ids, 60, sampling))
+        found.append(Request(item, ids, 36, sampling))
     return found
 
 
@@ -74,7 +74,7 @@ def rests(monkeypatch):
 def test_a_target_without_a_drafter_jumps_ahead(temperature):
     said = answers(False, temperature)
     assert told(said) == told(plain(temperature))
-    assert said[0].num_accepted == said[0].num_drafted
+    assert said[0].num_accepted[:-1] == said[0].num_drafted[:-1]  # the limit cuts the last
     assert len(said[0].accept_lengths) < 2 / 3 * len(said[0].token_ids)
     assert num_accepted(said)[1] == 0
     assert {answer.looked_up for answer in said.values()} == {(0, 0)}

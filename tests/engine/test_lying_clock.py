@@ -14,7 +14,7 @@ from dspark_batch.types import Item, Request, Sampling
 
 CASE = "qwen3_vanilla"
 SETTINGS = {"slots": 4, "lengths": tuple(range(8)), "costs": (1.0, 1 / 24, 0.3, 0.1)}
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 class LyingTime:
@@ -36,7 +36,7 @@ class StoppedTime:
         return 0.0
 
 
-def requests(count=14):
+def requests(count=10):
     """Prompts of a recorded pair, half of them sampled, with answers of mixed lengths."""
     case = load_case(CASE)
     ids = [t for run in ("greedy0", "greedy1") for t in case[f"{run}.output_ids"].tolist()]

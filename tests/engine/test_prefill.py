@@ -3,6 +3,7 @@
 import mlx.core as mx
 import pytest
 from golden_cases import load_case
+from grids import grid
 
 from dspark_batch.engine import shapes
 from dspark_batch.engine.passes import Passes
@@ -11,6 +12,7 @@ from dspark_batch.engine.prefix_cache import PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
 
 ANY, ONE = Shapes(), Shapes(fixed=(4, 16))
+PAIRS = ["qwen3_vanilla", "gemma4_vanilla", "qwen35_dflash", "qwen35_moe_dflash"]
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +21,7 @@ def _short_passes(monkeypatch):
     monkeypatch.setattr(shapes, "_WIDTH", 16)
 
 
-@pytest.fixture(params=["qwen3_vanilla", "gemma4_vanilla", "qwen35_dflash", "qwen35_moe_dflash"])
+@pytest.fixture(params=PAIRS)
 def pair(request):
     return load_case(request.param).pair
 
@@ -71,7 +73,7 @@ def test_several_prompts_are_as_each_alone(pair, allowed):
     assert_same(filled, pair, asked, allowed)
 
 
-@pytest.mark.parametrize("width", [1, 7, 64])
+@pytest.mark.parametrize(("pair", "width"), grid(PAIRS, [1, 7, 64]), indirect=["pair"])
 def test_the_pieces_that_prompts_go_in_change_no_bit(pair, width, monkeypatch):
     asked = prompts(2)
     filled, _ = together(pair, asked, PrefixCache(0))

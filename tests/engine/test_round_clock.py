@@ -275,7 +275,7 @@ def test_drafts_that_take_longer_than_the_rule_says_are_given_up(time, ahead):
         return verify(cache, tokens, verify_len, num_drafts, rule)
 
     engine._passes.verify = as_paced
-    long = [replace(request, max_tokens=150) for request in requests(case)[:2]]
+    long = [replace(request, max_tokens=90) for request in requests(case)[:2]]
     drafted = [count for answer in engine.generate(long) for count in answer.num_drafted]
     assert 6 <= sum(count > 0 for count in drafted) <= 24 < len(drafted)
 
@@ -285,7 +285,7 @@ def test_a_drafter_that_rests_is_asked_for_nothing(time):
     engine = dear_drafts(case, time, drafts_ahead=False)
     extended, extend = [], engine._passes.extend
     engine._passes.extend = lambda *given: extended.append(time()) or extend(*given)
-    request = replace(requests(case)[0], max_tokens=150)
+    request = replace(requests(case)[0], max_tokens=90)
     (answer,) = engine.generate([request])
     (plain,) = Engine(case.pair, draft_length=0).generate([request])
     assert answer.token_ids == plain.token_ids

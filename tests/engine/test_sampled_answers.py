@@ -6,6 +6,7 @@ from functools import cache
 import mlx.core as mx
 import pytest
 from golden_cases import DENSE, load_case
+from grids import grid
 
 import dspark_batch.engine.sampling
 from dspark_batch.engine.engine import Engine
@@ -43,9 +44,8 @@ class Tape:
         return taken
 
 
-@pytest.mark.parametrize("run", ["sampled_t1", "sampled_t07"])
-@pytest.mark.parametrize("name", DENSE)
-def test_the_references_sampled_runs_come_out_of_its_uniforms(name, run, monkeypatch):
+@pytest.mark.parametrize(("run", "name"), grid(["sampled_t1", "sampled_t07"], DENSE))
+def test_the_references_sampled_runs_come_out_of_its_uniforms(run, name, monkeypatch):
     case = load_case(name)
     tape, recorded = Tape(case, run), case.runs[run]
     monkeypatch.setattr(dspark_batch.engine.sampling, "Chance", lambda *_: tape)
@@ -85,17 +85,18 @@ def ids(answers):
     return {index: answer.token_ids for index, answer in answers.items()}
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"draft_length": 7},
-        {"draft_length": 2},
-        {"slots": 4, "draft_length": 7},
-        {"slots": 5, "draft_length": 0},
-        {"slots": 3, "confidence_threshold": 0.6},
-    ],
-    ids=str,
+    ("temperature", "settings"),
+    grid(
+        [0.7, 1.0],
+        [
+            {"draft_length": 7},
+            {"draft_length": 2},
+            {"slots": 4, "draft_length": 7},
+            {"slots": 5, "draft_length": 0},
+            {"slots": 3, "confidence_threshold": 0.6},
+        ],
+    ),
 )
 def test_coupled_answers_do_not_depend_on_drafts_or_neighbours(temperature, settings):
     plain = decode(temperature, draft_length=0)

@@ -46,7 +46,7 @@ class Flights:
 def test_half_as_many_as_there_are_slots_wait_with_their_prompts_computed(slots, most):
     engine = Engine(load_case("qwen3_vanilla").pair, slots=slots)
     flights = Flights(engine)
-    assert len(list(engine.generate(requests(30, 9), flights.begin))) == 30
+    assert len(list(engine.generate(requests(20, 7), flights.begin))) == 20
     assert flights.most == most
 
 

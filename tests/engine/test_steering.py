@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from golden_cases import load_case
+from grids import grid
 
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
@@ -95,9 +96,11 @@ def test_each_token_is_the_likeliest_by_the_definition(name):
             assert slow[token] == pytest.approx(max(slow), abs=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("settings", [{}, {"slots": 4, "draft_length": 3}, {"slots": 5}], ids=str)
-def test_neither_drafts_nor_neighbours_change_a_steered_answer(settings, temperature):
+@pytest.mark.parametrize(
+    ("temperature", "settings"),
+    grid([0.8, 0.0], [{}, {"slots": 4, "draft_length": 3}, {"slots": 5}]),
+)
+def test_neither_drafts_nor_neighbours_change_a_steered_answer(temperature, settings):
     choices = frozen(PENALTIES["all"])
     plain = decode(temperature, choices, draft_length=0)
     assert decode(temperature, choices, **settings) == plain

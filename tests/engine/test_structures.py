@@ -5,6 +5,7 @@ from functools import cache
 
 import jsonschema
 import pytest
+from grids import grid
 
 from dspark_batch.engine import steering
 from dspark_batch.engine.engine import Engine
@@ -47,7 +48,10 @@ def request(index, structure, temperature=0.0, max_tokens=LENGTH, **choices):
 
 
 def requests(temperature=0.0):
-    return [request(i, structure, temperature) for i, structure in enumerate(STRUCTURES)]
+    return [
+        request(i, structure, temperature, LENGTH if structure else 40)
+        for i, structure in enumerate(STRUCTURES)
+    ]
 
 
 def answers(asked, **settings):
@@ -85,16 +89,16 @@ def test_every_answer_is_as_it_was_asked(temperature):
     assert all(said[i].finish_reason == "stop" for i in said if i != 2)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
-    "settings", [{}, {"slots": 4, "draft_length": 3}, {"slots": 6, "drafts_ahead": True}], ids=str
+    ("temperature", "settings"),
+    grid([1.0, 0.0], [{}, {"slots": 4, "draft_length": 3}, {"slots": 6, "drafts_ahead": True}]),
 )
 def test_neither_drafts_nor_neighbours_change_a_structured_answer(settings, temperature):
     assert ids(answers(requests(temperature), **settings)) == ids(plain(temperature))
 
 
 def test_who_asks_for_no_structure_answers_as_if_alone():
-    (alone,) = answers([request(2, None)]).values()
+    (alone,) = answers([requests()[2]]).values()
     assert plain()[2].token_ids == alone.token_ids
 
 
@@ -133,7 +137,7 @@ def test_a_mask_one_position_late_changes_answers(monkeypatch):
     assert found != ids(plain())
 
 
-@pytest.mark.parametrize("settings", [{"draft_length": 0}, {"slots": 4}, {"slots": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{"draft_length": 0}, {"slots": 2}], ids=str)
 def test_a_target_thinks_freely_before_its_structured_answer(settings, monkeypatch):
     free = plain()[2].token_ids
     end = next(n for n, token in enumerate(free) if n > 2 and token not in free[:n])
@@ -154,6 +158,16 @@ def test_an_answer_that_is_cut_is_not_whole():
     )
     assert (said[0].finish_reason, said[0].structure.parsed) == ("length", False)
     assert said[1].structure.parsed is ("e" not in plain()[1].text)
+
+
+def test_an_answer_is_whole_where_a_stop_string_cuts_the_line_break_behind_its_json():
+    (line_break,) = tiny().tokenizer._wrapped.encode("\n", add_special_tokens=False)
+    wish = {"logit_bias": ((line_break, 50.0),)}
+    word = structure_of("json_schema", {"enum": ["yes"]})
+    said = answers([request(0, word, stop=("\n",), **wish), request(1, word, **wish)])
+    assert (said[0].text, said[1].text) == ('"yes"', '"yes"\n')
+    assert said[0].structure.parsed
+    assert said[1].structure.parsed
 
 
 def test_the_audits_margin_knows_the_grammar():

@@ -12,6 +12,7 @@ from dspark_batch.fleet.news import Answers, Death, Hello
 from dspark_batch.types import Failure, Gauge, Item, Request
 
 _DEADLOCK = 2000  # steps without news
+_TO_AND_FRO = 5000  # requests that one worker gets
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Worker:
             assert request.item.record == {}, "a worker has no use for records"
             self.waiting.append((request, against))
             self.sent.append(request.item.custom_id)
+        assert len(self.sent) < _TO_AND_FRO, "requests come back for ever"
         self.most_held = max(self.most_held, len(self.waiting) + len(self.active))
 
     def take_back(self, most):

@@ -1,5 +1,6 @@
 """Tiny configs of mlx-lm's families; the sizes are small, and windows smaller than the prompts."""
 
+import pytest
 from checkpoints import HIDDEN, VOCAB, gemma4
 
 LAYERS = 4
@@ -425,3 +426,16 @@ REFUSED = {
         ),
     },
 }
+
+
+# One of each kind of layer; the others run with the slow tests.
+OFTEN = {
+    *("llama, tied, with windows", "qwen3_moe", "gemma2", "gemma4_text, with shared keys"),
+    *("gpt_oss", "deepseek_v3", "minicpm3", "cohere2", "phimoe", "llama4_text", "seed_oss, tied"),
+    *("qwen3_5_moe", "mamba2", "granitemoehybrid", "lfm2", "falcon_h1", "nemotron_h"),
+}
+
+
+def often(names):
+    """List names for `parametrize`; those that are not in OFTEN are slow."""
+    return [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in names]

@@ -27,13 +27,7 @@ PROMPTS = [
 ]
 NUM_TOKENS = 6
 ONE_SHAPE = {"seed_oss, tied"}  # its head is a product that we do not see
-# One of each kind of layer; the others run with the slow tests.
-OFTEN = {
-    *("llama, tied, with windows", "qwen3_moe", "gemma2", "gemma4_text, with shared keys"),
-    *("gpt_oss", "deepseek_v3", "minicpm3", "cohere2", "phimoe", "llama4_text", "seed_oss, tied"),
-    *("qwen3_5_moe", "mamba2", "granitemoehybrid", "lfm2", "falcon_h1", "nemotron_h"),
-}
-NAMES = [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in families.RIGHT]
+NAMES = families.often(families.RIGHT)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +45,7 @@ def on_the_page(verdict):
 
 
 def test_every_line_of_the_page_is_kept_by_a_test():
-    assert {*families.RIGHT} >= OFTEN
+    assert {*families.RIGHT} >= families.OFTEN
     kinds = [
         {c["model_type"] for c in table.values()} for table in (families.RIGHT, families.REFUSED)
     ]
@@ -98,15 +92,13 @@ def test_a_family_is_decoded_as_by_mlx_lm(tmp_path, name):
     drafter = random_drafter(tmp_path / "drafter")
     expected = by_mlx_lm(target)
     assert len({token for ids in expected for token in ids}) > 5  # it is not for nothing
-    for with_drafter in (False, True):
-        pair = load_pair(
-            target=str(target), drafter=str(drafter) if with_drafter else None, dtype="float32"
-        )
+    for used, all_slots in ((None, (1, 7)), (str(drafter), (2, 3))):
+        pair = load_pair(target=str(target), drafter=used, dtype="float32")
         shapes = conformance(pair.target).shapes
         assert (shapes == Shapes()) == (name not in ONE_SHAPE)
-        assert by_us(pair, 1, shapes, PROMPTS[:2]) == expected[:2], with_drafter
-        for slots in (2, 3, 7):
-            assert by_us(pair, slots, shapes) == expected, (slots, with_drafter)
+        for slots in all_slots:
+            some = PROMPTS[: 2 * slots]
+            assert by_us(pair, slots, shapes, some) == expected[: len(some)], (slots, used)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from fake_hub import point_client_at
+from grids import grid
 from loaded import answer, computed
 from mlx.utils import tree_flatten
 
@@ -13,7 +14,7 @@ from dspark_batch.models import quantisation
 from dspark_batch.models.pairs import KNOWN_PAIRS
 from dspark_batch.pair import load_pair
 
-EIGHT = [(size, twin) for size in make.REAL for twin in ("dspark", "dflash")]
+EIGHT = grid(list(make.REAL), ["dspark", "dflash"])
 # Rows of whole groups, so that quantising finds something to do.
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 128, "head_dim": 16}
 FAMILY = {

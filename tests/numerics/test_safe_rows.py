@@ -32,9 +32,12 @@ SMALL = (1, 2, 3, 5, 8, 13, 16, 17, 31, 64, 65, 100)
 @pytest.fixture(autouse=True)
 def _unknown():
     """Nothing is known before a test, nor is what it planted known after it."""
+    verdicts, references = rows.VERDICTS.copy(), rows._references.copy()
     rows.forget()
     yield
     rows.forget()
+    rows.VERDICTS.update(verdicts)
+    rows._references.update(references)
 
 
 def plant(monkeypatch, bits_of):
@@ -335,10 +338,14 @@ ENVIRONMENTS = {
     "haswell_with_two_threads": {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "2"},
     "mlx's_own": {"DSPARK_BATCH_BLAS": "bundled"},
 }
+OFTEN = ("haswell_with_two_threads", "mlx's_own")  # a process each
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in ENVIRONMENTS],
+)
 def test_so_they_have_with_other_kernels_and_threads(name):
     if blas.LOADED.kind != "openblas" and "DSPARK_BATCH_BLAS" not in ENVIRONMENTS[name]:
         pytest.skip("there is no OpenBLAS here")

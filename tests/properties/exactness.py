@@ -67,11 +67,11 @@ def alone(name, work):
     return answers(name, work, slots=1, draft_length=0, prefix_positions=0)
 
 
-def ways(name, seed):
+def ways(name, seed, all_slots):
     """Draw ways through the engine."""
     rng = random.Random(f"ways {name} {seed}")
     most = setup(name).lengths[-1]
-    for slots in SLOTS:
+    for slots in all_slots:
         settings = {
             "slots": slots,
             "draft_length": rng.choice((0, 1, 3, most, None, None)),
@@ -82,11 +82,11 @@ def ways(name, seed):
         yield settings
 
 
-def differences(name, seed):
+def differences(name, seed, all_slots=SLOTS):
     """Answer in random ways, orders and parts; describe what is not the baseline."""
     rng, work = random.Random(seed), requests(name, seed)
     expected = alone(name, work)
-    for settings in ways(name, seed):
+    for settings in ways(name, seed, all_slots):
         rng.shuffle(work)
         middle = rng.randrange(len(work))  # a resume: another engine goes on
         found = answers(name, work[:middle], **settings) | answers(name, work[middle:], **settings)

@@ -25,7 +25,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ther
 
 @pytest.mark.parametrize("name", ["qwen3_vanilla", "qwen35_moe_dflash", "96x4x2x48"])
 def test_every_step_gives_the_same_bits(name):
-    assert list(differences(target_of(name), 1, (1, 3, 7))) == []
+    assert list(differences(target_of(name), 1, (1, 7))) == []
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -46,9 +46,9 @@ def said(name, seed, slots, variables):
 
 
 @needs_linux
-@pytest.mark.parametrize("name", ["haswell", "two_threads", "mlx's_own"])
+@pytest.mark.parametrize("name", ["haswell_with_two_threads", "mlx's_own"])
 def test_so_it_does_with_other_kernels_and_threads(name):
-    differ, identity = said("96x4x2x48", 3, (1, 3), ENVIRONMENTS[name])
+    differ, identity = said("96x4x2x48", 3, (3,), ENVIRONMENTS[name])
     assert differ == []
     variables = ENVIRONMENTS[name]
     assert variables.get("OPENBLAS_CORETYPE", "") in identity

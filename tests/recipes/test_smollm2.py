@@ -32,7 +32,7 @@ def test_runs_begin_at_different_prompts_and_each_answers_all(tmp_path, monkeypa
     recipe.answer(tmp_path, recipe.Plan(prompts=(str(prompts),)))
     parts = [Path(spec.inputs[0]).read_bytes().splitlines() for spec in specs]
     assert [spec.temperature for spec in specs] == list(recipe.TEMPERATURES)
-    assert parts[0] == parts[1][12:] + parts[1][:12]
+    assert parts[0] == parts[1][16:] + parts[1][:16] == parts[2][8:] + parts[2][:8]
     assert sorted(parts[0]) == sorted(prompts.read_bytes().splitlines()) != parts[0]
 
 

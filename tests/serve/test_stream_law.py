@@ -98,7 +98,7 @@ def stops_in(text, rng):
 
 @pytest.mark.parametrize(
     "prompts",
-    [PROMPTS[::40] + ODD, pytest.param(PROMPTS + ODD, marks=pytest.mark.slow)],
+    [PROMPTS[::80] + ODD, pytest.param(PROMPTS + ODD, marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
 def test_a_stream_is_the_answer_and_the_row_of_a_job(server, tmp_path, prompts):
@@ -119,7 +119,7 @@ def test_a_stream_is_the_answer_and_the_row_of_a_job(server, tmp_path, prompts):
 def test_text_that_is_no_text_streams_as_it_ends(server):
     bodies = [
         chat(prompt, temperature=2.5, seed=n, max_tokens=40, **more)
-        for n, prompt in enumerate(ODD * 4)
+        for n, prompt in enumerate(ODD * 2)
         for more in ({}, {"stop": ["\ufffd", "é"]})
     ]
     streamed, whole = asked_all(server, bodies)

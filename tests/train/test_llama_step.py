@@ -24,6 +24,7 @@ BLOCK, ANCHORS, TAPS = 4, 3, (0, 2)
 LENGTHS = ((5, 17), (9, 20))  # of a prompt, and with its answer; rows are as long as the longest
 DECAY, MIX = 4.0, {"dspark": (0.1, 0.9, 1.0), "dflash": (1.0, 0.0, 0.0)}
 KEY = mx.random.key(5)
+PROGRESS = 0.25  # of a training that begins with cross entropy once and no distance
 
 
 class Llama:
@@ -76,7 +77,7 @@ class Step:
         pair = load_pair(target=str(directory), dtype="float32")
         rank = 8 if kind == "dspark" else None
         asked = Asked(kind=kind, layers=2, block=BLOCK, taps=TAPS, rank=rank, seed=3)
-        self.student, self.mix = _student(pair, asked, _NothingSeen()), MIX[kind]
+        self.student, self.mix = _student(pair, asked, _NothingSeen()), _mix(kind)
         self.drafter, self.config = self.student.drafter, self.student.config
         self._wake()
         rng = np.random.default_rng(1)
@@ -86,7 +87,7 @@ class Step:
         for row, (prompt, end) in enumerate(LENGTHS):
             self.tokens[row, :end] = rng.integers(3, 50, end)
             self.answers[row, prompt:end] = True
-        self.batch = mx.array(self.tokens), mx.array(self.answers), KEY
+        self.batch = mx.array(self.tokens), mx.array(self.answers), KEY, PROGRESS
         target = Llama(config, pair.target.model)
         self.known = [target(row[:end]) for row, (_, end) in zip(self.tokens, LENGTHS, strict=True)]
         anchors, kept = draw_anchors(mx.array(self.answers), ANCHORS, KEY)
@@ -154,6 +155,12 @@ class Step:
             yield np.exp(log_q), log_q, z, np.exp(log_p), tokens[anchor + 1 + k]
 
 
+def _mix(kind):
+    """The weights of the terms, on the way from the first to the last ones."""
+    last = np.array(MIX[kind])
+    return (1 - PROGRESS) * np.array([1, 0, last[2]]) + PROGRESS * last
+
+
 class _NothingSeen:
     """Answers that have no token: any may be the mask."""
 
@@ -203,19 +210,43 @@ def test_gradients_are_differences_of_the_loss(step):
         assert abs((gradient * way).sum() - expected) < 1e-3 * size, name
 
 
-def test_the_first_update_is_adamws(step):
+def test_the_first_update_is_muons_for_the_layers_and_adamws_for_the_rest(step):
     _, gradients = _gradients(step)
     before = step.weights
     schedule = Schedule(steps=10, peak_lr=0.04, warmup=4)
     trainer = Trainer(step.drafter, step.loss(), schedule)
     trainer.step(*step.batch)
     after = {
-        name[15:]: a for name, a in trainer.state().items() if name.startswith("masters.params.")
+        name[15:]: np.array(a, np.float64)
+        for name, a in trainer.state().items()
+        if name.startswith("masters.params.")
     }
     size = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+    inner = {name for name in gradients if name.endswith("_proj.weight") or name == "fc.weight"}
+    assert len(inner) == 1 + 2 * 7
     for name, gradient in gradients.items():
-        clipped = gradient * min(1.0, 1.0 / size)
-        expected = before[name] - 0.04 / 4 * clipped / (np.abs(clipped) + 1e-8)
+        clipped, rate = gradient * min(1.0, 1.0 / size), 0.04 / 4
+        if name in inner:
+            step_of = (
+                8
+                * rate
+                * _orthogonal(clipped)
+                * max(1, gradient.shape[0] / gradient.shape[1]) ** 0.5
+            )
+            gap = np.linalg.norm(after[name] - before[name] + step_of)
+            assert gap < 1e-2 * np.linalg.norm(step_of), name
+            continue
+        expected = before[name] - rate * clipped / (np.abs(clipped) + 1e-8)
         clear = np.abs(clipped) > 1e-5  # float32 may see another sign of less
-        gap = np.abs(np.array(after[name], np.float64) - expected)[clear]
+        gap = np.abs(after[name] - expected)[clear]
         assert gap.size == 0 or gap.max() < 1e-4, name
+
+
+def _orthogonal(matrix):
+    """Make all singular values nearly 1, by five steps of Newton and Schulz, as Muon does."""
+    x = matrix / np.linalg.norm(matrix)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x

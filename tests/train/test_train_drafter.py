@@ -14,12 +14,13 @@ import pytest
 from small_jobs import rows_in
 
 from dspark_batch import Spec, load_pair, run
+from dspark_batch.check import open_reading
 from dspark_batch.errors import OutputInUse, Resumable, ResumeMismatch, UsageError
 from dspark_batch.output.look import look
 from dspark_batch.output.push import push_drafter
 from dspark_batch.record.run_dir import RunDir
 from dspark_batch.train import session
-from dspark_batch.train.corpus import Corpus
+from dspark_batch.train.corpus import Corpus, Rendering
 from dspark_batch.train.place import Place
 from dspark_batch.train.sizes import sizes_for
 from dspark_batch.train_drafter import Asked, train_drafter
@@ -188,6 +189,24 @@ def test_held_out_answers_are_never_learnt(answered, whole):
     assert len(corpus.learnt) + len(corpus.held_out) == 40
     assert (whole[1].answers, whole[1].held_out) == (len(corpus.learnt), len(corpus.held_out))
     assert isinstance(corpus, Corpus)
+
+
+def test_one_record_is_held_out_where_chance_holds_out_none(
+    answered, target, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dspark_batch.train.corpus._HELD_OUT", 1 << 60)
+    opened = open_reading(look(str(answered)).spec)
+    reads = Rendering(opened.render, opened.context_length)
+    corpus = session.gather([look(str(answered))], reads, tmp_path, by=None, most_tokens=256)
+    assert (len(corpus.learnt), len(corpus.held_out)) == (39, 1)
+
+
+def test_a_training_goes_from_cross_entropy_to_the_mix_of_its_kind(whole):
+    steps = whole[1].about["steps"]
+    for point in whole[1].curve:
+        done = point["step"] / steps
+        drafted = (1 - 0.9 * done) * point["cross_entropy"] + 0.9 * done * point["distance"]
+        assert point["loss"] == pytest.approx(drafted + point["doubt"], rel=1e-4)
 
 
 def test_the_chance_of_a_step_is_its_own(whole):
