@@ -51,6 +51,7 @@ def train_drafter(  # noqa: PLR0913  each is an option of the command
     Raises:
         UsageError: the options or the runs are not such that a drafter can be made of them.
         ResumeMismatch: `to` belongs to another training.
+        ModelError: the loss is no number any more.
         OutputInUse: another process trains it.
         Resumable: the time is over; the same command goes on.
     """

@@ -14,6 +14,7 @@ from dspark_batch import device
 from dspark_batch.numerics.arrays import named_arrays
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
+OPTIMIZER = "Muon and AdamW"  # a state of another one cannot be gone on with
 _MATRIX_RATE = 8.0  # of Muon, whose updates of a matrix of width 576 have entries of 1/24
 Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
 

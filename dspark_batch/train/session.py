@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from math import isfinite
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from dspark_batch import device
 from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.drafters.new_config import Sizes, new_config
-from dspark_batch.errors import Resumable, UsageError
+from dspark_batch.errors import ModelError, Resumable, UsageError
 from dspark_batch.intake.mapping import Render
 from dspark_batch.models.checkpoint import read_config, read_weights
 from dspark_batch.models.hub import locate
@@ -27,7 +28,7 @@ from dspark_batch.spec.budget import Budget
 from dspark_batch.train.batches import choose, padded, steps_of_a_pass
 from dspark_batch.train.card import model_card
 from dspark_batch.train.corpus import Corpus, Rendering, gather, runs_of
-from dspark_batch.train.fit import Schedule, Trainer, compute_dtype, initialize
+from dspark_batch.train.fit import OPTIMIZER, Schedule, Trainer, compute_dtype, initialize
 from dspark_batch.train.learn import drafting_loss, freeze_ends
 from dspark_batch.train.loss import DFLASH, DSPARK, LossMix, Terms
 from dspark_batch.train.measure import measure
@@ -72,7 +73,8 @@ class Session:
         """Go on until the drafter is there; one that is there already is only reported."""
         place, identity = self._place, self._jobs[0].manifest["identity"]
         about = {"runs": runs_of(self._jobs), "target": identity["target"]}
-        place.begin(about | asdict(self._asked) | {"device": _device()}, overwrite=overwrite)
+        about |= asdict(self._asked) | {"device": _device(), "optimizer": OPTIMIZER}
+        place.begin(about, overwrite=overwrite)
         if place.is_done():
             return Training(**place.report())
         with as_they_come():  # drafts decide no byte, so no row needs padding here
@@ -161,6 +163,12 @@ class Session:
                 continue
             curve.append(_point(step, seen))
             seen = []
+            if not isfinite(curve[-1]["loss"]):
+                raise ModelError(
+                    f"{place.out}: the loss was no number up to step {step} of {steps}, so this "
+                    "drafter would learn nothing more. Start over with --overwrite and another "
+                    "--seed. If that ends alike, the target computes no numbers for some answer."
+                )
             place.add_to_curve(curve[-1])
             self._observe(Lesson("training", step, steps, curve))
             is_over = step < steps and not budget.allows_one_more()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from math import inf
+from statistics import median
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,7 +18,8 @@ _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _HOPE = 1.05  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _FIRST_TRIAL, _TRIAL_ROUNDS = 8, 4  # a short job tries nothing; rounds of a trial
-_LEAST_SEEN, _MOST_SEEN = 3, 15  # rounds of a kind, that say what such a round takes
+_LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
+_LAST_ROUNDS = 5  # that say how slow the machine is just now
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
 _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
@@ -61,9 +63,8 @@ class _Seen(NamedTuple):
 
     @property
     def usual_s(self) -> float:
-        """The mean of the shorter half: what other programs do makes rounds longer, not shorter."""
-        shorter = sorted(self.seconds)[: -(-len(self.seconds) // 2)]
-        return sum(shorter) / len(shorter)
+        """The median."""
+        return median(self.seconds)
 
 
 class Costs:
@@ -71,6 +72,9 @@ class Costs:
 
     A kind of round that was seen of late takes what its last ones took. Of others the parts
     are estimated, from all kinds that were seen and, with little weight, from the rule.
+
+    A machine is slower while others use it. How much slower shows in rounds of kinds that are
+    known, and is taken out of all: so a kind that was last seen in a slow minute is not worse.
 
     Args:
         rule: what the parts of a round cost, in any unit.
@@ -85,6 +89,7 @@ class Costs:
         self._seen: dict[Kind, _Seen] = {}
         self.num_rounds = self.num_drafted = 0
         self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
+        self._slowness = deque([1.0], maxlen=_LAST_ROUNDS)  # what rounds took over what they do
 
     def add(self, kind: Kind, seconds: float) -> None:
         """Learn from a round."""
@@ -92,7 +97,10 @@ class Costs:
         self.num_drafted += kind.is_drafted
         known = self._fresh(kind)
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
-        times.append(max(seconds, _LEAST_S))
+        seconds = max(seconds, _LEAST_S)
+        if self.is_known(kind):
+            self._slowness.append(seconds / self._seen[kind].usual_s)
+        times.append(seconds / median(self._slowness))
         self._seen[kind] = _Seen(times, self.num_rounds)
         if len(times) <= _LEAST_SEEN or self.num_rounds % _ESTIMATE_EVERY == 0:
             self._weights = None

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from small_jobs import rows_in
 
 from dspark_batch import Spec, load_pair, run
 from dspark_batch.check import open_reading
-from dspark_batch.errors import OutputInUse, Resumable, ResumeMismatch, UsageError
+from dspark_batch.errors import ModelError, OutputInUse, Resumable, ResumeMismatch, UsageError
 from dspark_batch.output.look import look
 from dspark_batch.output.push import push_drafter
 from dspark_batch.record.run_dir import RunDir
@@ -270,8 +271,6 @@ def test_rows_without_token_ids_are_refused(answered, tmp_path, monkeypatch):
 
 
 def _without(entry, column):
-    from dataclasses import replace
-
     return replace(entry, row={k: v for k, v in entry.row.items() if k != column})
 
 
@@ -312,6 +311,24 @@ def test_another_training_is_not_gone_on_with(whole, answered, tmp_path):
         train_drafter([str(answered)], str(tmp_path / "e"), SMALL)
     with RunDir(str(tmp_path / "f")).lock(), pytest.raises(OutputInUse):
         train_drafter([str(answered)], str(tmp_path / "f"), SMALL)
+
+
+def test_a_training_of_an_earlier_version_is_not_gone_on_with(whole, answered, tmp_path):
+    shutil.copytree(f"{whole[0]}.run", tmp_path / "d.run")
+    path = tmp_path / "d.run" / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["optimizer"]
+    path.write_text(json.dumps(plan))
+    with pytest.raises(ResumeMismatch, match="optimizer is None there and Muon and AdamW here"):
+        train_drafter([str(answered)], str(tmp_path / "d"), SMALL)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(answered, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "DSPARK", replace(session.DSPARK, cross_entropy=float("nan")))
+    with pytest.raises(ModelError, match="the loss was no number up to step 1 of 6"):
+        train_drafter([str(answered)], str(tmp_path / "d"), SMALL)
+    assert not (tmp_path / "d").exists()
+    assert Place(str(tmp_path / "d")).state() is None
 
 
 def test_overwrite_starts_over_whatever_a_crash_left(whole, answered, tmp_path):

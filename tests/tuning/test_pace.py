@@ -99,16 +99,26 @@ def test_before_any_round_the_rule_is_believed():
     assert not costs.is_known(Kind(4, 3))
 
 
-def test_a_kind_of_round_takes_the_mean_of_the_shorter_half_of_its_last_times():
+def test_a_kind_of_round_takes_the_median_of_its_last_times():
     costs, kind = Costs(RULE_CPU), Kind(4, 3)
     for seconds in (5.0, 1.0, 90.0):
         assert not costs.is_known(kind)
         costs.add(kind, seconds)
     assert costs.is_known(kind)
-    assert costs.round_s(kind) == 3.0
-    for _ in range(15):
-        costs.add(kind, 2.0)
-    assert costs.round_s(kind) == 2.0
+    assert costs.round_s(kind) == 5.0
+
+
+def test_a_kind_that_was_tried_in_a_slow_minute_is_not_slower():
+    costs, usual, better = Costs(RULE_CPU), Kind(1, 4), Kind(1, 7)
+    for slow in (1.0, 3.0):
+        for _ in range(20):
+            costs.add(usual, slow * 1.0)
+    for _ in range(4):
+        costs.add(better, 3.0 * 0.9)
+    for _ in range(20):
+        costs.add(usual, 1.0)
+    assert costs.round_s(better) == pytest.approx(0.9)
+    assert costs.round_s(usual) == pytest.approx(1.0)
 
 
 def test_a_neighbour_who_takes_the_machine_for_a_moment_changes_nothing():
