@@ -326,6 +326,7 @@ def main():
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--without-ray", action="store_true")
     options = parser.parse_args()
+    options.workers = sorted({*options.workers})  # a team only grows
     parts = {}
     for name in options.parts:
         parts[name] = PARTS[name](options)

@@ -1,6 +1,7 @@
 """The machine: which device computes, asked here and nowhere else; where things are kept on it."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
@@ -42,3 +43,20 @@ def cache_folder() -> Path:
             "this user has no home folder, and HOME is not set. Name a folder for what is kept "
             "between runs in DSPARK_BATCH_CACHE."
         ) from error
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache folder whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    draft = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):  # a full disk would have one of each start
+            draft.unlink()
+        raise

@@ -1,13 +1,12 @@
 """Where the temperatures of a pair's confidences are kept: a cache folder of the user."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import orjson
 
-from dspark_batch.device import cache_folder
+from dspark_batch.device import cache_folder, keep
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.types import Json
 
@@ -39,12 +38,9 @@ def kept_temperatures(identity: Identity) -> tuple[float, ...] | None:
 def keep_temperatures(identity: Identity, temperatures: Sequence[float], **about: Json) -> Path:
     """Keep a pair's temperatures, whole or not at all, with a few words `about` them."""
     path = calibration_path(identity)
-    draft = path.with_suffix(f".{os.getpid()}")
     content = {"temperatures": temperatures, **about}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-        draft.replace(path)
+        keep(path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be written ({error.strerror}). Name another folder in "

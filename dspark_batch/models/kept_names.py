@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from inspect import signature
@@ -76,7 +77,7 @@ def with_memory(reader: Reader, code: Path) -> Reader:
     def names() -> Names | None:  # None: nothing can be kept, or not in this form
         try:
             path = _path(models, code)
-        except UsageError:  # nobody has said where things are kept
+        except (UsageError, OSError):  # no place to keep anything, or a file that is none
             return None
         if (kept := _kept(path)) is not None:
             return kept
@@ -138,13 +139,10 @@ def _kept(path: Path) -> Names | None:
 
 def _keep(path: Path, body: bytes) -> None:
     """Keep names; a folder that cannot be written costs time only."""
-    draft = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(_seal(body) + b"\n" + body)
-        draft.replace(path)
-    except OSError:
-        return
+    from dspark_batch.device import keep  # loads MLX
+
+    with suppress(OSError):
+        keep(path, _seal(body) + b"\n" + body)
 
 
 def _encoded(names: Names) -> bytes | None:

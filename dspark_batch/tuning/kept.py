@@ -1,8 +1,8 @@
 """What is kept on the disk about this machine: verdicts, which are facts, and hints."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import mlx.core as mx
 import orjson
 
 from dspark_batch import blas
-from dspark_batch.device import cache_folder
+from dspark_batch.device import cache_folder, keep
 from dspark_batch.numerics import rows
 from dspark_batch.numerics.attention import kernel_name
 from dspark_batch.tuning.pace import Weights
@@ -104,14 +104,9 @@ def _read(name: str) -> dict[str, Any] | None:
 
 def _keep(name: str, body: Mapping[str, object]) -> None:
     path = _path(name)
-    draft = path.with_suffix(f".{os.getpid()}")
     content = {"machine": machine(), "kept": body, "seal": _digest([_FORMAT, body])}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(orjson.dumps(content))
-        draft.replace(path)
-    except OSError:
-        return
+    with suppress(OSError):
+        keep(path, orjson.dumps(content))
 
 
 def _digest(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import resource
 import subprocess
 import sys
 from copy import deepcopy
@@ -146,6 +147,21 @@ def test_a_pipe_in_its_place_is_not_waited_for(files, tmp_path):
     path = kept_file(tmp_path)
     path.unlink()
     os.mkfifo(path)
+    assert files.start()(files.models) == NAMES
+
+
+def test_a_full_disk_is_left_as_it_was(files, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # a file takes 20 bytes, no more
+    try:
+        assert files.start()(files.models) == NAMES
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*(tmp_path / "cache" / "machines").iterdir()]
+
+
+def test_a_link_to_nowhere_is_left_to_the_reader(files):
+    (files.models / "convert_a.py").symlink_to("nowhere")
     assert files.start()(files.models) == NAMES
 
 
