@@ -80,7 +80,7 @@ MAY_IMPORT = {
 NO_MODELS = {*JOB, *BASE, "merge", "cli", "__init__", "__main__"}  # nor anything as heavy
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
-PACE = {"numpy", "collections", "dataclasses", "math", "typing"}
+PACE = {"numpy", "collections", "dataclasses", "math", "statistics", "typing"}
 # What other commands and options need, and a plain run with `-q` would wait for.
 OTHERS = {
     "rich",

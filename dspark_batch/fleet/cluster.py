@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import re
 import socket
 import sys
@@ -60,7 +59,7 @@ class Cluster:
             self._needs = _needs_there(spec)
             self.workers = _workers_there(spec, self._needs)
         self._is_closed = threading.Event()
-        self._actor_class = ray.remote(RayWorker)
+        self._actor_class = ray.remote(Worker)
 
     def spawn(self, place: int, open_engine: Callable[[], Opened], tell: Tell) -> Member:
         """Begin a worker; it tells when its pair is loaded, and when it dies."""
@@ -102,14 +101,6 @@ class Cluster:
             ray.shutdown()
 
 
-class RayWorker(Worker):
-    """An actor; its requests are pickled by Python, since Ray's own pickler takes twice as long."""
-
-    def put_pickled(self, requests: bytes, against: Against | None) -> None:
-        """Let requests wait for the engine, or for a baseline."""
-        self.put(pickle.loads(requests), against)
-
-
 class _RayMember:
     """An actor, with a thread that waits for what it tells."""
 
@@ -122,7 +113,7 @@ class _RayMember:
 
     def put(self, requests: Sequence[Request], against: Against | None) -> None:
         """Send requests."""
-        self._actor.put_pickled.remote(pickle.dumps(requests), against)
+        self._actor.put.remote(requests, against)
 
     def take_back(self, most: int) -> None:
         """Ask for requests that have not begun."""
