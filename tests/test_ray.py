@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +114,10 @@ def test_an_engine_that_dies_ends_the_process_so_that_ray_takes_another(monkeypa
     answers = worker(FakeSteps(dies_on="kills"))
     with pytest.raises(RuntimeError, match="the engine broke at kills"):
         answers(pa.table({"prompt": ["a", "kills"]}))
-    assert set(ends) == {1}
+    deadline = time.monotonic() + 10
+    while len(ends) < 2 and time.monotonic() < deadline:  # the hub's thread says it, too
+        time.sleep(0.001)
+    assert ends == [1, 1]
     assert "RuntimeError: the engine broke at kills" in capfd.readouterr().err
 
 
