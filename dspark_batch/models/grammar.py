@@ -139,7 +139,7 @@ class Guide:
             self.problem = reason(self._matcher.get_error())
 
     def take(self, token: int) -> None:
-        """Go on by one token that `bits` allows."""
+        """Go on by one token that `bits_of` allows."""
         start, end = self._marks
         self._before.append(self._part)
         if self._part == "opening" and token != start[len(self._said)]:
@@ -152,14 +152,6 @@ class Guide:
         elif self._part == "thinking" and tuple(self._said[-len(end) :]) == end:
             self._part = "answer"
 
-    def bits(self) -> Bits | None:
-        """Tell which tokens may come next; None: any.
-
-        Where nothing but the end is left, only stop tokens are.
-        """
-        (bits,) = bits_of([self])
-        return bits
-
     @property
     def is_thinking(self) -> bool:
         """Whether any token may come, since the answer has not begun."""
@@ -171,7 +163,10 @@ class Guide:
         return self._matcher
 
     def completed(self, bits: Bits) -> Bits | None:
-        """Complete what the matcher lets come; see `bits`."""
+        """Complete what the matcher lets come; None: any.
+
+        Where nothing but the end is left, only stop tokens are.
+        """
         if self._matcher.is_error():
             if not self._before:  # else only the drafts went too far
                 self.problem = self.problem or reason(self._matcher.get_error())

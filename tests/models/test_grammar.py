@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from dspark_batch.models.grammar import Grammars, Guide, Marks, has, thinks_at_end
+from dspark_batch.models.grammar import Grammars, Guide, Marks, bits_of, has, thinks_at_end
 from dspark_batch.pair import load_reading
 from dspark_batch.spec.structure import structure_of
 
@@ -43,7 +43,7 @@ def guide(structure=STRUCTURES[0], prompt=(1,), marks=NO_MARKS):
 
 
 def allowed(guide):
-    bits = guide.bits()
+    (bits,) = bits_of([guide])
     return None if bits is None else [t for t in range(32 * len(bits)) if has(bits, t)]
 
 
