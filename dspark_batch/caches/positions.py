@@ -6,6 +6,7 @@ from typing import NamedTuple, Self
 import mlx.core as mx
 
 from dspark_batch.caches.slot_cache import Arrays, Extent, Joined
+from dspark_batch.numerics.joined import may_write_in_place, owned
 from dspark_batch.numerics.masks import ragged_causal
 
 
@@ -64,6 +65,16 @@ class PositionCache:
         self.keys = mx.put_along_axis(self.keys, index, keys, axis=2)
         self.values = mx.put_along_axis(self.values, index, values, axis=2)
         return self.keys, self.values
+
+    def owned(self) -> tuple[mx.array, mx.array] | None:
+        """Give both buffers for a kernel that writes a step into them; None: MLX has to write.
+
+        What the kernel leaves is to be held in their place. Before the first step there are none
+        yet, and MLX might make one of zeros for several layers.
+        """
+        if self.keys is None or self.values is None or not may_write_in_place():
+            return None
+        return owned(self.keys), owned(self.values)
 
     def make_mask(
         self, width: int, return_array: bool = False, window_size: int | None = None

@@ -73,7 +73,7 @@ class _SafeHeads(nn.Module):
         if not transpose or heads != self.weight.shape[0]:  # cached positions, in mlx-lm's own pass
             return multiply(hidden, transpose=transpose)
         rows = hidden.swapaxes(0, 1).reshape(heads, -1, size)
-        product = _product(self, size, rows.dtype)._replace(matrices=heads)
+        product = product_of(self, size, rows.dtype)._replace(matrices=heads)
 
         def over_matrices(rows: mx.array) -> mx.array:
             """Map [H, P, M, K] to [H, P, M, N], a matrix of each head after the other."""
@@ -119,11 +119,12 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: Multiply) -> mx.array:
-    product = _product(layer, hidden.shape[-1], hidden.dtype)
+    product = product_of(layer, hidden.shape[-1], hidden.dtype)
     return over_safe_rows(product, hidden, multiply)
 
 
-def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
+def product_of(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
+    """Name the product of a linear layer with rows of so many numbers of a type."""
     quantised = None
     if "scales" in layer:
         quantised = (layer.bits, layer.group_size, layer.mode)

@@ -1,0 +1,326 @@
+"""Runs the decoder layers of a step with a third of the launches, on CUDA, bit for bit.
+
+A plain layer is norm, attention, sum, norm, MLP, sum. Products of one input are joined into one,
+and what lies between products is one kernel each (`numerics.joined`). The joined weight takes the
+place of the separate ones, which become parts of it, so nothing is in memory twice.
+
+Whether a layer is a plain one is not read off its name: it is run both ways, on the device, once,
+and each bit of its output and its cache must be the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.rope_utils import Llama3RoPE
+
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import Extent
+from dspark_batch.models.safe_layers import product_of
+from dspark_batch.numerics.attention import ragged_attention
+from dspark_batch.numerics.joined import (
+    Heads,
+    add_and_normalise,
+    fits_heads,
+    fits_norm,
+    gated,
+    split_heads,
+)
+from dspark_batch.numerics.rows import over_filled_rows, over_safe_rows, rows_needed
+
+
+def join_layers(layers: Sequence[nn.Module], final_norm: nn.Module | None) -> int:
+    """Let the plain layers of a model run joined over ragged caches, where bits are the same.
+
+    Args:
+        layers: of a target, in order, whose attention is ours over ragged caches.
+        final_norm: of the last one's output, if it is known.
+
+    Returns:
+        How many layers run joined.
+    """
+    passes = [_Pass.of(layer) for layer in layers]
+    after = _After()
+    for own, following in zip(passes, [*passes[1:], None], strict=True):
+        if own is not None:
+            own.after = after
+            own.following = following.entry if following else None
+    if passes and passes[-1] is not None and type(final_norm) is nn.RMSNorm:
+        passes[-1].following = _Entry(final_norm, None)
+    exact = 0
+    for layer, own in zip(layers, passes, strict=True):
+        if own is not None and _is_exact(layer, own):
+            _let_run(layer, own)
+            exact += 1
+    if exact and passes[-1] is not None and passes[-1].following is not None:
+        _let_take(passes[-1].following.norm, after)
+    return exact
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A norm and the product behind it, if there is one."""
+
+    norm: nn.Module
+    product: "_Joined | None"
+
+    def rows(self, total: int) -> int:
+        return total if self.product is None else self.product.rows(total)
+
+
+class _After:
+    """What the last sum is when normalised, for whoever normalises it next."""
+
+    def __init__(self) -> None:
+        self._known: tuple[mx.array, nn.Module, mx.array] | None = None
+
+    def put(self, total: mx.array, norm: nn.Module, normalised: mx.array) -> None:
+        self._known = total, norm, normalised
+
+    def take(self, hidden: mx.array, norm: nn.Module) -> mx.array | None:
+        """Give the rows of a sum, if it is this very array and this norm; once."""
+        known, self._known = self._known, None
+        if known is None or known[0] is not hidden or known[1] is not norm:
+            return None
+        return known[2]
+
+
+class _Joined:
+    """A product of several linear layers of one input, whose weights become parts of one."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.weight = mx.concatenate([layer["weight"] for layer in layers])
+        mx.eval(self.weight)
+        self.cuts = [0]
+        for layer in layers:
+            start = self.cuts[-1]
+            self.cuts.append(start + layer["weight"].shape[0])
+            layer["weight"] = self.weight[start : self.cuts[-1]]
+        mx.eval([layer["weight"] for layer in layers])
+        size, width = self.weight.shape[1], self.weight.shape[0]
+        self._product = product_of(layers[0], size, self.weight.dtype)._replace(width=width)
+
+    def rows(self, total: int) -> int:
+        return rows_needed(self._product, total)
+
+    def filled(self, rows: mx.array, total: int) -> mx.array:
+        """Multiply rows that are filled up already."""
+        return over_filled_rows(self._product, rows, total, self._multiply)
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        """Multiply [..., K]."""
+        return over_safe_rows(self._product, hidden, self._multiply)
+
+    def _multiply(self, rows: mx.array) -> mx.array:
+        return rows @ self.weight.T
+
+
+class _Part(nn.Module):
+    """Stands in for one of the layers that are joined: its part of the joined product."""
+
+    def __init__(self, joined: _Joined, number: int) -> None:
+        super().__init__()
+        self._joined, self._number = joined, number
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        start, stop = self._joined.cuts[self._number : self._number + 2]
+        return self._joined(hidden)[..., start:stop]
+
+
+_QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+
+
+class _Pass:
+    """The pass of one layer."""
+
+    after: _After
+    following: _Entry | None = None
+
+    def __init__(self, layer: nn.Module, shape: Heads) -> None:
+        self._attention, self._mlp = layer.self_attn, layer.mlp
+        self._norm = layer.post_attention_layernorm
+        self.shape = shape
+        attention = self._attention
+        self._norms = None
+        if "q_norm" in attention:
+            self._norms = attention.q_norm["weight"], attention.k_norm["weight"]
+        self._periods = getattr(attention.rope, "_freqs", None)
+        self._scale = attention.scale
+        self.qkv = _Joined([attention[name] for name in _QKV])
+        self.gate_up = _Joined([self._mlp[name] for name in _GATE_UP])
+        self.entry = _Entry(layer.input_layernorm, self.qkv)
+        down = self._mlp.down_proj
+        self._down = product_of(down, down["weight"].shape[1], down["weight"].dtype)
+
+    @contextmanager
+    def parts_standing_in(self) -> Iterator[None]:
+        """Let the layer's own code take its products from the joined ones."""
+        joined = ((self._attention, self.qkv, _QKV), (self._mlp, self.gate_up, _GATE_UP))
+        before = [(module, name, module[name]) for module, _, names in joined for name in names]
+        for module, product, names in joined:
+            for number, name in enumerate(names):
+                module[name] = _Part(product, number)
+        try:
+            yield
+        finally:
+            for module, name, layer in before:
+                module[name] = layer
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "_Pass | None":
+        """Make the pass of a layer that has the parts of a plain one; None: it has not."""
+        shape = _heads_of(layer)
+        return None if shape is None else cls(layer, shape)
+
+    def __call__(self, hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
+        """Run over hidden [B, T, E]."""
+        batch, width, size = hidden.shape
+        total = batch * width
+        rows = self.after.take(hidden, self.entry.norm)
+        joined = self.qkv(self.entry.norm(hidden)) if rows is None else self.qkv.filled(rows, total)
+        joined = joined.reshape(-1, joined.shape[-1])
+        own = cache.owned()
+        queries, keys, values = split_heads(
+            joined,
+            self.shape,
+            cache.offset,
+            width,
+            norms=self._norms,
+            periods=self._periods,
+            into=own,
+        )
+        if own is None:
+            keys, values = cache.update_and_fetch(keys, values)
+        else:
+            cache.hold([keys, values])
+        attended = ragged_attention(queries, keys, values, self._scale, mask, cache.lengths)
+        attended = attended.transpose(0, 2, 1, 3).reshape(total, -1)
+        added = self._attention.o_proj(attended)
+        hidden, rows = add_and_normalise(
+            hidden.reshape(total, size),
+            added,
+            self._norm["weight"],
+            self._norm.eps,
+            total,
+            self.gate_up.rows(total),
+        )
+        joined = self.gate_up.filled(rows, total)
+        rows = gated(joined, total, rows_needed(self._down, total))
+        down = self._mlp.down_proj["weight"]
+        added = over_filled_rows(self._down, rows, total, lambda some: some @ down.T)
+        return self._left(hidden, added, (batch, width, size))
+
+    def _left(self, hidden: mx.array, added: mx.array, shape: tuple[int, ...]) -> mx.array:
+        """Add what the MLP says, and normalise it for what follows, if that is known."""
+        if self.following is None:
+            return (hidden + added[: hidden.shape[0]]).reshape(shape)
+        norm, total = self.following.norm, hidden.shape[0]
+        rows = self.following.rows(total)
+        left, normalised = add_and_normalise(hidden, added, norm["weight"], norm.eps, total, rows)
+        left = left.reshape(shape)
+        self.after.put(left, norm, normalised)
+        return left
+
+
+def _heads_of(layer: nn.Module) -> Heads | None:
+    """Read how the heads of a layer lie off its parts; None: it has others than a plain layer."""
+    if getattr(layer, "runs_joined", False):  # since another target was made of this model
+        return None
+    attention, mlp = (layer.get(name) for name in ("self_attn", "mlp"))
+    names = [(attention, name) for name in (*_QKV, "o_proj")]
+    names += [(mlp, name) for name in (*_GATE_UP, "down_proj")]
+    if not all(isinstance(module, nn.Module) and _is_plain(module.get(n)) for module, n in names):
+        return None
+    norms = [layer.get("input_layernorm"), layer.get("post_attention_layernorm")]
+    has_head_norms = "q_norm" in attention
+    head_norms = [attention.get("q_norm"), attention.get("k_norm")] if has_head_norms else []
+    rope, heads = attention.get("rope"), getattr(attention, "n_heads", 0)
+    if any(type(norm) is not nn.RMSNorm for norm in [*norms, *head_norms]) or heads == 0:
+        return None
+    if type(rope) not in (nn.RoPE, Llama3RoPE) or rope.traditional:
+        return None
+    shape = Heads(
+        heads=heads,
+        kv_heads=attention.n_kv_heads,
+        dim=attention.q_proj["weight"].shape[0] // heads,
+        turned=rope.dims,
+        base=rope.base if type(rope) is nn.RoPE else None,
+        scale=rope.scale if type(rope) is nn.RoPE else 1.0,
+        epsilon=head_norms[0].eps if has_head_norms else 0.0,
+    )
+    dims_fit = all(norm["weight"].shape == (shape.dim,) for norm in head_norms)
+    eps_fit = len({norm.eps for norm in head_norms}) <= 1
+    is_fit = dims_fit and eps_fit and fits_heads(shape)
+    return shape if is_fit and fits_norm(norms[0]["weight"].shape[0]) else None
+
+
+def _is_plain(layer: nn.Module | None) -> bool:
+    if not isinstance(layer, nn.Linear) or "bias" in layer or "scales" in layer:
+        return False
+    return layer["weight"].dtype == mx.bfloat16
+
+
+def _let_run(layer: nn.Module, own: _Pass) -> None:
+    """Run a layer's own pass over ragged caches only."""
+    plain = type(layer)
+
+    def call(
+        self: nn.Module,
+        x: mx.array,
+        mask: Any = None,
+        cache: Any = None,  # noqa: ANN401
+    ) -> mx.array:
+        if isinstance(cache, PositionCache) and isinstance(mask, mx.array):
+            return own(x, mask, cache)
+        return plain.__call__(self, x, mask, cache)
+
+    layer.__class__ = type(plain.__name__, (plain,), {"__call__": call, "runs_joined": True})
+
+
+def _let_take(norm: nn.Module, after: _After) -> None:
+    """Let a norm know what was normalised already."""
+    plain = type(norm)
+
+    def call(self: nn.Module, x: mx.array) -> mx.array:
+        known = after.take(x, self)
+        return plain.__call__(self, x) if known is None else known.reshape(x.shape)
+
+    norm.__class__ = type(plain.__name__, (plain,), {"__call__": call})
+
+
+_LENGTHS, _WIDTH, _CAPACITY = (0, 5, 250, 700), 3, 768  # of the step that is run both ways
+
+
+def _is_exact(layer: nn.Module, own: _Pass) -> bool:
+    """Run a layer's own code over the joined products, and its joined pass; compare all bits."""
+    shape = (len(_LENGTHS), _WIDTH, own.entry.norm["weight"].shape[0])
+    hidden = mx.random.normal(shape, key=mx.random.key(1)).astype(mx.bfloat16)
+    caches = [_filled(own) for _ in range(2)]
+    mask = caches[0].make_mask(_WIDTH)
+    with own.parts_standing_in():
+        expected = layer(hidden, mask, caches[0])
+    found = own(hidden, mask, caches[1])
+    pairs = [(expected, found), *zip(*(cache.held() for cache in caches), strict=True)]
+    if own.following is not None:
+        norm = own.following.norm
+        normalised = own.after.take(found, norm)
+        if normalised is None:
+            return False
+        expected = norm(expected).reshape(-1, shape[-1])
+        pairs.append((expected, normalised[: expected.shape[0]]))
+    return all(mx.array_equal(*(each.view(mx.uint16) for each in pair)).item() for pair in pairs)
+
+
+def _filled(own: _Pass) -> PositionCache:
+    """Make a cache of one layer that holds something."""
+    extent = Extent(len(_LENGTHS), _CAPACITY)
+    extent.lengths = mx.array(_LENGTHS, dtype=mx.int32)
+    shape = (len(_LENGTHS), own.shape.kv_heads, _CAPACITY, own.shape.dim)
+    cache = PositionCache(extent)
+    keys = mx.random.split(mx.random.key(2))
+    cache.hold([mx.random.normal(shape, key=key).astype(mx.bfloat16) for key in keys])
+    mx.eval(cache.held())
+    return cache
