@@ -8,18 +8,20 @@ Whether a layer is a plain one is not read off its name: it is run both ways, on
 and each bit of its output and its cache must be the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.rope_utils import Llama3RoPE
 
+from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent
-from dspark_batch.models.safe_layers import product_of
+from dspark_batch.models.safe_layers import name_of
 from dspark_batch.numerics.attention import ragged_attention
 from dspark_batch.numerics.joined import (
     Heads,
@@ -29,35 +31,48 @@ from dspark_batch.numerics.joined import (
     gated,
     split_heads,
 )
-from dspark_batch.numerics.rows import over_filled_rows, over_safe_rows, rows_needed
+from dspark_batch.numerics.rows import Product, over_filled_rows, over_safe_rows, rows_needed
 
 
-def join_layers(layers: Sequence[nn.Module], final_norm: nn.Module | None) -> int:
+def join_layers(
+    layers: Sequence[nn.Module], final_norm: nn.Module | None, *, are_drafters: bool = False
+) -> int:
     """Let the plain layers of a model run joined over ragged caches, where bits are the same.
 
     Args:
-        layers: of a target, in order, whose attention is ours over ragged caches.
+        layers: of a target, whose attention is ours over ragged caches, or of a drafter; in order.
         final_norm: of the last one's output, if it is known.
+        are_drafters: whether they are called as those of a drafter are.
 
     Returns:
         How many layers run joined.
     """
+    if not device.is_cuda():
+        return 0
     passes = [_Pass.of(layer) for layer in layers]
-    after = _After()
+    after, exact = _After(), 0
     for own, following in zip(passes, [*passes[1:], None], strict=True):
         if own is not None:
-            own.after = after
-            own.following = following.entry if following else None
-    if passes and passes[-1] is not None and type(final_norm) is nn.RMSNorm:
-        passes[-1].following = _Entry(final_norm, None)
-    exact = 0
+            own.after, own.following = after, following and following.entry
+    last = passes[-1] if passes else None
+    if last is not None and type(final_norm) is nn.RMSNorm:
+        last.following = _Entry(final_norm, None)
     for layer, own in zip(layers, passes, strict=True):
-        if own is not None and _is_exact(layer, own):
-            _let_run(layer, own)
+        call = partial(_draft if are_drafters else _run, layer)
+        if own is not None and any(_is_exact(call, own, wide) for wide in (False, True)):
+            (_let_draft if are_drafters else _let_run)(layer, own)
             exact += 1
-    if exact and passes[-1] is not None and passes[-1].following is not None:
-        _let_take(passes[-1].following.norm, after)
+    if exact and last is not None and last.following is not None:
+        _let_take(last.following.norm, after)
     return exact
+
+
+def _run(layer: nn.Module, hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
+    return layer(hidden, mask, cache)
+
+
+def _draft(layer: nn.Module, hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
+    return layer(hidden, cache, cache.offset, mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +103,16 @@ class _After:
         return known[2]
 
 
-class _Joined:
-    """A product of several linear layers of one input, whose weights become parts of one."""
+class _Matrix:
+    """A product over safe rows, [..., K] by a weight [N, K]."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self.weight = mx.concatenate([layer["weight"] for layer in layers])
-        mx.eval(self.weight)
-        self.cuts = [0]
-        for layer in layers:
-            start = self.cuts[-1]
-            self.cuts.append(start + layer["weight"].shape[0])
-            layer["weight"] = self.weight[start : self.cuts[-1]]
-        mx.eval([layer["weight"] for layer in layers])
-        size, width = self.weight.shape[1], self.weight.shape[0]
-        self._product = product_of(layers[0], size, self.weight.dtype)._replace(width=width)
+    def __init__(self, weight: mx.array) -> None:
+        self.weight = weight
+        width, size = weight.shape
+        self._product = Product(name_of(weight.dtype), size, width)
 
     def rows(self, total: int) -> int:
+        """Say how many rows it runs over; see `numerics.rows.rows_needed`."""
         return rows_needed(self._product, total)
 
     def filled(self, rows: mx.array, total: int) -> mx.array:
@@ -111,11 +120,37 @@ class _Joined:
         return over_filled_rows(self._product, rows, total, self._multiply)
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        """Multiply [..., K]."""
         return over_safe_rows(self._product, hidden, self._multiply)
 
     def _multiply(self, rows: mx.array) -> mx.array:
         return rows @ self.weight.T
+
+
+class _Joined(_Matrix):
+    """A product of several linear layers of one input, whose weights become parts of one."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__(mx.concatenate([layer["weight"] for layer in layers]))
+        mx.eval(self.weight)
+        self._layers, self.cuts = layers, [0]
+        for layer in layers:
+            start = self.cuts[-1]
+            self.cuts.append(start + layer["weight"].shape[0])
+            layer["weight"] = self.weight[start : self.cuts[-1]]
+        self._parts = [layer["weight"] for layer in layers]
+        mx.eval(self._parts)
+
+    def without(self, number: int) -> _Matrix:
+        """Leave the first ones out."""
+        rest = self.weight[self.cuts[number] :]
+        mx.eval(rest)
+        return _Matrix(rest)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the layers still have the weights that were joined; training changes them."""
+        pairs = zip(self._layers, self._parts, strict=True)
+        return all(layer["weight"] is part for layer, part in pairs)
 
 
 class _Part(nn.Module):
@@ -150,10 +185,10 @@ class _Pass:
         self._periods = getattr(attention.rope, "_freqs", None)
         self._scale = attention.scale
         self.qkv = _Joined([attention[name] for name in _QKV])
+        self._kv = self.qkv.without(1)
         self.gate_up = _Joined([self._mlp[name] for name in _GATE_UP])
         self.entry = _Entry(layer.input_layernorm, self.qkv)
-        down = self._mlp.down_proj
-        self._down = product_of(down, down["weight"].shape[1], down["weight"].dtype)
+        self.is_wide = False  # see `numerics.joined.gated`
 
     @contextmanager
     def parts_standing_in(self) -> Iterator[None]:
@@ -208,10 +243,28 @@ class _Pass:
             self.gate_up.rows(total),
         )
         joined = self.gate_up.filled(rows, total)
-        rows = gated(joined, total, rows_needed(self._down, total))
-        down = self._mlp.down_proj["weight"]
-        added = over_filled_rows(self._down, rows, total, lambda some: some @ down.T)
+        down = _Matrix(self._mlp.down_proj["weight"])
+        rows = gated(joined, total, down.rows(total), is_wide=self.is_wide)
+        added = down.filled(rows, total)
         return self._left(hidden, added, (batch, width, size))
+
+    def keys_values(self, hidden: mx.array, offset: mx.array) -> tuple[mx.array, mx.array]:
+        """Make keys and values of hidden [B, T, E] from offset [B] on, [B, KV, T, D] each."""
+        joined = self._kv(hidden)
+        _, keys, values = split_heads(
+            joined.reshape(-1, joined.shape[-1]),
+            self.shape._replace(heads=0),
+            offset,
+            hidden.shape[1],
+            norms=self._norms,
+            periods=self._periods,
+        )
+        return keys, values
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the layer still has the weights that were joined."""
+        return self.qkv.is_current and self.gate_up.is_current
 
     def _left(self, hidden: mx.array, added: mx.array, shape: tuple[int, ...]) -> mx.array:
         """Add what the MLP says, and normalise it for what follows, if that is known."""
@@ -237,14 +290,15 @@ def _heads_of(layer: nn.Module) -> Heads | None:
     norms = [layer.get("input_layernorm"), layer.get("post_attention_layernorm")]
     has_head_norms = "q_norm" in attention
     head_norms = [attention.get("q_norm"), attention.get("k_norm")] if has_head_norms else []
-    rope, heads = attention.get("rope"), getattr(attention, "n_heads", 0)
-    if any(type(norm) is not nn.RMSNorm for norm in [*norms, *head_norms]) or heads == 0:
+    rope = attention.get("rope")
+    heads, kv_heads = _first(attention, _HEADS), _first(attention, _KV_HEADS)
+    if any(type(norm) is not nn.RMSNorm for norm in [*norms, *head_norms]) or not heads:
         return None
     if type(rope) not in (nn.RoPE, Llama3RoPE) or rope.traditional:
         return None
     shape = Heads(
         heads=heads,
-        kv_heads=attention.n_kv_heads,
+        kv_heads=kv_heads,
         dim=attention.q_proj["weight"].shape[0] // heads,
         turned=rope.dims,
         base=rope.base if type(rope) is nn.RoPE else None,
@@ -257,6 +311,13 @@ def _heads_of(layer: nn.Module) -> Heads | None:
     return shape if is_fit and fits_norm(norms[0]["weight"].shape[0]) else None
 
 
+_HEADS, _KV_HEADS = ("n_heads", "num_heads"), ("n_kv_heads", "num_kv_heads")
+
+
+def _first(attention: nn.Module, names: Sequence[str]) -> int:
+    return next((getattr(attention, name) for name in names if hasattr(attention, name)), 0)
+
+
 def _is_plain(layer: nn.Module | None) -> bool:
     if not isinstance(layer, nn.Linear) or "bias" in layer or "scales" in layer:
         return False
@@ -264,20 +325,46 @@ def _is_plain(layer: nn.Module | None) -> bool:
 
 
 def _let_run(layer: nn.Module, own: _Pass) -> None:
-    """Run a layer's own pass over ragged caches only."""
+    """Run the own pass of a target's layer over ragged caches only."""
     plain = type(layer)
 
     def call(
         self: nn.Module,
         x: mx.array,
-        mask: Any = None,
-        cache: Any = None,  # noqa: ANN401
+        mask: Any = None,  # noqa: ANN401  an array, or a word that mlx-lm knows
+        cache: Any = None,  # noqa: ANN401  ours, or one of many of mlx-lm's
     ) -> mx.array:
-        if isinstance(cache, PositionCache) and isinstance(mask, mx.array):
+        if isinstance(cache, PositionCache) and isinstance(mask, mx.array) and own.is_current:
             return own(x, mask, cache)
-        return plain.__call__(self, x, mask, cache)
+        result: mx.array = plain.__call__(self, x, mask, cache)
+        return result
 
     layer.__class__ = type(plain.__name__, (plain,), {"__call__": call, "runs_joined": True})
+
+
+def _let_draft(layer: nn.Module, own: _Pass) -> None:
+    """Run the own pass of a drafter's layer over ragged caches only."""
+    plain = type(layer)
+
+    def call(
+        self: nn.Module, block: mx.array, cache: object, offset: mx.array, mask: mx.array
+    ) -> mx.array:
+        is_ours = isinstance(cache, PositionCache) and offset is cache.offset
+        if is_ours and own.is_current:
+            return own(block, mask, cache)
+        result: mx.array = plain.__call__(self, block, cache, offset, mask)
+        return result
+
+    def keys_values(
+        self: nn.Module, hidden: mx.array, offset: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        if offset.shape == hidden.shape[:1] and own.is_current:
+            return own.keys_values(hidden, offset)
+        result: tuple[mx.array, mx.array] = plain.keys_values(self, hidden, offset)
+        return result
+
+    methods = {"__call__": call, "keys_values": keys_values, "runs_joined": True}
+    layer.__class__ = type(plain.__name__, (plain,), methods)
 
 
 def _let_take(norm: nn.Module, after: _After) -> None:
@@ -294,14 +381,15 @@ def _let_take(norm: nn.Module, after: _After) -> None:
 _LENGTHS, _WIDTH, _CAPACITY = (0, 5, 250, 700), 3, 768  # of the step that is run both ways
 
 
-def _is_exact(layer: nn.Module, own: _Pass) -> bool:
+def _is_exact(call: Callable[..., mx.array], own: _Pass, is_wide: bool) -> bool:
     """Run a layer's own code over the joined products, and its joined pass; compare all bits."""
+    own.is_wide = is_wide
     shape = (len(_LENGTHS), _WIDTH, own.entry.norm["weight"].shape[0])
     hidden = mx.random.normal(shape, key=mx.random.key(1)).astype(mx.bfloat16)
     caches = [_filled(own) for _ in range(2)]
     mask = caches[0].make_mask(_WIDTH)
     with own.parts_standing_in():
-        expected = layer(hidden, mask, caches[0])
+        expected = call(hidden, mask, caches[0])
     found = own(hidden, mask, caches[1])
     pairs = [(expected, found), *zip(*(cache.held() for cache in caches), strict=True)]
     if own.following is not None:

@@ -73,7 +73,7 @@ class _SafeHeads(nn.Module):
         if not transpose or heads != self.weight.shape[0]:  # cached positions, in mlx-lm's own pass
             return multiply(hidden, transpose=transpose)
         rows = hidden.swapaxes(0, 1).reshape(heads, -1, size)
-        product = product_of(self, size, rows.dtype)._replace(matrices=heads)
+        product = _product(self, size, rows.dtype)._replace(matrices=heads)
 
         def over_matrices(rows: mx.array) -> mx.array:
             """Map [H, P, M, K] to [H, P, M, N], a matrix of each head after the other."""
@@ -119,17 +119,16 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: Multiply) -> mx.array:
-    product = product_of(layer, hidden.shape[-1], hidden.dtype)
+    product = _product(layer, hidden.shape[-1], hidden.dtype)
     return over_safe_rows(product, hidden, multiply)
 
 
-def product_of(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
-    """Name the product of a linear layer with rows of so many numbers of a type."""
+def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
     quantised = None
     if "scales" in layer:
         quantised = (layer.bits, layer.group_size, layer.mode)
     return Product(
-        dtype=_name(dtype),
+        dtype=name_of(dtype),
         size=size,
         width=layer["weight"].shape[-2],  # a module finds an attribute 30 times as slowly
         has_bias="bias" in layer,
@@ -138,5 +137,6 @@ def product_of(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
 
 
 @cache
-def _name(dtype: mx.Dtype) -> str:
+def name_of(dtype: mx.Dtype) -> str:
+    """Name a number type as `numerics.rows.Product` does."""
     return str(dtype).removeprefix("mlx.core.")

@@ -16,7 +16,6 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import MakeLayer, SlotCache
 from dspark_batch.caches.states import StateCache
@@ -256,8 +255,7 @@ class Target:
         self, model: nn.Module, tap_ids: Sequence[int] = (), config: PairConfig | None = None
     ) -> None:
         let_caches_choose(model)
-        if device.is_cuda():
-            join_layers(model.layers, text_model(model).get("model", {}).get("norm"))
+        join_layers(model.layers, text_model(model).get("model", {}).get("norm"))
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)

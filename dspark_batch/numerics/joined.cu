@@ -114,8 +114,21 @@ __device__ void split_heads(
   }
 }
 
-// Activates the first half of a joined product by silu, and multiplies the second half by it. A
-// thread has a run of a row.
+// Activates by silu, in the numbers' own type or in float32.
+template <bool IS_WIDE>
+__device__ inline Number activated(Number number) {
+  using namespace mlx::core::cu;
+  if constexpr (IS_WIDE) {
+    const float wide = Maximum{}(static_cast<float>(number), -88.0f);
+    return static_cast<Number>(Divide{}(wide, Add{}(1.0f, Exp{}(Negative{}(wide)))));
+  } else {
+    return Multiply{}(number, Sigmoid{}(number));
+  }
+}
+
+// Activates the first half of a joined product, and multiplies the second half by it. A thread has
+// a run of a row.
+template <bool IS_WIDE>
 __device__ inline void gate(
     const Number* joined,  // [at least total, 2 * size]
     Number* gated,         // [rows, size]
@@ -129,9 +142,7 @@ __device__ inline void gate(
   Run run;
 #pragma unroll
   for (int i = 0; i < RUN; i++) {
-    using namespace mlx::core::cu;
-    const Number activated = Multiply{}(gates.at[i], Sigmoid{}(gates.at[i]));
-    run.at[i] = Multiply{}(activated, ups.at[i]);
+    run.at[i] = mlx::core::cu::Multiply{}(activated<IS_WIDE>(gates.at[i]), ups.at[i]);
   }
   *reinterpret_cast<Run*>(gated + row * size + column) = run;
 }

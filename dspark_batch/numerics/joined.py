@@ -71,7 +71,7 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
             written in place from the offsets on, as `owned` says; None: others are made.
 
     Returns:
-        Queries [B, H, T, D]; keys and values, [B, KV, T, D], or the whole of those given.
+        Queries [B, H, T, D], or anything if there are no such heads; keys and values, [B, KV, T, D], or the whole of those given.
     """
     batch = offsets.shape[0]
     weights = norms or (joined, joined)  # not read
@@ -80,7 +80,7 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
     lane_groups = _THREADS // (shape.dim // _RUN)
     threads = _THREADS if shape.heads + 2 * shape.kv_heads >= lane_groups else 128
     own = (batch, shape.kv_heads, width, shape.dim)
-    of_queries = (batch, shape.heads, width, shape.dim)
+    of_queries = (batch, shape.heads, width, shape.dim) if shape.heads else (1,)
     outputs = [of_queries] if into else [of_queries, own, own]
     made = kernel(
         inputs=[
@@ -130,13 +130,14 @@ def may_write_in_place() -> bool:
     return device.is_cuda() and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
 
 
-def gated(joined: mx.array, total: int, rows: int) -> mx.array:
+def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> mx.array:
     """Activate as `silu(gate) * up`.
 
     Args:
         joined: bfloat16 [M, 2 N], M >= total: gates in front of ups.
         total: rows that there are.
         rows: how many to make; those beyond `total` are copies.
+        is_wide: as `numerics.exponential.swiglu` does it; else as mlx-lm does.
 
     Returns:
         [rows, N].
@@ -144,7 +145,7 @@ def gated(joined: mx.array, total: int, rows: int) -> mx.array:
     size = joined.shape[-1] // 2
     (found,) = _kernel("gate")(
         inputs=[joined, _counts(total, rows)],
-        template=[("SIZE", size)],
+        template=[("SIZE", size), ("IS_WIDE", is_wide)],
         grid=(rows * size // _RUN, 1, 1),
         threadgroup=(_THREADS, 1, 1),
         output_shapes=[(rows, size)],
@@ -243,7 +244,11 @@ _CALLS = {
             "true", "const_cast<Number*>(keys), const_cast<Number*>(values)", "keys_shape[2]"
         ),
     ),
-    "gate": (["joined", "counts"], ["gated"], "gate(joined, gated, counts[0], counts[1], SIZE);"),
+    "gate": (
+        ["joined", "counts"],
+        ["gated"],
+        "gate<IS_WIDE>(joined, gated, counts[0], counts[1], SIZE);",
+    ),
     "add": (
         ["left", "right", "weight", "settings", "counts"],
         ["sums", "normalised_sums"],

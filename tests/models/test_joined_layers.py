@@ -2,14 +2,20 @@
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models import llama, qwen3
+from mlx_lm.models import activations, llama, qwen3
+from mlx_lm.models.cache import make_prompt_cache
 
+from dspark_batch import device
 from dspark_batch.caches import positions
-from dspark_batch.caches.slot_cache import Extent
 from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import Extent
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.models import joined_layers
 from dspark_batch.models.attention import let_caches_choose
+from dspark_batch.models.joined_layers import join_layers
 from dspark_batch.models.safe_layers import make_rows_safe
+from dspark_batch.numerics.exponential import swiglu
 
 SIZES = {
     "hidden_size": 512,
@@ -42,13 +48,16 @@ def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into
     if into is None:
         return queries, keys, values
     index = (offsets[:, None] + mx.arange(width))[:, None, :, None]
-    put = [mx.put_along_axis(a, index, b, axis=2) for a, b in zip(into, (keys, values))]
+    put = [
+        mx.put_along_axis(a, index, b, axis=2) for a, b in zip(into, (keys, values), strict=True)
+    ]
     return queries, *put
 
 
-def gated(joined, total, rows):
+def gated(joined, total, rows, *, is_wide=False):
     gates, ups = mx.split(joined[:total], 2, axis=-1)
-    return mx.take(gates * mx.sigmoid(gates) * ups, mx.arange(rows) % total, axis=0)
+    silu = swiglu if is_wide else activations.swiglu
+    return mx.take(silu(gates, ups), mx.arange(rows) % total, axis=0)
 
 
 def add_and_normalise(left, right, weight, epsilon, total, rows):
@@ -61,6 +70,7 @@ def add_and_normalise(left, right, weight, epsilon, total, rows):
 def _stand_ins(monkeypatch, request):
     for function in (split_heads, gated, add_and_normalise):
         monkeypatch.setattr(joined_layers, function.__name__, function)
+    monkeypatch.setattr(device, "is_cuda", lambda: True)
     monkeypatch.setattr(positions, "may_write_in_place", lambda: request.param)
 
 
@@ -88,8 +98,9 @@ def _caches(model):
     return extent, [PositionCache(extent) for _ in model.layers]
 
 
+@pytest.mark.usefixtures("_stand_ins")
 @pytest.mark.parametrize("module", [qwen3, llama])
-def test_joined(module, _stand_ins):
+def test_joined(module):
     model = _model(module)
     tokens = mx.array([[1, 2, 3], [4, 5, 6]])
     expected = []
@@ -97,11 +108,53 @@ def test_joined(module, _stand_ins):
     for _ in range(2):
         expected.append(_run(model, caches, tokens))
         extent.lengths = extent.lengths + 2
-    own = model.make_cache() if hasattr(model, "make_cache") else None
-    plain = model(tokens, cache=own)
-    assert joined_layers.join_layers(model.layers, model.model.norm) == 3
+    plain = model(tokens, cache=make_prompt_cache(model))
+    assert join_layers(model.layers, model.model.norm) == 3
     extent, caches = _caches(model)
     for i in range(2):
         assert mx.array_equal(_run(model, caches, tokens), expected[i])
         extent.lengths = extent.lengths + 2
-    assert mx.array_equal(model(tokens, cache=own), plain)
+    assert mx.array_equal(model(tokens, cache=make_prompt_cache(model)), plain)
+
+
+def _drafter():
+    config = DrafterConfig.from_dict(
+        {
+            "architectures": ["Qwen3DSparkModel"],
+            **SIZES,
+            "block_size": 3,
+            "target_layer_ids": [0],
+            "mask_token_id": 31,
+            "num_target_layers": 3,
+            "markov_rank": 8,
+            "markov_head_type": "vanilla",
+            "enable_confidence_head": False,
+        }
+    )
+    drafter = DSparkDrafter(config)
+    drafter.set_dtype(mx.bfloat16)
+    mx.eval(drafter.parameters())
+    make_rows_safe(drafter)
+    return drafter
+
+
+def _drafted(drafter):
+    context = drafter.make_cache(2, 64)
+    found = []
+    for i in range(3):
+        features = mx.random.normal((2, 2, 512), key=mx.random.key(i)).astype(mx.bfloat16)
+        drafter.extend(context, features)
+        context.keep(mx.array([1, 2], dtype=mx.int32))
+        draft = drafter.propose(mx.array([1, 2]), context, 3, lambda x, k: mx.argmax(x, axis=-1))
+        found += [draft.tokens, draft.logits]
+        mx.eval(found, context.arrays())
+    return found
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_joined_drafter():
+    drafter = _drafter()
+    expected = _drafted(drafter)
+    assert join_layers(drafter.layers, drafter.norm, are_drafters=True) == 3
+    found = _drafted(drafter)
+    assert all(mx.array_equal(*pair) for pair in zip(expected, found, strict=True))
