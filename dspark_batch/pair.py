@@ -133,9 +133,6 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     if trained is not None and drafts:
         bits = default_drafter_bits(trained) if drafter_bits == "auto" else drafter_bits
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
-        make_rows_safe(trained)  # the rejection rule reads its logits
-        share_angles(trained, is_drafter=True)
-        join_layers(trained.layers, trained.norm, are_drafters=True)
     make_rows_safe(model)
     make_activations_fast(model)
     share_angles(model)
@@ -232,6 +229,9 @@ def _settle_drafter(
     share_ends(drafter, model)
     quantise_drafter(drafter, bits, directory)
     settle(drafter, finite, directory)
+    make_rows_safe(drafter)  # the rejection rule reads its logits
+    share_angles(drafter, is_drafter=True)
+    join_layers(drafter.layers, drafter.norm, are_drafters=True)
 
 
 def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:

@@ -8,7 +8,7 @@ Whether a layer is a plain one is not read off its name: it is run both ways, on
 and each bit of its output and its cache must be the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from dspark_batch import device
@@ -53,15 +54,21 @@ def join_layers(
     after, exact = _After(), 0
     for own, following in zip(passes, [*passes[1:], None], strict=True):
         if own is not None:
-            own.after, own.following = after, following and following.entry
+            own.after, own.following = after, following.entry if following else None
     last = passes[-1] if passes else None
     if last is not None and type(final_norm) is nn.RMSNorm:
         last.following = _Entry(final_norm, None)
     for layer, own in zip(layers, passes, strict=True):
         call = partial(_draft if are_drafters else _run, layer)
-        if own is not None and any(_is_exact(call, own, wide) for wide in (False, True)):
-            (_let_draft if are_drafters else _let_run)(layer, own)
-            exact += 1
+        if own is None or not any(_is_exact(call, own, wide) for wide in (False, True)):
+            continue
+        if not are_drafters:
+            _let_run(layer, own)
+        elif _is_exact_context(layer, own):
+            _let_draft(layer, own)
+        else:
+            continue
+        exact += 1
     if exact and last is not None and last.following is not None:
         _let_take(last.following.norm, after)
     return exact
@@ -146,6 +153,11 @@ class _Joined(_Matrix):
         mx.eval(rest)
         return _Matrix(rest)
 
+    def parts(self, names: Sequence[str]) -> list[tuple[str, _Matrix, int, int]]:
+        """List for each layer its name, this product, and where in it the layer's part is."""
+        bounds = zip(names, self.cuts, self.cuts[1:], strict=False)
+        return [(name, self, start, stop) for name, start, stop in bounds]
+
     @property
     def is_current(self) -> bool:
         """Whether the layers still have the weights that were joined; training changes them."""
@@ -156,13 +168,12 @@ class _Joined(_Matrix):
 class _Part(nn.Module):
     """Stands in for one of the layers that are joined: its part of the joined product."""
 
-    def __init__(self, joined: _Joined, number: int) -> None:
+    def __init__(self, joined: _Matrix, start: int, stop: int) -> None:
         super().__init__()
-        self._joined, self._number = joined, number
+        self._joined, self._start, self._stop = joined, start, stop
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        start, stop = self._joined.cuts[self._number : self._number + 2]
-        return self._joined(hidden)[..., start:stop]
+        return self._joined(hidden)[..., self._start : self._stop]
 
 
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
@@ -188,16 +199,20 @@ class _Pass:
         self._kv = self.qkv.without(1)
         self.gate_up = _Joined([self._mlp[name] for name in _GATE_UP])
         self.entry = _Entry(layer.input_layernorm, self.qkv)
+        self.size = layer.input_layernorm["weight"].size
         self.is_wide = False  # see `numerics.joined.gated`
 
     @contextmanager
-    def parts_standing_in(self) -> Iterator[None]:
+    def parts_standing_in(self, *, of_context: bool = False) -> Iterator[None]:
         """Let the layer's own code take its products from the joined ones."""
-        joined = ((self._attention, self.qkv, _QKV), (self._mlp, self.gate_up, _GATE_UP))
-        before = [(module, name, module[name]) for module, _, names in joined for name in names]
-        for module, product, names in joined:
-            for number, name in enumerate(names):
-                module[name] = _Part(product, number)
+        attention, mlp, kv = self._attention, self._mlp, self.qkv.cuts[1]
+        parts = [(attention, *part) for part in self.qkv.parts(_QKV)]
+        parts += [(mlp, *part) for part in self.gate_up.parts(_GATE_UP)]
+        if of_context:
+            parts = [(m, n, self._kv, i - kv, j - kv) for m, n, _, i, j in parts[1:3]]
+        before = [(module, name, module[name]) for module, name, *_ in parts]
+        for module, name, joined, start, stop in parts:
+            module[name] = _Part(joined, start, stop)
         try:
             yield
         finally:
@@ -280,35 +295,37 @@ class _Pass:
 
 def _heads_of(layer: nn.Module) -> Heads | None:
     """Read how the heads of a layer lie off its parts; None: it has others than a plain layer."""
-    if getattr(layer, "runs_joined", False):  # since another target was made of this model
+    attention, mlp = layer.get("self_attn"), layer.get("mlp")
+    if not isinstance(attention, nn.Module) or not isinstance(mlp, nn.Module):
         return None
-    attention, mlp = (layer.get(name) for name in ("self_attn", "mlp"))
-    names = [(attention, name) for name in (*_QKV, "o_proj")]
-    names += [(mlp, name) for name in (*_GATE_UP, "down_proj")]
-    if not all(isinstance(module, nn.Module) and _is_plain(module.get(n)) for module, n in names):
-        return None
+    linear = [attention.get(name) for name in (*_QKV, "o_proj")]
+    linear += [mlp.get(name) for name in (*_GATE_UP, "down_proj")]
     norms = [layer.get("input_layernorm"), layer.get("post_attention_layernorm")]
-    has_head_norms = "q_norm" in attention
-    head_norms = [attention.get("q_norm"), attention.get("k_norm")] if has_head_norms else []
-    rope = attention.get("rope")
-    heads, kv_heads = _first(attention, _HEADS), _first(attention, _KV_HEADS)
-    if any(type(norm) is not nn.RMSNorm for norm in [*norms, *head_norms]) or not heads:
+    are_plain = all(map(_is_plain, linear)) and all(type(norm) is nn.RMSNorm for norm in norms)
+    if not are_plain or not fits_norm(layer.input_layernorm["weight"].size):
         return None
-    if type(rope) not in (nn.RoPE, Llama3RoPE) or rope.traditional:
+    return None if getattr(layer, "runs_joined", False) else _heads_in(attention)
+
+
+def _heads_in(attention: nn.Module) -> Heads | None:
+    heads, kv_heads = _first(attention, _HEADS), _first(attention, _KV_HEADS)
+    rope, norms = attention.get("rope"), [attention.get("q_norm"), attention.get("k_norm")]
+    if not isinstance(rope, (nn.RoPE, Llama3RoPE)) or rope.traditional or not heads:
+        return None
+    has_base = type(rope) is nn.RoPE
+    if not has_base and type(rope) is not Llama3RoPE:
         return None
     shape = Heads(
         heads=heads,
         kv_heads=kv_heads,
         dim=attention.q_proj["weight"].shape[0] // heads,
         turned=rope.dims,
-        base=rope.base if type(rope) is nn.RoPE else None,
-        scale=rope.scale if type(rope) is nn.RoPE else 1.0,
-        epsilon=head_norms[0].eps if has_head_norms else 0.0,
+        base=rope.base if has_base else None,
+        scale=rope.scale if has_base else 1.0,
+        epsilon=getattr(norms[0], "eps", 0.0),
     )
-    dims_fit = all(norm["weight"].shape == (shape.dim,) for norm in head_norms)
-    eps_fit = len({norm.eps for norm in head_norms}) <= 1
-    is_fit = dims_fit and eps_fit and fits_heads(shape)
-    return shape if is_fit and fits_norm(norms[0]["weight"].shape[0]) else None
+    fit = (type(n) is nn.RMSNorm and n.eps == shape.epsilon for n in norms)
+    return shape if fits_heads(shape) and (norms == [None, None] or all(fit)) else None
 
 
 _HEADS, _KV_HEADS = ("n_heads", "num_heads"), ("n_kv_heads", "num_kv_heads")
@@ -318,10 +335,10 @@ def _first(attention: nn.Module, names: Sequence[str]) -> int:
     return next((getattr(attention, name) for name in names if hasattr(attention, name)), 0)
 
 
-def _is_plain(layer: nn.Module | None) -> bool:
+def _is_plain(layer: object) -> bool:
     if not isinstance(layer, nn.Linear) or "bias" in layer or "scales" in layer:
         return False
-    return layer["weight"].dtype == mx.bfloat16
+    return bool(layer["weight"].dtype == mx.bfloat16)
 
 
 def _let_run(layer: nn.Module, own: _Pass) -> None:
@@ -344,13 +361,12 @@ def _let_run(layer: nn.Module, own: _Pass) -> None:
 
 def _let_draft(layer: nn.Module, own: _Pass) -> None:
     """Run the own pass of a drafter's layer over ragged caches only."""
-    plain = type(layer)
+    plain: Any = type(layer)  # a draft layer
 
     def call(
         self: nn.Module, block: mx.array, cache: object, offset: mx.array, mask: mx.array
     ) -> mx.array:
-        is_ours = isinstance(cache, PositionCache) and offset is cache.offset
-        if is_ours and own.is_current:
+        if isinstance(cache, PositionCache) and offset is cache.offset and own.is_current:
             return own(block, mask, cache)
         result: mx.array = plain.__call__(self, block, cache, offset, mask)
         return result
@@ -384,21 +400,30 @@ _LENGTHS, _WIDTH, _CAPACITY = (0, 5, 250, 700), 3, 768  # of the step that is ru
 def _is_exact(call: Callable[..., mx.array], own: _Pass, is_wide: bool) -> bool:
     """Run a layer's own code over the joined products, and its joined pass; compare all bits."""
     own.is_wide = is_wide
-    shape = (len(_LENGTHS), _WIDTH, own.entry.norm["weight"].shape[0])
-    hidden = mx.random.normal(shape, key=mx.random.key(1)).astype(mx.bfloat16)
-    caches = [_filled(own) for _ in range(2)]
+    hidden, caches = _random(len(_LENGTHS), _WIDTH, own.size), [_filled(own) for _ in range(2)]
     mask = caches[0].make_mask(_WIDTH)
     with own.parts_standing_in():
         expected = call(hidden, mask, caches[0])
     found = own(hidden, mask, caches[1])
     pairs = [(expected, found), *zip(*(cache.held() for cache in caches), strict=True)]
     if own.following is not None:
-        norm = own.following.norm
-        normalised = own.after.take(found, norm)
+        normalised = own.after.take(found, own.following.norm)
         if normalised is None:
             return False
-        expected = norm(expected).reshape(-1, shape[-1])
+        expected = own.following.norm(expected).reshape(-1, own.size)
         pairs.append((expected, normalised[: expected.shape[0]]))
+    return _are_equal(pairs)
+
+
+def _is_exact_context(layer: nn.Module, own: _Pass) -> bool:
+    """Compare what a draft layer makes of context in the same way."""
+    hidden, offset = _random(len(_LENGTHS), _WIDTH, own.size), mx.array(_LENGTHS, dtype=mx.int32)
+    with own.parts_standing_in(of_context=True):
+        expected = layer.keys_values(hidden, offset)
+    return _are_equal(zip(expected, own.keys_values(hidden, offset), strict=True))
+
+
+def _are_equal(pairs: Iterable[tuple[mx.array, mx.array]]) -> bool:
     return all(mx.array_equal(*(each.view(mx.uint16) for each in pair)).item() for pair in pairs)
 
 
@@ -406,9 +431,14 @@ def _filled(own: _Pass) -> PositionCache:
     """Make a cache of one layer that holds something."""
     extent = Extent(len(_LENGTHS), _CAPACITY)
     extent.lengths = mx.array(_LENGTHS, dtype=mx.int32)
-    shape = (len(_LENGTHS), own.shape.kv_heads, _CAPACITY, own.shape.dim)
     cache = PositionCache(extent)
-    keys = mx.random.split(mx.random.key(2))
-    cache.hold([mx.random.normal(shape, key=key).astype(mx.bfloat16) for key in keys])
+    shape = (len(_LENGTHS), own.shape.kv_heads, _CAPACITY, own.shape.dim)
+    cache.hold([_random(*shape), _random(*shape)])
     mx.eval(cache.held())
     return cache
+
+
+def _random(*shape: int) -> mx.array:
+    """Draw numbers by NumPy, since a GPU would compile kernels for it that nothing else needs."""
+    numbers = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    return mx.array(numbers).astype(mx.bfloat16)

@@ -71,7 +71,8 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
             written in place from the offsets on, as `owned` says; None: others are made.
 
     Returns:
-        Queries [B, H, T, D], or anything if there are no such heads; keys and values, [B, KV, T, D], or the whole of those given.
+        Queries [B, H, T, D], or anything if there are no such heads; keys and values,
+        [B, KV, T, D] each, or the whole of those given.
     """
     batch = offsets.shape[0]
     weights = norms or (joined, joined)  # not read
