@@ -23,7 +23,7 @@ from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
 from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
-from dspark_batch.models.joined_layers import join_layers
+from dspark_batch.models.joined_layers import join_draft_layers
 from dspark_batch.models.number_type import DTYPES, set_dtype, usual_dtype
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.quantisation import (
@@ -231,7 +231,7 @@ def _settle_drafter(
     settle(drafter, finite, directory)
     make_rows_safe(drafter)  # the rejection rule reads its logits
     share_angles(drafter, is_drafter=True)
-    join_layers(drafter.layers, drafter.norm, are_drafters=True)
+    join_draft_layers(drafter.layers, drafter.norm)
 
 
 def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:

@@ -11,7 +11,7 @@ and each bit of its output and its cache must be the same.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -35,51 +35,61 @@ from dspark_batch.numerics.joined import (
 from dspark_batch.numerics.rows import Product, over_filled_rows, over_safe_rows, rows_needed
 
 
-def join_layers(
-    layers: Sequence[nn.Module], final_norm: nn.Module | None, *, are_drafters: bool = False
-) -> int:
-    """Let the plain layers of a model run joined over ragged caches, where bits are the same.
+def join_layers(layers: Sequence[nn.Module], final_norm: nn.Module | None) -> int:
+    """Let the plain layers of a target run joined over ragged caches, where bits are the same.
 
     Args:
-        layers: of a target, whose attention is ours over ragged caches, or of a drafter; in order.
+        layers: in order; their attention is ours over ragged caches.
         final_norm: of the last one's output, if it is known.
-        are_drafters: whether they are called as those of a drafter are.
 
     Returns:
         How many layers run joined.
     """
-    if not device.is_cuda():
+
+    def made(layer: nn.Module, own: _Pass) -> bool:
+        if is_exact := _is_exact(own, layer):
+            _let_run(layer, own)
+        return is_exact
+
+    return _join(layers, final_norm, made)
+
+
+def join_draft_layers(layers: Sequence[nn.Module], final_norm: nn.Module) -> int:
+    """Do the same with the layers of a drafter."""
+
+    def made(layer: nn.Module, own: _Pass) -> bool:
+        def call(hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
+            result: mx.array = layer(hidden, cache, cache.offset, mask)
+            return result
+
+        if is_exact := _is_exact(own, call) and _is_exact_context(own, layer):
+            _let_draft(layer, own)
+        return is_exact
+
+    return _join(layers, final_norm, made)
+
+
+def _join(
+    layers: Sequence[nn.Module],
+    final_norm: nn.Module | None,
+    made: Callable[[nn.Module, "_Pass"], bool],
+) -> int:
+    if not device.is_cuda() or not layers:
         return 0
-    passes = [_Pass.of(layer) for layer in layers]
-    after, exact = _After(), 0
-    for own, following in zip(passes, [*passes[1:], None], strict=True):
-        if own is not None:
-            own.after, own.following = after, following.entry if following else None
-    last = passes[-1] if passes else None
+    after, passes = _After(), [_Pass.of(layer) for layer in layers]
+    last = passes[-1]
     if last is not None and type(final_norm) is nn.RMSNorm:
         last.following = _Entry(final_norm, None)
+        _let_take(final_norm, after)
+    for own, following in pairwise(passes):
+        if own is not None and following is not None:
+            own.following = following.entry
+    count = 0
     for layer, own in zip(layers, passes, strict=True):
-        call = partial(_draft if are_drafters else _run, layer)
-        if own is None or not any(_is_exact(call, own, wide) for wide in (False, True)):
-            continue
-        if not are_drafters:
-            _let_run(layer, own)
-        elif _is_exact_context(layer, own):
-            _let_draft(layer, own)
-        else:
-            continue
-        exact += 1
-    if exact and last is not None and last.following is not None:
-        _let_take(last.following.norm, after)
-    return exact
-
-
-def _run(layer: nn.Module, hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
-    return layer(hidden, mask, cache)
-
-
-def _draft(layer: nn.Module, hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
-    return layer(hidden, cache, cache.offset, mask)
+        if own is not None:
+            own.after = after
+            count += made(layer, own)
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,8 @@ class _Matrix:
     """A product over safe rows, [..., K] by a weight [N, K]."""
 
     def __init__(self, weight: mx.array) -> None:
-        self.weight = weight
+        self.weight, self._transposed = weight, weight.T
+        mx.eval(self._transposed)  # or each pass would do so
         width, size = weight.shape
         self._product = Product(name_of(weight.dtype), size, width)
 
@@ -130,7 +141,7 @@ class _Matrix:
         return over_safe_rows(self._product, hidden, self._multiply)
 
     def _multiply(self, rows: mx.array) -> mx.array:
-        return rows @ self.weight.T
+        return rows @ self._transposed
 
 
 class _Joined(_Matrix):
@@ -138,7 +149,6 @@ class _Joined(_Matrix):
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__(mx.concatenate([layer["weight"] for layer in layers]))
-        mx.eval(self.weight)
         self._layers, self.cuts = layers, [0]
         for layer in layers:
             start = self.cuts[-1]
@@ -149,9 +159,7 @@ class _Joined(_Matrix):
 
     def without(self, number: int) -> _Matrix:
         """Leave the first ones out."""
-        rest = self.weight[self.cuts[number] :]
-        mx.eval(rest)
-        return _Matrix(rest)
+        return _Matrix(self.weight[self.cuts[number] :])
 
     def parts(self, names: Sequence[str]) -> list[tuple[str, _Matrix, int, int]]:
         """List for each layer its name, this product, and where in it the layer's part is."""
@@ -197,7 +205,9 @@ class _Pass:
         self._scale = attention.scale
         self.qkv = _Joined([attention[name] for name in _QKV])
         self._kv = self.qkv.without(1)
+        self._out = _Matrix(attention.o_proj["weight"])
         self.gate_up = _Joined([self._mlp[name] for name in _GATE_UP])
+        self._down = _Matrix(self._mlp.down_proj["weight"])
         self.entry = _Entry(layer.input_layernorm, self.qkv)
         self.size = layer.input_layernorm["weight"].size
         self.is_wide = False  # see `numerics.joined.gated`
@@ -248,7 +258,7 @@ class _Pass:
             cache.hold([keys, values])
         attended = ragged_attention(queries, keys, values, self._scale, mask, cache.lengths)
         attended = attended.transpose(0, 2, 1, 3).reshape(total, -1)
-        added = self._attention.o_proj(attended)
+        added = self._out(attended)
         hidden, rows = add_and_normalise(
             hidden.reshape(total, size),
             added,
@@ -258,9 +268,8 @@ class _Pass:
             self.gate_up.rows(total),
         )
         joined = self.gate_up.filled(rows, total)
-        down = _Matrix(self._mlp.down_proj["weight"])
-        rows = gated(joined, total, down.rows(total), is_wide=self.is_wide)
-        added = down.filled(rows, total)
+        rows = gated(joined, total, self._down.rows(total), is_wide=self.is_wide)
+        added = self._down.filled(rows, total)
         return self._left(hidden, added, (batch, width, size))
 
     def keys_values(self, hidden: mx.array, offset: mx.array) -> tuple[mx.array, mx.array]:
@@ -279,7 +288,9 @@ class _Pass:
     @property
     def is_current(self) -> bool:
         """Whether the layer still has the weights that were joined."""
-        return self.qkv.is_current and self.gate_up.is_current
+        others = (self._attention.o_proj, self._out), (self._mlp.down_proj, self._down)
+        are_current = all(layer["weight"] is matrix.weight for layer, matrix in others)
+        return are_current and self.qkv.is_current and self.gate_up.is_current
 
     def _left(self, hidden: mx.array, added: mx.array, shape: tuple[int, ...]) -> mx.array:
         """Add what the MLP says, and normalise it for what follows, if that is known."""
@@ -397,9 +408,16 @@ def _let_take(norm: nn.Module, after: _After) -> None:
 _LENGTHS, _WIDTH, _CAPACITY = (0, 5, 250, 700), 3, 768  # of the step that is run both ways
 
 
-def _is_exact(call: Callable[..., mx.array], own: _Pass, is_wide: bool) -> bool:
+def _is_exact(own: _Pass, call: Callable[..., mx.array]) -> bool:
     """Run a layer's own code over the joined products, and its joined pass; compare all bits."""
-    own.is_wide = is_wide
+    for is_wide in (False, True):
+        own.is_wide = is_wide
+        if _is_exact_so(own, call):
+            return True
+    return False
+
+
+def _is_exact_so(own: _Pass, call: Callable[..., mx.array]) -> bool:
     hidden, caches = _random(len(_LENGTHS), _WIDTH, own.size), [_filled(own) for _ in range(2)]
     mask = caches[0].make_mask(_WIDTH)
     with own.parts_standing_in():
@@ -415,7 +433,7 @@ def _is_exact(call: Callable[..., mx.array], own: _Pass, is_wide: bool) -> bool:
     return _are_equal(pairs)
 
 
-def _is_exact_context(layer: nn.Module, own: _Pass) -> bool:
+def _is_exact_context(own: _Pass, layer: nn.Module) -> bool:
     """Compare what a draft layer makes of context in the same way."""
     hidden, offset = _random(len(_LENGTHS), _WIDTH, own.size), mx.array(_LENGTHS, dtype=mx.int32)
     with own.parts_standing_in(of_context=True):
@@ -424,7 +442,7 @@ def _is_exact_context(layer: nn.Module, own: _Pass) -> bool:
 
 
 def _are_equal(pairs: Iterable[tuple[mx.array, mx.array]]) -> bool:
-    return all(mx.array_equal(*(each.view(mx.uint16) for each in pair)).item() for pair in pairs)
+    return all(mx.array_equal(a.view(mx.uint16), b.view(mx.uint16)).item() for a, b in pairs)
 
 
 def _filled(own: _Pass) -> PositionCache:

@@ -13,7 +13,7 @@ from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.models import joined_layers
 from dspark_batch.models.attention import let_caches_choose
-from dspark_batch.models.joined_layers import join_layers
+from dspark_batch.models.joined_layers import join_draft_layers, join_layers
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.numerics.exponential import swiglu
 
@@ -155,6 +155,6 @@ def _drafted(drafter):
 def test_joined_drafter():
     drafter = _drafter()
     expected = _drafted(drafter)
-    assert join_layers(drafter.layers, drafter.norm, are_drafters=True) == 3
+    assert join_draft_layers(drafter.layers, drafter.norm) == 3
     found = _drafted(drafter)
     assert all(mx.array_equal(*pair) for pair in zip(expected, found, strict=True))
