@@ -51,8 +51,8 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     if getattr(cache, "is_ragged", False):
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
-        more = {"is_causal": is_causal, "sinks": sinks}
-        return ragged_attention(queries, keys, values, scale, mask, cache.lengths, **more)
+        where = (scale, mask, cache.lengths)
+        return ragged_attention(queries, keys, values, *where, is_causal=is_causal, sinks=sinks)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

@@ -60,8 +60,9 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         [B, H, W, D'].
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
-        more = {"is_causal": is_causal, "sinks": sinks, "softcap": softcap}
-        return products_attention(queries, keys, values, scale, mask, **more)
+        return products_attention(
+            queries, keys, values, scale, mask, is_causal=is_causal, sinks=sinks, softcap=softcap
+        )
     return attention_by_kernel(queries, keys, values, scale, mask, lengths)
 
 
@@ -155,7 +156,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
             seen = seen[:, :, start:stop]
         if attended:  # else MLX begins with all of them
             (some,) = mx.depends([some], attended[-1:])
-        before = (each[:, :, :end] for each in (keys, values))
+        before = keys[:, :, :end], values[:, :, :end]
         attended.append(_products(some, *before, scale, seen, sinks, softcap))
     return attended[0] if len(attended) == 1 else mx.concatenate(attended, axis=2)
 
