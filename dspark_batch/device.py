@@ -29,6 +29,19 @@ def is_cuda() -> bool:
     return is_gpu() and mx.cuda.is_available()
 
 
+# How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
+# it makes anew for every pass, and without an end after every matrix of a large target.
+_nothing_has_run = mx.get_peak_memory() == 0
+if is_cuda():
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
+
+
+def launches_one_by_one() -> bool:
+    """Whether MLX surely hands each kernel to CUDA for itself, in the order of their launches."""
+    return is_cuda() and _nothing_has_run and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
+
+
 def cache_folder() -> Path:
     """Name the folder where this program keeps what it learned about machines and pairs.
 

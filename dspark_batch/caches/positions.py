@@ -5,8 +5,9 @@ from typing import NamedTuple, Self
 
 import mlx.core as mx
 
+from dspark_batch import device
 from dspark_batch.caches.slot_cache import Arrays, Extent, Joined
-from dspark_batch.numerics.joined import may_write_in_place, owned
+from dspark_batch.numerics.joined import owned
 from dspark_batch.numerics.masks import ragged_causal
 
 
@@ -72,7 +73,7 @@ class PositionCache:
         What the kernel leaves is to be held in their place. Before the first step there are none
         yet, and MLX might make one of zeros for several layers.
         """
-        if self.keys is None or self.values is None or not may_write_in_place():
+        if self.keys is None or self.values is None or not device.launches_one_by_one():
             return None
         return owned(self.keys), owned(self.values)
 

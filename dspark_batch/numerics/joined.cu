@@ -147,24 +147,25 @@ __device__ inline void gate(
   *reinterpret_cast<Run*>(gated + row * size + column) = run;
 }
 
-// Adds two arrays, and normalises the sum. A block of THREADS has a row, a thread CHUNKS runs of it.
-template <int THREADS, int CHUNKS>
+// Adds two arrays, and normalises the sum. A block of THREADS has a row, a thread CHUNKS runs
+// of it; where there are none it adds zeros.
+template <int SIZE, int THREADS, int CHUNKS>
 __device__ void add_and_normalise(
-    const Number* left,    // [at least total, size], as the next
+    const Number* left,    // [at least total, SIZE], as the next
     const Number* right,
-    const Number* weight,  // [size]
+    const Number* weight,  // [SIZE]
     float epsilon,
-    Number* sums,       // [total, size]
-    Number* normalised_sums,  // [rows, size]
+    Number* sums,       // [total, SIZE]
+    Number* normalised_sums,  // [rows, SIZE]
     int total) {
-  constexpr int SIZE = THREADS * CHUNKS * RUN;
   __shared__ float parts[THREADS / 32];
   const int row = blockIdx.x, source = row % total;
-  Run run[CHUNKS];
+  Run run[CHUNKS] = {};
   float own = 0;
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
-    const size_t column = (chunk * THREADS + threadIdx.x) * RUN;
+    const int column = (chunk * THREADS + threadIdx.x) * RUN;
+    if (column >= SIZE) continue;
     const size_t at = static_cast<size_t>(source) * SIZE + column;
     run[chunk] = run_at(left + at);
     const Run other = run_at(right + at);
@@ -180,7 +181,8 @@ __device__ void add_and_normalise(
   const float factor = rsqrtf(own / static_cast<float>(SIZE) + epsilon);
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
-    const size_t column = (chunk * THREADS + threadIdx.x) * RUN;
+    const int column = (chunk * THREADS + threadIdx.x) * RUN;
+    if (column >= SIZE) continue;
     const Run weights = run_at(weight + column);
 #pragma unroll
     for (int i = 0; i < RUN; i++) {

@@ -7,7 +7,6 @@ that is found out on the device, by whoever uses it, before it is used.
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -15,12 +14,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from dspark_batch import device
-
 _RUN = 8  # numbers that a thread has at a time
 _THREADS = 256  # of a block
 _HEAD_DIMS = (64, 128, 256)
 _MOST_CHUNKS = 8  # of a row that is normalised, for each thread
+_MOST_NORMALISED = 128 * _MOST_CHUNKS * _RUN
 
 
 class Heads(NamedTuple):
@@ -43,8 +41,8 @@ def fits_heads(shape: Heads) -> bool:
 
 
 def fits_norm(size: int) -> bool:
-    """Whether `add_and_normalise` can do it: rows as MLX's kernel cuts them without a rest."""
-    return _threads_of(size) is not None
+    """Whether `add_and_normalise` can do it: rows that MLX's small kernel normalises."""
+    return size % _RUN == 0 and size <= _MOST_NORMALISED
 
 
 def split_heads(  # noqa: PLR0913  all that a head is made of
@@ -126,11 +124,6 @@ def owned(buffer: mx.array) -> mx.array:
     return mx.put_along_axis(buffer, index, nothing, axis=2)
 
 
-def may_write_in_place() -> bool:
-    """Whether MLX launches kernels one by one; see `owned`."""
-    return device.is_cuda() and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
-
-
 def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> mx.array:
     """Activate as `silu(gate) * up`.
 
@@ -173,11 +166,13 @@ def add_and_normalise(
     """
     size = left.shape[-1]
     threads = _threads_of(size)
-    if threads is None:
-        raise ValueError(f"rows of {size} numbers, expected what `fits_norm` says")
     sums, normalised = _kernel("add")(
         inputs=[left, right, weight, _settings(epsilon, 1.0, 1.0), _counts(total)],
-        template=[("THREADS", threads), ("CHUNKS", size // _RUN // threads)],
+        template=[
+            ("SIZE", size),
+            ("THREADS", threads),
+            ("CHUNKS", -(-size // (_RUN * threads))),
+        ],
         grid=(rows * threads, 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=[(total, size), (rows, size)],
@@ -186,14 +181,15 @@ def add_and_normalise(
     return sums, normalised
 
 
-def _threads_of(size: int) -> int | None:
-    """Say how many threads MLX's rms_norm has for a row; None: they do not divide it evenly."""
+def _threads_of(size: int) -> int:
+    """Say how many threads MLX's rms_norm has for a row, of which each takes every so many-th run.
+
+    Source:
+        MLX, `backend/cuda/rms_norm.cu`; other threads would add in another order.
+    """
     runs = size // _RUN
-    if size % _RUN or size <= 64 * _RUN:  # few numbers: it has threads without any
-        return 64 if size == 64 * _RUN else None
-    return next(
-        (each for each in (128, 64) if runs % each == 0 and runs // each <= _MOST_CHUNKS), None
-    )
+    evenly = (n for n in (128, 64) if runs % n == 0 and runs // n <= _MOST_CHUNKS)
+    return 64 if runs <= 64 else next(evenly, 128)
 
 
 @cache
@@ -253,7 +249,7 @@ _CALLS = {
     "add": (
         ["left", "right", "weight", "settings", "counts"],
         ["sums", "normalised_sums"],
-        "add_and_normalise<THREADS, CHUNKS>(left, right, weight, settings[0], sums, "
+        "add_and_normalise<SIZE, THREADS, CHUNKS>(left, right, weight, settings[0], sums, "
         "normalised_sums, counts[0]);",
     ),
 }
