@@ -22,6 +22,7 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent
+from dspark_batch.errors import is_out_of_memory
 from dspark_batch.models.safe_layers import name_of
 from dspark_batch.numerics.attention import ragged_attention
 from dspark_batch.numerics.joined import (
@@ -456,7 +457,9 @@ def _is_exact(own: _Pass, call: Callable[..., mx.array]) -> bool:
         try:
             with as_they_come():
                 is_exact = _is_exact_so(own, call)
-        except RuntimeError:  # this library cannot make our kernels
+        except RuntimeError as error:  # this library cannot make our kernels
+            if is_out_of_memory(error):
+                raise
             return False
         if is_exact:
             return True
