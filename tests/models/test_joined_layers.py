@@ -1,9 +1,10 @@
 """Layers with joined products, where a CPU stands in for the kernels that a GPU would run."""
 
+import joined_ops
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_lm.models import activations, llama, qwen3
+from mlx_lm.models import llama, qwen3
 from mlx_lm.models.cache import make_prompt_cache
 
 from dspark_batch import device
@@ -15,9 +16,9 @@ from dspark_batch.models import joined_layers
 from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.joined_layers import join_draft_layers, join_layers
 from dspark_batch.models.safe_layers import make_rows_safe
-from dspark_batch.numerics.exponential import swiglu
 from dspark_batch.numerics.joined import owned
 
+KERNELS = ("split_heads", "gated", "add_and_normalise")
 SIZES = {
     "hidden_size": 512,
     "num_hidden_layers": 3,
@@ -33,44 +34,10 @@ SIZES = {
 }
 
 
-def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into=None):
-    batch, dim = offsets.shape[0], shape.dim
-    heads = joined[: batch * width].reshape(batch, width, -1, dim)
-    ends = [shape.heads, shape.heads + shape.kv_heads]
-    parts = mx.split(heads, ends, axis=2)
-    for i in range(2):
-        if norms:
-            parts[i] = mx.fast.rms_norm(parts[i], norms[i], shape.epsilon)
-    queries, keys, values = (part.transpose(0, 2, 1, 3) for part in parts)
-    turn = {"traditional": False, "base": shape.base, "scale": shape.scale, "offset": offsets}
-    queries, keys = (
-        mx.fast.rope(each, shape.turned, freqs=periods, **turn) for each in (queries, keys)
-    )
-    if into is None:
-        return queries, keys, values
-    index = (offsets[:, None] + mx.arange(width))[:, None, :, None]
-    put = [
-        mx.put_along_axis(a, index, b, axis=2) for a, b in zip(into, (keys, values), strict=True)
-    ]
-    return queries, *put
-
-
-def gated(joined, total, rows, *, is_wide=False):
-    gates, ups = mx.split(joined[:total], 2, axis=-1)
-    silu = swiglu if is_wide else activations.swiglu
-    return mx.take(silu(gates, ups), mx.arange(rows) % total, axis=0)
-
-
-def add_and_normalise(left, right, weight, epsilon, total, rows):
-    sums = left[:total] + right[:total]
-    normalised = mx.fast.rms_norm(sums, weight, epsilon)
-    return sums, mx.take(normalised, mx.arange(rows) % total, axis=0)
-
-
 @pytest.fixture(params=[True, False])
 def _stand_ins(monkeypatch, request):
-    for function in (split_heads, gated, add_and_normalise):
-        monkeypatch.setattr(joined_layers, function.__name__, function)
+    for name in KERNELS:
+        monkeypatch.setattr(joined_layers, name, getattr(joined_ops, name))
     monkeypatch.setattr(device, "is_cuda", lambda: True)
     monkeypatch.setattr(device, "launches_one_by_one", lambda: request.param)
 
@@ -143,9 +110,9 @@ def test_a_weight_that_changes_counts():
 
 
 @pytest.mark.usefixtures("_stand_ins")
-@pytest.mark.parametrize("wrong", ["split_heads", "gated", "add_and_normalise"])
+@pytest.mark.parametrize("wrong", KERNELS)
 def test_a_kernel_with_other_bits_is_not_used(wrong, monkeypatch):
-    model, right = _model(qwen3), globals()[wrong]
+    model, right = _model(qwen3), getattr(joined_ops, wrong)
 
     def other(*arguments, **named):
         made = right(*arguments, **named)
