@@ -5,10 +5,11 @@
 
 `python -m benchmarks.peers.environments FOLDER` makes the environments. Prints one JSON line, and a
 table on stderr. Each engine has a process of its own, which waits while others have their turns;
-all load the same OpenBLAS before MLX, the same float32 copies of the bundled pair, and answer the
-same held-out prompts greedily. Every setting runs once before the turns. Of each engine the best by the wall and the best by
-the processor take the turns, and those within CLOSE of them, in another order each time. With
---search settings of SEARCHED run, too. The log has every run as it ends, and what engines print.
+all load the same OpenBLAS before MLX, the same float32 copy of the bundled pair, and answer the
+same held-out prompts greedily. Every setting runs once before the turns. Of each engine the best by
+the wall and the best by the processor take the turns, and those within CLOSE of them, in another
+order each time. With --search settings of SEARCHED run, too. The log has every run as it ends, and
+what engines print. Prefill is part of the time; nothing is kept from one turn to the next.
 """
 
 import argparse
@@ -147,7 +148,8 @@ def settings(options, engines):
     chosen = {"ours": [*OURS]}
     for name in options.engines:
         chosen[name] = [*(SHARED if options.shared_tokens else SETTINGS)[name]]
-        chosen[name] += SEARCHED[name] if options.search else []
+        if options.search:
+            chosen[name] += [each for each in SEARCHED[name] if each not in chosen[name]]
     return [(name, setting) for name in engines for setting in chosen[name]]
 
 

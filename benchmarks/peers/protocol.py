@@ -10,6 +10,7 @@ An engine that cannot do it replies {"error": "..."} and stays. It ends when its
 
 import json
 import subprocess
+from contextlib import suppress
 
 
 class EngineError(Exception):
@@ -56,7 +57,8 @@ class Engine:
 
     def close(self):
         """End its input, and wait until it has ended."""
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended before
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 
