@@ -28,6 +28,7 @@ from dspark_batch.numerics.attention import ragged_attention
 from dspark_batch.numerics.joined import (
     Heads,
     add_and_normalise,
+    fits_gate,
     fits_heads,
     fits_norm,
     gated,
@@ -353,6 +354,8 @@ def _heads_of(layer: nn.Module) -> Heads | None:
     norms = [layer.get("input_layernorm"), layer.get("post_attention_layernorm")]
     are_plain = all(map(_is_plain, linear)) and all(type(norm) is nn.RMSNorm for norm in norms)
     if not are_plain or not fits_norm(layer.input_layernorm["weight"].size):
+        return None
+    if not fits_gate(mlp.down_proj["weight"].shape[1]):
         return None
     return None if getattr(layer, "runs_joined", False) else _heads_in(attention)
 

@@ -108,6 +108,7 @@ __device__ void split_heads(
     } else {
       const int kv_head = is_value ? head - heads - kv_heads : head - heads;
       const size_t group = static_cast<size_t>(slot) * kv_heads + kv_head;
+      if (position >= capacity) continue;  // nothing outside a slot's own room is touched
       to = (is_value ? values : keys) + (group * capacity + position) * D;
     }
     *reinterpret_cast<Run*>(to + lane * RUN) = run;

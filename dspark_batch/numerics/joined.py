@@ -40,6 +40,11 @@ def fits_heads(shape: Heads) -> bool:
     )
 
 
+def fits_gate(size: int) -> bool:
+    """Whether `gated` can do it: whole runs of numbers."""
+    return size % _RUN == 0
+
+
 def fits_norm(size: int) -> bool:
     """Whether `add_and_normalise` can do it: rows that MLX's small kernel normalises."""
     return size % _RUN == 0 and size <= _MOST_NORMALISED

@@ -129,7 +129,9 @@ def test_a_kernel_with_other_bits_is_not_used(wrong, monkeypatch):
 
 
 @pytest.mark.usefixtures("_stand_ins")
-@pytest.mark.parametrize("changes", [{"attention_bias": True}, {"hidden_size": 516}])
+@pytest.mark.parametrize(
+    "changes", [{"attention_bias": True}, {"hidden_size": 516}, {"intermediate_size": 60}]
+)
 def test_a_layer_that_is_not_plain_stays_as_it_is(changes):
     model = _model(llama, **changes)
 
