@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from dspark_batch import launching
 from dspark_batch.errors import UsageError
 
 
@@ -29,17 +30,9 @@ def is_cuda() -> bool:
     return is_gpu() and mx.cuda.is_available()
 
 
-# How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
-# it makes anew for every pass, and without an end after every matrix of a large target.
-_nothing_has_run = mx.get_peak_memory() == 0
-if is_cuda():
-    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
-
-
 def launches_one_by_one() -> bool:
-    """Whether MLX surely hands each kernel to CUDA for itself, in the order of their launches."""
-    return is_cuda() and _nothing_has_run and os.environ.get("MLX_USE_CUDA_GRAPHS") == "0"
+    """Whether kernels surely run in the order in which MLX launches them; see `launching`."""
+    return is_cuda() and launching.is_one_by_one()
 
 
 def cache_folder() -> Path:
