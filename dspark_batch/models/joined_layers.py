@@ -11,12 +11,14 @@ and each bit of its output and its cache must be the same.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from dspark_batch import device
@@ -82,7 +84,7 @@ def _join(
     final_norm: nn.Module | None,
     made: Callable[[nn.Module, "_Pass"], bool],
 ) -> int:
-    if not device.is_cuda() or not layers:
+    if not device.is_cuda() or _num_bytes(layers) < _LEAST_BYTES:
         return 0
     after, passes = _After(), [_Pass.of(layer) for layer in layers]
     last = passes[-1]
@@ -97,7 +99,18 @@ def _join(
         if own is not None:
             own.after = after
             count += made(layer, own)
+    _random.cache_clear()
     return count
+
+
+# Of the weights of all layers. MLX compiles our kernels in every start, which takes 15 to 20 s; a
+# job of a smaller model is done before that pays.
+_LEAST_BYTES = 1 << 28
+
+
+def _num_bytes(layers: Sequence[nn.Module]) -> int:
+    arrays = (array for layer in layers for _, array in tree_flatten(layer.parameters()))
+    return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,12 +531,13 @@ def _filled(own: _Pass) -> PositionCache:
     extent.lengths = mx.array(_LENGTHS, dtype=mx.int32)
     cache = PositionCache(extent)
     shape = (len(_LENGTHS), own.shape.kv_heads, _CAPACITY, own.shape.dim)
-    cache.hold([_random(*shape), _random(*shape)])
+    cache.hold([_random(*shape), _random(*shape, seed=2)])
     mx.eval(cache.held())
     return cache
 
 
-def _random(*shape: int) -> mx.array:
+@cache  # of all layers
+def _random(*shape: int, seed: int = 1) -> mx.array:
     """Draw numbers by NumPy, since a GPU would compile kernels for it that nothing else needs."""
-    numbers = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    numbers = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     return mx.array(numbers).astype(mx.bfloat16)

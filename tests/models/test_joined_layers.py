@@ -4,6 +4,7 @@ import joined_ops
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen3
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -39,6 +40,7 @@ def _stand_ins(monkeypatch, request):
     for name in KERNELS:
         monkeypatch.setattr(joined_layers, name, getattr(joined_ops, name))
     monkeypatch.setattr(device, "is_cuda", lambda: True)
+    monkeypatch.setattr(joined_layers, "_LEAST_BYTES", 0)
     monkeypatch.setattr(device, "launches_one_by_one", lambda: request.param)
 
 
@@ -134,6 +136,16 @@ def test_a_kernel_with_other_bits_is_not_used(wrong, monkeypatch):
 )
 def test_a_layer_that_is_not_plain_stays_as_it_is(changes):
     model = _model(llama, **changes)
+
+    assert join_layers(model.layers, model.model.norm) == 0
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_a_small_model_stays_as_it_is(monkeypatch):
+    model = _model(qwen3)
+    parameters = tree_flatten([layer.parameters() for layer in model.layers])
+    size = sum(array.nbytes for _, array in parameters)
+    monkeypatch.setattr(joined_layers, "_LEAST_BYTES", size + 1)
 
     assert join_layers(model.layers, model.model.norm) == 0
 
