@@ -109,8 +109,8 @@ _LEAST_BYTES = 1 << 28
 
 
 def _num_bytes(layers: Sequence[nn.Module]) -> int:
-    arrays = (array for layer in layers for _, array in tree_flatten(layer.parameters()))
-    return sum(array.nbytes for array in arrays)
+    named: Any = tree_flatten([layer.parameters() for layer in layers])
+    return sum(array.nbytes for _, array in named)
 
 
 @dataclass(frozen=True, slots=True)
