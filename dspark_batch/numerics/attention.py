@@ -185,7 +185,9 @@ def _products(  # noqa: PLR0913  what attention is over
     scores = scores.astype(mx.float32)
     if softcap is not None:
         scores = softcap * mx.tanh(scores / softcap)
-    scores = mx.where(visible[:, :, :, None], scores, mx.finfo(mx.float32).min)
+    # One bound for all heads: a CPU has no vectors for the choice, and has them for the minimum.
+    bound = mx.where(visible[:, :, :, None], mx.inf, mx.finfo(mx.float32).min)
+    scores = mx.minimum(scores, bound)
     highest = scores.max(axis=2, keepdims=True).max(axis=5, keepdims=True)  # both at once: slower
     if sinks is not None:
         sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
