@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark_batch import device
+from dspark_batch.numerics.attention import BLOCK, has_beginnings
 
 _IS_CPU = device.is_cpu()
 
@@ -15,6 +16,8 @@ Shape = tuple[int, int]  # slots and width of a pass
 _WIDTH, _TOKENS = 256, 2048
 _STEP, _PROMPTS = (1, 8) if _IS_CPU else (32, _TOKENS // 32)
 _PASS_ROWS = 40  # tokens that a CPU computes in the time that a pass takes besides
+
+_LEAST_SHARING = 4 if _IS_CPU else 16  # slots for which a beginning is worth launches of its own
 
 FALLBACK: Shape = (16, 8)  # of a target whose bits depend on the shape of a pass
 
@@ -67,6 +70,10 @@ class Shapes:
             together = 1 + work.index(least[-1])
         return together
 
+    def share(self, slots: int) -> bool:
+        """Whether so many slots that begin alike keep their beginning once."""
+        return slots >= _LEAST_SHARING and self.fixed is None and has_beginnings()
+
     def num_scored(self, positions: int) -> int:
         """Say at how many positions of a slot a pass scores that needs so many."""
         return -(-positions // _STEP) * _STEP
@@ -81,3 +88,15 @@ class Shapes:
         slots, width = self.slots_for(prompts), -(-length // _STEP) * _STEP
         most = min(_TOKENS, most_tokens) // slots // _STEP * _STEP
         return slots, min(width, _WIDTH, max(_STEP, most))
+
+
+def common_len(prompts: Sequence[Sequence[int]]) -> int:
+    """Count the first positions, whole blocks, that prompts have in common; each has more."""
+    if not prompts:
+        return 0
+    first, length = prompts[0], (min(map(len, prompts)) - 1) // BLOCK * BLOCK
+    for ids in prompts[1:]:
+        if ids[:length] != first[:length]:
+            pairs = enumerate(zip(ids, first, strict=False))
+            length = next(at for at, (one, other) in pairs if one != other) // BLOCK * BLOCK
+    return length

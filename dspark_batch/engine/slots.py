@@ -8,7 +8,7 @@ from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
-from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.shapes import Shapes, common_len
 from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
@@ -69,11 +69,15 @@ class Slots:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(1 + num_drafts)
 
-    def num_positions(self, requests: ListLike[Request], most_slots: int) -> int:
-        """Count the cached positions that some requests need at most, in so many slots."""
+    def num_positions(self, requests: ListLike[Request], most_slots: int, shared: int = 0) -> int:
+        """Count the cached positions that some requests need at most, in so many slots.
+
+        `shared` are the first ones that all of them have in common.
+        """
         slots = self._shapes.slots_for(min(len(requests), most_slots))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
-        return slots * (self._room(longest + self._widest) + self._state_positions)
+        room = self._room(longest + self._widest) + self._state_positions
+        return slots * room - (slots - 1) * shared * self._shapes.share(len(requests))
 
     def enter(
         self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
@@ -83,6 +87,7 @@ class Slots:
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
+        self._share(newcomers, filled, chosen[0])
         self.cache.insert(slots, filled.cache, chosen, lengths)
         self.context.insert(slots, filled.context, chosen, lengths)
         self.anchors[mx.array(slots)] = mx.array([s.token_ids[-1] for s in newcomers])
@@ -144,9 +149,31 @@ class Slots:
         return cached_len + max(self._shapes.width(self._widest), 1 + self._block_size)
 
     def _make_room_for(self, needed: int) -> None:
-        slots = self._shapes.slots_for(needed)
-        if slots > len(self.sequences):
+        slots = max(self._shapes.slots_for(needed), len(self.sequences))
+        if slots > len(self.sequences) or not self.active:  # nobody: nothing is shared
             self._resize(slots, self.cache.capacity)
+
+    def _share(self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: int) -> None:
+        """Keep once what newcomers, of whom one is slot `chosen` of `filled`, and others share."""
+        shared = self._shared_with(newcomers)
+        owner = next((n for n, s in enumerate(self.sequences) if s is not None), 0)
+        for mine, theirs in ((self.cache, filled.cache), (self.context, filled.context)):
+            mine.share(shared, owner)
+            theirs.share(shared, chosen)
+
+    def _shared_with(self, newcomers: ListLike[Sequence]) -> int:
+        """Count the positions to keep once: much more than now, or what is left of these.
+
+        Each change moves all that is cached.
+        """
+        prompts = [s.request.prompt_ids for s in (*newcomers, *self.active)]
+        now = self.cache.shared  # is common to all who are there, so one of them tells
+        left = common_len(prompts[: len(newcomers) + 1])
+        if 2 * left >= 3 * now and self._shapes.share(len(prompts)):
+            shared = common_len(prompts)
+            if 2 * shared >= 3 * now:
+                return shared
+        return min(left, now)
 
     def _resize(self, slots: int, room: int) -> None:
         kept = [slot for slot, sequence in enumerate(self.sequences) if sequence is not None]

@@ -49,7 +49,9 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     if getattr(cache, "is_ragged", False):
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
-        return ragged_attention(queries, keys, values, scale, mask, cache.lengths, sinks=sinks)
+        beginning, keys, values = cache.split(keys, values)
+        more = {"sinks": sinks, "beginning": beginning}
+        return ragged_attention(queries, keys, values, scale, mask, cache.lengths, **more)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

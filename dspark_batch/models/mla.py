@@ -32,10 +32,12 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) 
     latent = self.kv_a_layernorm(latent)[:, None]
     rotated = self.rope(rotated, cache.offset)
     key = self.rope(key[:, None], cache.offset)
-    latents, keys = cache.update_and_fetch(latent, key)
+    shared, latents, keys = cache.split(*cache.update_and_fetch(latent, key))
     queries = mx.concatenate([self.embed_q(plain), rotated], axis=-1)
+    beginning = shared and (mx.concatenate(shared, axis=-1), shared.keys)
     keys = mx.concatenate([latents, keys], axis=-1)
-    attended = ragged_attention(queries, keys, latents, self.scale, mask, cache.lengths)
+    where = keys, latents, self.scale, mask, cache.lengths
+    attended = ragged_attention(queries, *where, beginning=beginning)
     attended = self.unembed_out(attended)
     return self.o_proj(attended.swapaxes(1, 2).reshape(batch, width, -1))
 

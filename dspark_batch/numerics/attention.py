@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -25,6 +25,10 @@ _PIECE = 256  # positions whose sums begin anew
 _FEW_BLOCKS = 128  # of threads, which leave a GPU idle
 _JOINING_THREADS = 128  # of a block
 _BESIDE_SUMS = 8  # floats that the kernel keeps of a row beside its sums, as it says
+_WHOLE, _BEHIND, _SHARED = range(3)  # roles of a launch's keys, as the kernel says
+
+
+Beginning: TypeAlias = tuple[mx.array, mx.array]  # keys [KV, P, D] and values [KV, P, D']
 
 
 def ragged_attention(  # noqa: PLR0913  what attention is over
@@ -37,6 +41,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     *,
     sinks: mx.array | None = None,
     softcap: float | None = None,
+    beginning: Beginning | None = None,
 ) -> mx.array:
     """Attend with the query heads of a key head as rows of one product.
 
@@ -52,13 +57,19 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
         sinks: [H], scores of a position without a value that every query sees; None: no such one.
         softcap: bounds the scores s, as softcap * tanh(s / softcap); None: they are not bounded.
+        beginning: keys and values of the first positions, whole blocks, which all slots have in
+            common; `keys` and `values` then are those behind it. It changes no bit. None: no such.
 
     Returns:
         [B, H, W, D'].
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
-        return products_attention(queries, keys, values, scale, mask, sinks=sinks, softcap=softcap)
-    return attention_by_kernel(queries, keys, values, scale, mask, lengths)
+        if beginning is not None and not device.is_cpu():  # MLX may add in another order there
+            keys, values = (behind(*pair) for pair in zip(beginning, (keys, values), strict=True))
+            beginning = None
+        more = {"sinks": sinks, "softcap": softcap, "beginning": beginning}
+        return products_attention(queries, keys, values, scale, mask, **more)
+    return attention_by_kernel(queries, keys, values, scale, mask, lengths, beginning=beginning)
 
 
 def attention_by_kernel(  # noqa: PLR0913  what attention is over
@@ -70,6 +81,7 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     lengths: mx.array,
     *,
     splits: int | None = None,
+    beginning: Beginning | None = None,
 ) -> mx.array:
     """Attend as `ragged_attention` does, by the CUDA kernel.
 
@@ -85,36 +97,69 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
         lengths: as `ragged_attention` has them.
         splits: of the positions; None: as many as there are pieces, where else few blocks of
             threads would have all the work, as in a step of few tokens of few slots.
+        beginning: as `ragged_attention` has it. It is read once, by a launch of its own, from which
+            that of the slots goes on.
     """
+    given = mask, lengths, mx.array([[[[[scale]]]]])
+    role, earlier = _WHOLE, given[2]  # which nobody reads
+    if beginning is not None:
+        shared = queries, *(each[None] for each in beginning)
+        role, (_, earlier) = _BEHIND, _launched(_SHARED, shared, given, earlier, splits)
+    found, parts = _launched(role, (queries, keys, values), given, earlier, splits)
     batch, heads, width, dim = queries.shape
-    kv_heads, capacity = keys.shape[1:3]
-    rows, pieces = heads // kv_heads * width, -(-capacity // _PIECE)
-    num_warps = -(-rows // _ROWS)
-    warps = min(_MOST_WARPS, num_warps)
-    groups = -(-num_warps // warps)
-    if splits is None:
-        splits = pieces if groups == 1 and batch * kv_heads <= _FEW_BLOCKS else 1
-    parts = (batch, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
-    attended = (batch, width, heads, dim)
-    threads = 32 * warps
-    found, sums = _kernel("attend")(
-        inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
-        template=[("D", dim)],
-        grid=(threads * batch, kv_heads, groups * splits),
-        threadgroup=(threads, 1, 1),
-        output_shapes=[attended if splits == 1 else (1,), parts if pieces * splits > 1 else (1,)],
-        output_dtypes=[queries.dtype, mx.float32],
-    )
-    if splits > 1:
+    if found.shape == (1,):
         (found,) = _kernel("join")(
-            inputs=[sums, lengths, queries],
+            inputs=[parts, earlier, lengths, queries, keys, mask],
             template=[("D", dim)],
-            grid=(batch * kv_heads * rows * dim // 2, 1, 1),
+            grid=(batch * heads * width * dim // 2, 1, 1),
             threadgroup=(_JOINING_THREADS, 1, 1),
-            output_shapes=[attended],
+            output_shapes=[(batch, width, heads, dim)],
             output_dtypes=[queries.dtype],
         )
     return found.transpose(0, 2, 1, 3)
+
+
+def _launched(
+    role: int,
+    attention: tuple[mx.array, mx.array, mx.array],
+    given: tuple[mx.array, mx.array, mx.array],
+    earlier: mx.array,
+    splits: int | None,
+) -> tuple[mx.array, mx.array]:
+    """Launch the kernel; return [B, W, H, D], or [1] if it is to be joined, and parts of the sums.
+
+    Args:
+        role: what the keys are.
+        attention: queries, keys and values.
+        given: mask, lengths and scale.
+        earlier: parts of the positions in front of the keys.
+        splits: as `attention_by_kernel` has them.
+    """
+    queries, keys, _ = attention
+    slots, heads, width, dim = queries.shape
+    kv_heads, capacity = keys.shape[1:3]
+    rows, pieces = heads // kv_heads * width, -(-capacity // _PIECE)
+    batch, together = (1, slots * rows) if role == _SHARED else (slots, rows)
+    num_warps = -(-together // _ROWS)
+    warps = min(_MOST_WARPS, num_warps)
+    groups = -(-num_warps // warps)
+    if splits is None:
+        is_few = batch * kv_heads * groups <= _FEW_BLOCKS and (groups == 1 or role == _SHARED)
+        splits = pieces if is_few else 1
+    parts = (slots, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
+    has_parts, is_last = pieces * splits > 1 or role != _WHOLE, splits == 1 and role != _SHARED
+    found: list[mx.array] = _kernel("attend")(
+        inputs=[*attention, *given, earlier],
+        template=[("D", dim), ("ROLE", role)],
+        grid=(32 * warps * batch, kv_heads, groups * splits),
+        threadgroup=(32 * warps, 1, 1),
+        output_shapes=[
+            (slots, width, heads, dim) if is_last else (1,),
+            parts if has_parts else (1,),
+        ],
+        output_dtypes=[queries.dtype, mx.float32],
+    )
+    return found[0], found[1]
 
 
 def products_attention(  # noqa: PLR0913  what attention is over
@@ -126,6 +171,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
     *,
     sinks: mx.array | None = None,
     softcap: float | None = None,
+    beginning: Beginning | None = None,
 ) -> mx.array:
     """Attend as `ragged_attention` does, by products over blocks of positions of a fixed size.
 
@@ -135,7 +181,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
     tokens with too many scores for the memory run some at a time.
     """
     batch, heads, width, _ = queries.shape
-    most = max(1, _MOST_SCORES // (batch * heads * keys.shape[2]))
+    most = max(1, _MOST_SCORES // (batch * heads * mask.shape[3]))
     attended: list[mx.array] = []
     for start in range(0, width, most):
         some, seen = queries[:, :, start : start + most], mask
@@ -143,7 +189,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
             seen = mask[:, :, start : start + most]
         if attended:  # else MLX begins with all of them
             (some,) = mx.depends([some], attended[-1:])
-        attended.append(_products(some, keys, values, scale, seen, sinks, softcap))
+        attended.append(_products(some, keys, values, scale, seen, sinks, softcap, beginning))
     return attended[0] if len(attended) == 1 else mx.concatenate(attended, axis=2)
 
 
@@ -155,43 +201,104 @@ def _products(  # noqa: PLR0913  what attention is over
     mask: mx.array,
     sinks: mx.array | None,
     softcap: float | None,
+    beginning: Beginning | None,
 ) -> mx.array:
     batch, heads, width, dim = queries.shape
-    kv_heads, positions = keys.shape[1:3]
-    key_blocks, value_blocks = (
-        each.reshape(batch, kv_heads, -1, 1, BLOCK, each.shape[-1]) for each in (keys, values)
-    )
-    to_scores = Product(_name(queries), dim, BLOCK, is_attention=True)
-    rows = (queries * scale).reshape(batch, kv_heads, 1, -1, dim)
-    scores = over_safe_heads(
-        to_scores, rows, partial(over_safe_batches, to_scores, weights=key_blocks)
-    )
-    scores = scores.reshape(batch, kv_heads, -1, heads // kv_heads, width, BLOCK)
-    visible = mask.reshape(batch, 1, -1, positions // BLOCK, BLOCK).swapaxes(2, 3)
-    scores = scores.astype(mx.float32)
+    kv_heads, start = keys.shape[1], mask.shape[3] - keys.shape[2]
+    rows = (queries * scale).reshape(batch, kv_heads, -1, width, dim)
+    seen = mask.reshape(batch, 1, 1, -1, mask.shape[3])
+    own = _scores(rows, keys, seen[..., start:], softcap)
+    highest = own.max(axis=(2, 5))
+    if beginning is not None:  # the rows of all slots are those of one product
+        shared = _scores(_together(rows), beginning[0][None], _together(seen[..., :start]), softcap)
+        highest = mx.maximum(highest, _apart(shared.max(axis=(2, 6))))
+    if sinks is not None:
+        sinks = sinks.astype(mx.float32).reshape(1, kv_heads, -1, 1)
+        highest = mx.maximum(highest, sinks)
+    sums = _sums(exp(own - highest[:, :, None, ..., None]), values)
+    if beginning is not None:
+        weights = exp(shared - _together(highest)[:, :, None, ..., None])
+        # In front of a slot's own blocks: MLX adds in order, so there it is one block.
+        first = [_apart(each.sum(axis=2)) for each in _sums(weights, beginning[1][None])]
+        pairs = zip(first, sums, strict=True)
+        sums = tuple(mx.concatenate([one[:, :, None], own], axis=2) for one, own in pairs)
+    total, attended = (each.sum(axis=2) for each in sums)
+    if sinks is not None:
+        total = total + exp(sinks - highest)
+    attended = (attended / total[..., None]).reshape(batch, heads, width, -1)
+    return attended.astype(queries.dtype)
+
+
+def _together(rows: mx.array) -> mx.array:
+    """Turn what slots have, [S, KV, ...], into what one slot has for all, [1, KV, S, ...]."""
+    return rows.swapaxes(0, 1)[None]
+
+
+def _apart(rows: mx.array) -> mx.array:
+    """Undo `_together`."""
+    return rows[0].swapaxes(0, 1)
+
+
+def _scores(rows: mx.array, keys: mx.array, seen: mx.array, softcap: float | None) -> mx.array:
+    """Score blocks of positions, [B, KV, blocks, R..., BLOCK], of rows [B, KV, R..., D].
+
+    Args:
+        rows: scaled.
+        keys: [B, KV, C, D].
+        seen: [B, KV, R..., C], or what broadcasts to it.
+        softcap: as `ragged_attention` has it.
+    """
+    product = Product(_name(rows), rows.shape[-1], BLOCK, is_attention=True)
+    weights, flat = _blocks(keys), rows.reshape(*rows.shape[:2], 1, -1, rows.shape[-1])
+    scores = over_safe_heads(product, flat, partial(over_safe_batches, product, weights=weights))
+    scores = scores.reshape(*scores.shape[:3], *rows.shape[2:-1], BLOCK).astype(mx.float32)
     if softcap is not None:
         scores = softcap * mx.tanh(scores / softcap)
-    scores = mx.where(visible[:, :, :, None], scores, mx.finfo(mx.float32).min)
-    highest = scores.max(axis=(2, 5), keepdims=True)
-    if sinks is not None:
-        sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
-        highest = mx.maximum(highest, sinks)
-    weights = exp(scores - highest)
-    total = weights.sum(axis=5).sum(axis=2)
-    if sinks is not None:
-        total = total + exp(sinks - highest)[:, :, 0, :, :, 0]
-    total = total.reshape(batch, heads, width, 1)
-    weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
-    to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
-    attended = over_safe_heads(
-        to_values, weights, partial(over_safe_batches, to_values, weights=value_blocks)
-    )
-    attended = attended.astype(mx.float32).sum(axis=2).reshape(batch, heads, width, -1)
-    return (attended / total).astype(queries.dtype)
+    seen = mx.moveaxis(seen.reshape(*seen.shape[:-1], -1, BLOCK), -2, 2)
+    return mx.where(seen, scores, mx.finfo(mx.float32).min)
+
+
+def _sums(weights: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    """Sum weights and what they weigh, block by block.
+
+    Args:
+        weights: [B, KV, blocks, R..., BLOCK].
+        values: [B, KV, C, D'].
+
+    Returns:
+        [B, KV, blocks, R...] and [B, KV, blocks, R..., D'].
+    """
+    product = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
+    rows = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
+    multiply = partial(over_safe_batches, product, weights=_blocks(values))
+    sums = over_safe_heads(product, rows, multiply).astype(mx.float32)
+    return weights.sum(axis=-1), sums.reshape(*weights.shape[:-1], -1)
+
+
+def _blocks(positions: mx.array) -> mx.array:
+    """Cut [B, KV, C, D] into [B, KV, blocks, 1, BLOCK, D]."""
+    batch, heads, _, dim = positions.shape
+    return positions.reshape(batch, heads, -1, 1, BLOCK, dim)
 
 
 def _name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
+
+
+def behind(beginning: mx.array, own: mx.array) -> mx.array:
+    """Put positions [KV, P, D] in front of those of each slot, [B, KV, C, D]."""
+    shared = mx.broadcast_to(beginning[None], (own.shape[0], *beginning.shape))
+    return mx.concatenate([shared, own], axis=2)
+
+
+def has_beginnings() -> bool:
+    """Whether this device can read a beginning of many slots once, and no bit changes."""
+    return device.is_cpu() or _has_tensor_cores()
+
+
+def can_share(keys: mx.array, values: mx.array) -> bool:
+    """Whether attention over such keys and values can read a beginning once."""
+    return device.is_cpu() or _has_kernel(keys, values)
 
 
 def kernel_name() -> str:
@@ -219,16 +326,18 @@ def _source() -> str:
 
 _CALLS = {
     "attend": (
-        ["queries", "keys", "values", "mask", "lengths", "scale"],
+        ["queries", "keys", "values", "mask", "lengths", "scale", "earlier"],
         ["attended", "parts"],
-        "ragged_attention<D>(queries, keys, values, mask, lengths, scale[0], attended, parts, "
-        "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);",
+        "ragged_attention<D, ROLE>(queries, keys, values, mask, lengths, scale[0], earlier, "
+        "attended, parts, queries_shape[0], queries_shape[1], keys_shape[1], queries_shape[2], "
+        "mask_shape[2], keys_shape[2], mask_shape[3], earlier_shape[2]);",
     ),
     "join": (
-        ["parts", "lengths", "queries"],
+        ["parts", "earlier", "lengths", "queries", "keys", "mask"],
         ["attended"],
-        "join_pieces<D>(parts, lengths, attended, parts_shape[0], parts_shape[1], parts_shape[2], "
-        "parts_shape[3], queries_shape[2]);",
+        "int start = mask_shape[3] - keys_shape[2]; join_pieces<D>(parts, earlier, lengths, "
+        "attended, parts_shape[0], parts_shape[1], parts_shape[2], parts_shape[3], "
+        "queries_shape[2], start, start > 0 ? earlier_shape[2] : 0);",
     ),
 }
 
