@@ -123,16 +123,11 @@ class PositionCache:
         """Keep the first positions of all slots once, those of a slot, if attention can do so."""
         if self.keys is None or self.values is None or positions == self._start:
             return
-        if not can_share(self.keys, self.values):
-            return
-        if self._beginning is None or positions > self._start:
-            fewer, beginning = positions - self._start, self.snapshot(slot, 0, positions)
-            self.leave([mx.contiguous(own[:, :, fewer:]) for own in self.left()])
-        else:
-            pairs = zip(self._beginning.arrays, self.left(), strict=True)
-            self.leave([behind(shared[:, positions:], own) for shared, own in pairs])
-            beginning = self._beginning.cut(positions)
-        self._beginning = beginning if positions else None
+        if can_share(self.keys, self.values):
+            beginning = self.snapshot(slot, 0, positions) if positions else None
+            slots = range(self.keys.shape[0])
+            self.leave([mx.contiguous(each) for each in self._behind(positions, slots)])
+            self._beginning = beginning
 
     def resize(self, kept: Sequence[int], slots: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; zeros follow everywhere."""
@@ -151,19 +146,17 @@ class PositionCache:
         if other.keys is None or other.values is None:
             return
         if self.keys is None or self.values is None:
-            self._beginning = other._beginning
+            if self._extent.shared and can_share(other.keys, other.values):
+                self._beginning = other.snapshot(chosen[0], 0, self._extent.shared)
             self.keys = _empty(other.keys, self._own_capacity, self._extent.lengths.shape[0])
             self.values = _empty(other.values, self._own_capacity, self._extent.lengths.shape[0])
-        other.share(self._start, chosen[0])
-        self.keys[slots] = _resized(other.keys, chosen, len(chosen), self._own_capacity)
-        self.values[slots] = _resized(other.values, chosen, len(chosen), self._own_capacity)
+        keys, values = other._behind(self._start, chosen)
+        self.keys[slots] = _resized(keys, range(len(chosen)), len(chosen), self._own_capacity)
+        self.values[slots] = _resized(values, range(len(chosen)), len(chosen), self._own_capacity)
 
     def snapshot(self, slot: int, start: int, stop: int) -> KeysValues:
         """Copy positions of a slot."""
-        whole = [own[slot : slot + 1] for own in self.left()]
-        if self._beginning is not None:
-            pairs = zip(self._beginning.arrays, whole, strict=True)
-            whole = [behind(shared, own) for shared, own in pairs]
+        whole = self._behind(0, [slot])
         return KeysValues(*(mx.contiguous(each[0, :, start:stop]) for each in whole))
 
     def begin_with(self, joined: Joined, at: int) -> None:
@@ -187,6 +180,14 @@ class PositionCache:
         """Nothing: it takes no more than its positions."""
         return 0
 
+    def _behind(self, start: int, slots: Sequence[int]) -> Arrays:
+        """List keys and values of some slots from a position on."""
+        found = [_chosen(each, slots) for each in self.left()]
+        if self._beginning is None or start >= self._start:
+            return [each[:, :, start - self._start :] for each in found]
+        pairs = zip(self._beginning.arrays, found, strict=True)
+        return [behind(shared[:, start:], each) for shared, each in pairs]
+
     @property
     def _start(self) -> int:
         """The position of the first one in the buffers."""
@@ -202,10 +203,14 @@ def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
     return mx.zeros((slots or batch, heads, capacity, dim), dtype=like.dtype)
 
 
+def _chosen(buffer: mx.array, slots: Sequence[int]) -> mx.array:
+    if list(slots) == list(range(buffer.shape[0])):
+        return buffer
+    return buffer[mx.array(list(slots), dtype=mx.int32)]
+
+
 def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -> mx.array:
-    if list(kept) != list(range(buffer.shape[0])):
-        buffer = buffer[mx.array(list(kept), dtype=mx.int32)]
-    buffer = buffer[:, :, :capacity]
+    buffer = _chosen(buffer, kept)[:, :, :capacity]
     missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
     return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
 

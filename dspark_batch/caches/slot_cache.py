@@ -257,7 +257,7 @@ class SlotCache:
     ) -> None:
         """Replace slots by chosen ones of another cache, which hold lengths[i] positions.
 
-        Both caches share as many positions.
+        The chosen ones begin with what the slots here share.
         """
         self.reserve(max(lengths))
         where = mx.array(list(slots))

@@ -87,7 +87,10 @@ class Slots:
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
-        self._share(newcomers, filled, chosen[0])
+        shared = self._shared_with(newcomers)
+        owner = next((n for n, s in enumerate(self.sequences) if s is not None), 0)
+        self.cache.share(shared, owner)
+        self.context.share(shared, owner)
         self.cache.insert(slots, filled.cache, chosen, lengths)
         self.context.insert(slots, filled.context, chosen, lengths)
         self.anchors[mx.array(slots)] = mx.array([s.token_ids[-1] for s in newcomers])
@@ -152,14 +155,6 @@ class Slots:
         slots = max(self._shapes.slots_for(needed), len(self.sequences))
         if slots > len(self.sequences) or not self.active:  # nobody: nothing is shared
             self._resize(slots, self.cache.capacity)
-
-    def _share(self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: int) -> None:
-        """Keep once what newcomers, of whom one is slot `chosen` of `filled`, and others share."""
-        shared = self._shared_with(newcomers)
-        owner = next((n for n, s in enumerate(self.sequences) if s is not None), 0)
-        for mine, theirs in ((self.cache, filled.cache), (self.context, filled.context)):
-            mine.share(shared, owner)
-            theirs.share(shared, chosen)
 
     def _shared_with(self, newcomers: ListLike[Sequence]) -> int:
         """Count the positions to keep once: much more than now, or what is left of these.

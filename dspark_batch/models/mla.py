@@ -34,7 +34,7 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) 
     key = self.rope(key[:, None], cache.offset)
     shared, latents, keys = cache.split(*cache.update_and_fetch(latent, key))
     queries = mx.concatenate([self.embed_q(plain), rotated], axis=-1)
-    beginning = shared and (mx.concatenate(shared, axis=-1), shared.keys)
+    beginning = shared and (mx.concatenate([*shared], axis=-1), shared.keys)
     keys = mx.concatenate([latents, keys], axis=-1)
     where = keys, latents, self.scale, mask, cache.lengths
     attended = ragged_attention(queries, *where, beginning=beginning)

@@ -65,10 +65,18 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
         if beginning is not None and not device.is_cpu():  # MLX may add in another order there
-            keys, values = (behind(*pair) for pair in zip(beginning, (keys, values), strict=True))
+            keys, values = behind(beginning[0], keys), behind(beginning[1], values)
             beginning = None
-        more = {"sinks": sinks, "softcap": softcap, "beginning": beginning}
-        return products_attention(queries, keys, values, scale, mask, **more)
+        return products_attention(
+            queries,
+            keys,
+            values,
+            scale,
+            mask,
+            sinks=sinks,
+            softcap=softcap,
+            beginning=beginning,
+        )
     return attention_by_kernel(queries, keys, values, scale, mask, lengths, beginning=beginning)
 
 
@@ -103,7 +111,7 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     given = mask, lengths, mx.array([[[[[scale]]]]])
     role, earlier = _WHOLE, given[2]  # which nobody reads
     if beginning is not None:
-        shared = queries, *(each[None] for each in beginning)
+        shared = queries, beginning[0][None], beginning[1][None]
         role, (_, earlier) = _BEHIND, _launched(_SHARED, shared, given, earlier, splits)
     found, parts = _launched(role, (queries, keys, values), given, earlier, splits)
     batch, heads, width, dim = queries.shape
@@ -221,7 +229,7 @@ def _products(  # noqa: PLR0913  what attention is over
         # In front of a slot's own blocks: MLX adds in order, so there it is one block.
         first = [_apart(each.sum(axis=2)) for each in _sums(weights, beginning[1][None])]
         pairs = zip(first, sums, strict=True)
-        sums = tuple(mx.concatenate([one[:, :, None], own], axis=2) for one, own in pairs)
+        sums = [mx.concatenate([one[:, :, None], own], axis=2) for one, own in pairs]
     total, attended = (each.sum(axis=2) for each in sums)
     if sinks is not None:
         total = total + exp(sinks - highest)
@@ -258,7 +266,7 @@ def _scores(rows: mx.array, keys: mx.array, seen: mx.array, softcap: float | Non
     return mx.where(seen, scores, mx.finfo(mx.float32).min)
 
 
-def _sums(weights: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+def _sums(weights: mx.array, values: mx.array) -> list[mx.array]:
     """Sum weights and what they weigh, block by block.
 
     Args:
@@ -272,7 +280,7 @@ def _sums(weights: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
     rows = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
     multiply = partial(over_safe_batches, product, weights=_blocks(values))
     sums = over_safe_heads(product, rows, multiply).astype(mx.float32)
-    return weights.sum(axis=-1), sums.reshape(*weights.shape[:-1], -1)
+    return [weights.sum(axis=-1), sums.reshape(*weights.shape[:-1], -1)]
 
 
 def _blocks(positions: mx.array) -> mx.array:
