@@ -173,7 +173,7 @@ class Engine:
         self._step = Step(self._draft_length)
         self._pace: Pace | None = None  # None: the draft length is fixed
         if lengths and draft_length is None and sampling != "rejection":
-            self._pace = Pace(self.costs, self._acceptance, lengths)
+            self._pace = Pace(self.costs, self._acceptance, lengths, slots)
             self._step = self._pace.step
         self._look_ups = LookUps(
             pair.drafter,

@@ -78,6 +78,13 @@ class Shapes:
         """Say at how many positions of a slot a pass scores that needs so many."""
         return -(-positions // _STEP) * _STEP
 
+    def room(self, needed: int, most: int) -> int:
+        """Say for how many positions prompts get room, if the first pass and all need so many.
+
+        What a CPU has room for it attends to, so there buffers grow from pass to pass.
+        """
+        return needed if _IS_CPU else most
+
     def prefill_pass(self, prompts: int, length: int, most_tokens: int = _TOKENS) -> Shape:
         """Choose the pass for prompts of which the longest has `length` tokens left.
 

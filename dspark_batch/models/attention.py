@@ -1,6 +1,7 @@
 """Lets the cache of a step say which attention runs, without copying a model's forward pass."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -29,7 +30,7 @@ def let_caches_choose(model: nn.Module) -> None:
             continue
         code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
         if code is not None and _NAME in code.co_names:
-            module.__class__ = rebound(type(module), _NAME, attend)
+            module.__class__ = rebound(type(module), _NAME, partial(attend, is_causal=True))
 
 
 def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
@@ -40,6 +41,7 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     scale: float,
     mask: Any,  # noqa: ANN401  an array, or a word that mlx-lm knows
     sinks: mx.array | None = None,
+    is_causal: bool = False,
 ) -> mx.array:
     """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`.
 
@@ -50,8 +52,8 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
         beginning, keys, values = cache.split(keys, values)
-        more = {"sinks": sinks, "beginning": beginning}
-        return ragged_attention(queries, keys, values, scale, mask, cache.lengths, **more)
+        where, more = (scale, mask, cache.lengths), {"sinks": sinks, "beginning": beginning}
+        return ragged_attention(queries, keys, values, *where, is_causal=is_causal, **more)
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -39,6 +40,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     mask: mx.array,
     lengths: mx.array,
     *,
+    is_causal: bool = False,
     sinks: mx.array | None = None,
     softcap: float | None = None,
     beginning: Beginning | None = None,
@@ -55,6 +57,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         scale: of the scores.
         mask: bool, [B, 1, W, C] or [B, 1, 1, C]; True means visible, and something is to everyone.
         lengths: [B] int32, positions before the step; none from lengths + W on is visible.
+        is_causal: no token sees those behind it; what only these may see is not computed.
         sinks: [H], scores of a position without a value that every query sees; None: no such one.
         softcap: bounds the scores s, as softcap * tanh(s / softcap); None: they are not bounded.
         beginning: keys and values of the first positions, whole blocks, which all slots have in
@@ -73,6 +76,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
             values,
             scale,
             mask,
+            is_causal=is_causal,
             sinks=sinks,
             softcap=softcap,
             beginning=beginning,
@@ -177,6 +181,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
     scale: float,
     mask: mx.array,
     *,
+    is_causal: bool = False,
     sinks: mx.array | None = None,
     softcap: float | None = None,
     beginning: Beginning | None = None,
@@ -186,18 +191,27 @@ def products_attention(  # noqa: PLR0913  what attention is over
     The room behind a slot's end changes no bit: a library sums long products in parts whose size
     depends on their length, so every product here is one block long, and the blocks are added in
     order. Neither does the number of query rows, nor that of the slots; see `numerics.rows`. So
-    tokens with too many scores for the memory run some at a time.
+    tokens with too many scores for the memory run some at a time. So do those of a long causal
+    step, as no positions are computed that are behind all of them: wherever the step begins, it
+    fits into the buffer, so that a token sees none of as many positions at the buffer's end as
+    there are tokens behind it.
     """
     batch, heads, width, _ = queries.shape
-    most = max(1, _MOST_SCORES // (batch * heads * mask.shape[3]))
+    capacity = mask.shape[3]
+    most = max(1, _MOST_SCORES // (batch * heads * capacity))
+    if is_causal:
+        most = min(most, BLOCK)
     attended: list[mx.array] = []
-    for start in range(0, width, most):
-        some, seen = queries[:, :, start : start + most], mask
+    for start, stop in pairwise([*range(width, 0, -most), 0][::-1]):
+        end = -(-(capacity - width + stop) // BLOCK) * BLOCK if is_causal else capacity
+        some, seen = queries[:, :, start:stop], mask[..., :end]
         if mask.shape[2] > 1:
-            seen = mask[:, :, start : start + most]
+            seen = seen[:, :, start:stop]
         if attended:  # else MLX begins with all of them
             (some,) = mx.depends([some], attended[-1:])
-        attended.append(_products(some, keys, values, scale, seen, sinks, softcap, beginning))
+        own = end - capacity + keys.shape[2]
+        there = keys[:, :, :own], values[:, :, :own]
+        attended.append(_products(some, *there, scale, seen, sinks, softcap, beginning))
     return attended[0] if len(attended) == 1 else mx.concatenate(attended, axis=2)
 
 

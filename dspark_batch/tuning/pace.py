@@ -17,7 +17,9 @@ import numpy as np
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _HOPE = 1.05  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
-_FIRST_TRIAL, _TRIAL_ROUNDS = 8, 4  # a short job tries nothing; rounds of a trial
+_TRIAL_ROUNDS = 4
+_TRIAL_SHARE = 0.6  # of the time until then is what a trial may take: a short job tries little
+_NEARLY = 0.1  # drafts that promise less than the best by so much are as good for a beginning
 _LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
 _LAST_ROUNDS = 5  # that say how slow the machine is just now
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
@@ -25,6 +27,9 @@ _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
+_LEAST_IF_CLEAR, _CLEAR = 2, 1.2  # of them, where rounds without drafts are so much better
+_LEAST_IF_ODD, _ODD = 6, 2.0  # of them, where they take so much longer than by the rule
+_LEAST_KEPT = 8  # rounds with drafts, before what rounds take is kept for other jobs
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
 _FIRST_REST, _LONGEST_REST = 512, 4096  # rounds without drafts before they are tried again
 _HALF_LIFE = 256  # rounds of single slots until a round counts half
@@ -144,7 +149,12 @@ class Costs:
     @property
     def is_worth_keeping(self) -> bool:
         """Whether rounds of both kinds were seen, with drafts and without."""
-        return self.has_plain and self.num_drafted >= _FIRST_TRIAL
+        return self.has_plain and self.num_drafted >= _LEAST_KEPT
+
+    def is_odd(self, kind: Kind, plain: Kind) -> bool:
+        """Whether rounds take far longer, beside plain ones, than the rule says."""
+        by_rule = np.dot(self._rule, kind.parts) / np.dot(self._rule, plain.parts)
+        return bool(self.round_s(kind) > _ODD * by_rule * self.round_s(plain))
 
     def weights(self) -> Weights:
         """Estimate what the parts of a round cost."""
@@ -229,24 +239,31 @@ class Step:
 class Pace:
     """Chooses each round's draft length; the engine owns it.
 
-    It drafts what pays, and tries what might. When no drafts pay, the drafter rests: its context is
-    not kept, which takes time, too. After 512 rounds, and each time after twice as many, it is kept
-    for newcomers again. Once half of the slots can draft, drafts are tried.
+    It begins with few drafts where many would hardly be better, drafts what pays, and tries what
+    might. What it tries takes a share of the time that went by: where a pass holds many slots, one
+    without drafts is cheap, and is tried after a round or two. When no drafts pay, the drafter
+    rests: its context is not kept, which takes time, too. After 512 rounds, and each time after
+    twice as many, it is kept for newcomers again. Once half of the slots can draft, drafts are
+    tried.
 
     Args:
         costs: of rounds.
         acceptance: of drafts.
         lengths: draft lengths that may be chosen, ascending; 0 is one of them.
+        slots: over which the first rounds run.
     """
 
-    def __init__(self, costs: Costs, acceptance: Acceptance, lengths: Iterable[int]) -> None:
+    def __init__(
+        self, costs: Costs, acceptance: Acceptance, lengths: Iterable[int], slots: int = 1
+    ) -> None:
         self._costs = costs
         self._acceptance = acceptance
         self._lengths = tuple(lengths)
         self._trial: list[int] = []  # draft lengths of the next rounds
         self._rested = 0  # rounds since drafts did not pay; 0: they pay
         self._rest = _FIRST_REST
-        self.step = Step(self._lengths[-1])
+        self._drafted = tuple(k for k in self._lengths if k)
+        self.step = Step(self._first(slots))
 
     def next(self, slots: int, served: int) -> Step:
         """Choose the draft length of the next round.
@@ -265,8 +282,9 @@ class Pace:
             return Step(self._trial.pop())
         rates = self._rates(slots)
         best = self._best(rates)
-        if best == 0 and self._costs.num_drafted < _LEAST_DRAFTED:
-            return self.step  # neither a hint nor a round that was disturbed decides this
+        unseen = self._before_giving_up(slots, rates) if best == 0 else None
+        if unseen is not None:
+            return unseen
         untried = self._worth_a_trial(slots, best, rates)
         if untried is not None:
             return self._tried(untried)
@@ -274,7 +292,8 @@ class Pace:
         if best == 0 and self._costs.is_known(kind, _SURE_SEEN):
             self._rested = 1
             return Step(0, keeps_context=False)
-        if not self._costs.is_known(kind) and best != self.step.draft_length:
+        is_new = best != self.step.draft_length and not self._costs.is_known(kind)
+        if is_new and self._costs.num_drafted >= _LEAST_DRAFTED:
             return self._tried(best)  # one round says little
         return Step(best)
 
@@ -287,6 +306,29 @@ class Pace:
         self._rested, self._rest = 0, min(2 * self._rest, _LONGEST_REST)
         self._acceptance.hope_again()
         return self._tried(self._lengths[-1])
+
+    def _first(self, slots: int) -> int:
+        """Choose the draft length of the first round: the least that promises nearly most."""
+        rates = self._rates(slots)
+        most = max((rates[k] for k in self._drafted), default=0.0)
+        return next((k for k in self._drafted if rates[k] >= (1 - _NEARLY) * most), 0)
+
+    def _before_giving_up(self, slots: int, rates: Mapping[int, float]) -> Step | None:
+        """Find what must be seen before drafts are given up; None: enough was seen.
+
+        Neither a hint nor a round that was disturbed decides that. Rounds with drafts, where they
+        do not pay, are the dearest there are; so few have to do, but where they look disturbed.
+        """
+        num_drafted = self._costs.num_drafted
+        if not self._drafted or num_drafted >= _LEAST_IF_ODD:
+            return None
+        best = max(self._drafted, key=rates.__getitem__)
+        if not self._costs.saw_plain:
+            return self._tried(0)
+        least = _LEAST_IF_CLEAR if _CLEAR * rates[best] < rates[0] else _LEAST_DRAFTED
+        if self._costs.is_odd(Kind(slots, best), Kind(slots, 0)):
+            least = _LEAST_IF_ODD
+        return Step(best) if num_drafted < least else None
 
     def _tried(self, draft_length: int) -> Step:
         self._trial = [draft_length] * (_TRIAL_ROUNDS - 1)
@@ -301,8 +343,6 @@ class Pace:
 
     def _worth_a_trial(self, slots: int, best: int, rates: Mapping[int, float]) -> int | None:
         """Find a draft length whose rounds nobody has seen, and that might be better."""
-        if best > 0 and self._costs.num_rounds < _FIRST_TRIAL:
-            return None
         hope_plain = _HOPE if self._costs.saw_plain else _HOPE_PLAIN
         if not self._costs.has_plain and self._costs.num_rounds > _LONG_JOB:
             hope_plain = inf
@@ -312,8 +352,12 @@ class Pace:
             if k != best and not self._costs.is_known(Kind(slots, k))
         }
         most = max(hopes, key=hopes.__getitem__, default=None)
-        is_settled = self._costs.is_known(Kind(slots, best))
-        return most if most is not None and is_settled and hopes[most] > rates[best] else None
+        if most is None or hopes[most] <= rates[best]:
+            return None
+        usual, trial = Kind(slots, best), Kind(slots, most)
+        until_now_s = self._costs.num_rounds * self._costs.round_s(usual)
+        is_cheap = _TRIAL_ROUNDS * self._costs.round_s(trial) <= _TRIAL_SHARE * until_now_s
+        return most if is_cheap and self._costs.is_known(usual) else None
 
     def _rates(self, slots: int) -> dict[int, float]:
         """Expect tokens per second of a slot, by draft length."""

@@ -5,6 +5,7 @@ import pytest
 from golden_cases import load_case
 from grids import grid
 
+from dspark_batch import device
 from dspark_batch.engine import shapes
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill, prefill_alone, whole
@@ -75,7 +76,7 @@ def test_several_prompts_are_as_each_alone(pair, allowed):
 
 @pytest.mark.parametrize(("pair", "width"), grid(PAIRS, [1, 7, 64]), indirect=["pair"])
 def test_the_pieces_that_prompts_go_in_change_no_bit(pair, width, monkeypatch):
-    asked = prompts(2)
+    asked = prompts(2, shared=60)
     filled, _ = together(pair, asked, PrefixCache(0))
     monkeypatch.setattr(shapes, "_WIDTH", width)
     assert_same(filled, pair, asked)
@@ -113,3 +114,18 @@ def test_rounds_can_go_on_between_passes():
     pair = load_case("qwen3_vanilla").pair
     _, passes = together(pair, prompts(1, shared=60), PrefixCache(0))
     assert passes == 5  # 65 tokens, 16 at a time
+
+
+@pytest.mark.skipif(not device.is_cpu(), reason="a GPU compiles for each capacity")
+def test_on_a_cpu_a_pass_attends_to_no_room_for_later_ones(monkeypatch):
+    pair, capacities = load_case("qwen3_vanilla").pair, []
+    plain = Passes.run_to
+
+    def seen(self, cache, *given):
+        capacities.append(cache.capacity)
+        return plain(self, cache, *given)
+
+    monkeypatch.setattr(Passes, "run_to", seen)
+    (ids,) = prompts(1, shared=60)
+    prefill_alone(passes_of(pair), ANY, ids)  # 65 tokens, 16 at a time
+    assert capacities == [32, 32, 64, 64, 96]  # in blocks of 32

@@ -205,12 +205,14 @@ def test_products_attention_is_what_runs_without_a_kernel(monkeypatch):
 def test_tokens_that_run_some_at_a_time_change_no_bit(dtype, size, monkeypatch):
     arrays, lengths = slots_of(dtype, size, 100, width=7)
     capacity = arrays[1].shape[2]
-    for mask in (ragged_causal(lengths, 7, capacity), ragged_block(lengths, 7, capacity)):
+    causal, seen_by_all = (f(lengths, 7, capacity) for f in (ragged_causal, ragged_block))
+    for mask, is_causal in ((causal, True), (causal, False), (seen_by_all, False)):
         known = products_attention(*arrays, 0.125, mask)
         for tokens in (0, 1, 3, 6):
             most = tokens * 3 * size[0] * capacity
             monkeypatch.setattr(attention, "_MOST_SCORES", most)
-            assert mx.array_equal(products_attention(*arrays, 0.125, mask), known)
+            found = products_attention(*arrays, 0.125, mask, is_causal=is_causal)
+            assert mx.array_equal(found, known)
         monkeypatch.undo()
 
 
@@ -260,7 +262,7 @@ def begun(dtype, size, slots, width, *, blocks=(3, 2)):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
-    ("mask", "more", "slots", "width"), grid([*MASKS], [*MORE], [1, 2, 3, 7, 16], [1, 8, 5, 2])
+    ("mask", "more", "slots", "width"), grid([*MASKS], [*MORE], [1, 2, 3, 7, 16], [1, 8, 5, 2, 70])
 )
 def test_a_beginning_that_is_read_once_changes_no_bit(dtype, size, mask, more, slots, width):
     queries, beginning, behind, whole, lengths = begun(dtype, size, slots, width)
@@ -269,11 +271,40 @@ def test_a_beginning_that_is_read_once_changes_no_bit(dtype, size, mask, more, s
         more["sinks"] = mx.linspace(-1, 3, size[0])
     known = ragged_attention(queries, *whole, 0.125, visible, lengths, **more)
     where = queries, *behind, 0.125, visible, lengths
-    found = ragged_attention(*where, **more, beginning=beginning)
+    is_causal = mask in ("causal", "windowed")
+    found = ragged_attention(*where, **more, is_causal=is_causal, beginning=beginning)
     assert mx.array_equal(found, known)
     # And it matters.
     other = ragged_attention(*where, **more, beginning=beginning[::-1])
     assert mask == "windowed" or not mx.array_equal(other, known)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_what_a_causal_step_leaves_out_changes_no_bit(dtype, size):
+    width, more = BLOCK + 41, {"softcap": 5.0} if size[0] == 2 else {}
+    for before, window in ((0, None), (BLOCK - 41, 20), (3 * BLOCK + 5, None)):
+        arrays, lengths = slots_of(dtype, size, before, width=width)
+        mask = ragged_causal(lengths, width, arrays[1].shape[2], window)
+        known = ragged_attention(*arrays, 0.5, mask, lengths, **more)
+        found = ragged_attention(*arrays, 0.5, mask, lengths, is_causal=True, **more)
+        assert mx.array_equal(found, known)
+
+
+@pytest.mark.skipif(ON_CUDA, reason="the kernel is another way")
+def test_what_is_behind_the_tokens_of_a_causal_step_is_not_computed(monkeypatch):
+    scores = []
+    plain = attention._products
+
+    def counted(queries, keys, *rest):
+        scores.append((queries.shape[2], keys.shape[2]))
+        return plain(queries, keys, *rest)
+
+    monkeypatch.setattr(attention, "_products", counted)
+    arrays, lengths = slots_of(mx.float32, (2, 2, 16), BLOCK + 3, width=2 * BLOCK + 5)
+    mask = ragged_causal(lengths, 2 * BLOCK + 5, arrays[1].shape[2])
+    ragged_attention(*arrays, 0.125, mask, lengths, is_causal=True)
+    assert scores == [(5, 2 * BLOCK), (BLOCK, 3 * BLOCK), (BLOCK, 4 * BLOCK)]
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="the kernel is CUDA's")

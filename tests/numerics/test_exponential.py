@@ -1,12 +1,18 @@
 """Exponentials agree with their definition, and a number's bits do not depend on its place."""
 
 import math
+import platform
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from dspark_batch.numerics import exponential
 from dspark_batch.numerics.exponential import exp, swiglu
+
+on_a_cpu = pytest.mark.skipif(
+    mx.default_device() != mx.Device(mx.cpu), reason="a GPU has exponentials of its own"
+)
 
 EXTREMES = [-3.4e38, -200.0, -90.0, -1e-30, 0.0, 1e-30, 88.0, 200.0, 3.4e38]
 
@@ -19,6 +25,41 @@ def test_exponentials_are_those_of_float64():
     numbers = numbers_between(-30, 30)
     expected = np.exp(np.array(numbers, dtype=np.float64))
     assert np.array(exp(numbers)) == pytest.approx(expected, rel=2e-6)
+
+
+@on_a_cpu
+def test_a_cpu_has_more_places_and_the_whole_range():
+    numbers = numbers_between(-87, 88)
+    expected = np.exp(np.array(numbers, dtype=np.float64))
+    assert np.array(exp(numbers)) == pytest.approx(expected, rel=3e-7)
+    assert exp(mx.array([-89.0, -104.0, -1e30])).tolist() == [0.0, 0.0, 0.0]
+
+
+@on_a_cpu
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another compiler may join two steps")
+def test_steps_that_no_compiler_joins_give_the_same_bits():
+    numbers = numbers_between(-100, 80)[:9_999]  # of a shape that no other test has
+    joined = exp(numbers)
+    mx.eval(joined)
+    mx.disable_compile()
+    try:
+        assert mx.array_equal(exp(numbers), joined)
+    finally:
+        mx.enable_compile()
+
+
+@on_a_cpu
+def test_the_slope_of_an_exponential_is_itself():
+    numbers = numbers_between(-30, 5)
+    assert mx.array_equal(mx.grad(lambda numbers: exp(numbers).sum())(numbers), exp(numbers))
+
+
+@on_a_cpu
+def test_loops_are_kept_for_few_shapes():
+    numbers = mx.zeros((200, 1))
+    for length in range(1, 200):
+        exp(numbers[:length])
+    assert exponential._loop.cache_info().currsize <= 128
 
 
 def test_what_is_hidden_weighs_nothing_and_what_is_highest_weighs_one():

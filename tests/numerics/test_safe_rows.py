@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from several_rows import differences
 
-from dspark_batch import blas
+from dspark_batch import blas, device
 from dspark_batch.numerics import rows
 from dspark_batch.numerics.attention import BLOCK, ragged_attention
 from dspark_batch.numerics.rows import (
@@ -199,6 +199,14 @@ def test_many_small_matrices_run_as_one_batch(monkeypatch):
 
         assert mx.array_equal(over_safe_heads(product, some, multiply), some * 2)
         assert shapes == [(2, 3, -(-total // 16), 4 if total <= 4 else 16, 96)]
+
+
+@pytest.mark.skipif(not device.is_cpu(), reason="a GPU has kernels for results with gaps")
+def test_results_of_heads_have_no_gaps_where_rows_were_filled_up():
+    """What follows on a CPU takes twice as long over gaps."""
+    product = Product("float32", 8, 8, is_attention=True)
+    found = over_safe_heads(product, mx.ones((2, 3, 33, 8)), lambda rows: rows * 2)
+    assert memoryview(found).c_contiguous
 
 
 class Batches:

@@ -202,23 +202,26 @@ CHANCES = {1.3: 0.25, 2: 0.5, 3: 0.68, 5: 0.87, 7: 0.965}
 def seconds_of_job(machine, chance, slots, draft_length, seed, *, items=100, busy=0.0):
     """Simulate a job; a draft length of None is chosen by the pace.
 
+    A pass runs over all slots, the free ones too, until a quarter of them is free: as `Slots` does.
     Keeping the drafter ready costs a twentieth of a pass. Each time is off by up to a tenth, and
     `busy` of the rounds take ten times as long.
     """
     random = Random(seed)
     costs, acceptance = Costs(machine.rule), Acceptance(slots)
-    pace = Pace(costs, acceptance, LENGTHS)
+    pace = Pace(costs, acceptance, LENGTHS, slots)
     step = pace.step if draft_length is None else Step(draft_length, draft_length > 0)
     left = [random.randint(20, 100) for _ in range(items)]
     active, took = [], 0.0  # tokens to come, and whether the drafter knows the context
+    held = 0  # slots
     while left or active:
         while left and len(active) < slots:
             active.append([left.pop(), True])
-        count, drafts = len(active), step.draft_length
+        held = len(active) if 4 * len(active) <= 3 * held else max(held, len(active))
+        drafts = step.draft_length
         if not step.keeps_context:
             active = [[tokens, False] for tokens, _ in active]
-        seconds = machine.round_s(count, drafts)
-        seconds += 0.05 * machine.round_s(count, 0) * step.keeps_context
+        seconds = machine.round_s(held, drafts)
+        seconds += 0.05 * machine.round_s(held, 0) * step.keeps_context
         seen = seconds * random.uniform(0.9, 1.1)
         seen *= 10 if random.random() < busy else 1
         took += seconds
@@ -229,8 +232,8 @@ def seconds_of_job(machine, chance, slots, draft_length, seed, *, items=100, bus
             each[0] -= kept + 1
         active = [each for each in active if each[0] > 0]
         if draft_length is None and active:
-            costs.add(Kind(count, drafts), seen)
-            step = pace.next(len(active), sum(is_ready for _, is_ready in active))
+            costs.add(Kind(held, drafts), seen)
+            step = pace.next(held, sum(is_ready for _, is_ready in active))
     return took
 
 
@@ -308,10 +311,25 @@ def made(lengths=LENGTHS, rule=RULE_CPU):
     return Pace(costs, acceptance, lengths), costs, acceptance
 
 
-def test_a_job_begins_with_the_longest_drafts():
-    pace, *_ = made()
-    assert pace.step == Step(7)
-    assert pace.next(1, 1).draft_length == 7
+@pytest.mark.parametrize(("slots", "first"), [(1, 6), (16, 4), (32, 3)])
+def test_a_job_begins_with_the_fewest_drafts_that_promise_nearly_most(slots, first):
+    pace = Pace(Costs(RULE_CPU), Acceptance(slots), LENGTHS, slots)
+    assert pace.step == Step(first)
+
+
+def test_many_slots_try_early_what_is_cheap_there():
+    pace, costs, acceptance = Pace(c := Costs(RULE_CPU), a := Acceptance(32), LENGTHS, 32), c, a
+    steps = paced(pace, costs, acceptance, 30, lambda k: 3.0 + 7 * (k > 0) + k, slots=32, kept=0)
+    assert sum(step.draft_length > 0 for step in steps) == 2
+    assert not steps[-1].keeps_context
+
+
+def test_drafts_that_look_disturbed_are_not_given_up_at_once():
+    pace, costs, acceptance = Pace(c := Costs(RULE_CPU), a := Acceptance(32), LENGTHS, 32), c, a
+    pace.next(32, 32)
+    costs.add(Kind(32, 4), 1000.0)
+    steps = paced(pace, costs, acceptance, 30, lambda k: 3.0 + 0.1 * k, slots=32, kept=7)
+    assert steps[-1].draft_length == 7
 
 
 def test_where_drafts_never_pay_the_drafter_rests_and_is_tried_again_and_again():
