@@ -11,7 +11,6 @@ from weakref import ref
 import mlx.core as mx
 
 from dspark_batch.caches.slot_cache import Arrays, Extent, Joined
-from dspark_batch.numerics.attention import behind, can_share
 from dspark_batch.numerics.masks import ragged_causal
 
 
@@ -74,9 +73,9 @@ class PositionCache:
         self.values = mx.put_along_axis(self.values, index, values, axis=2)
         if self._beginning is None:
             return self.keys, self.values
-        keys = behind(self._beginning.keys, self.keys)
+        keys = _in_front(self._beginning.keys, self.keys)
         self._fetched = ref(keys)  # or it would hold the buffers
-        return keys, behind(self._beginning.values, self.values)
+        return keys, _in_front(self._beginning.values, self.values)
 
     def split(
         self, keys: mx.array, values: mx.array
@@ -120,14 +119,13 @@ class PositionCache:
         """Do nothing: the owner's lengths say it."""
 
     def share(self, positions: int, slot: int) -> None:
-        """Keep the first positions of all slots once, those of a slot, if attention can do so."""
+        """Keep the first positions of all slots once, those of a slot."""
         if self.keys is None or self.values is None or positions == self._start:
             return
-        if can_share(self.keys, self.values):
-            beginning = self.snapshot(slot, 0, positions) if positions else None
-            slots = range(self.keys.shape[0])
-            self.leave([mx.contiguous(each) for each in self._behind(positions, slots)])
-            self._beginning = beginning
+        beginning = self.snapshot(slot, 0, positions) if positions else None
+        slots = range(self.keys.shape[0])
+        self.leave([mx.contiguous(each) for each in self._behind(positions, slots)])
+        self._beginning = beginning
 
     def resize(self, kept: Sequence[int], slots: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; zeros follow everywhere."""
@@ -146,7 +144,7 @@ class PositionCache:
         if other.keys is None or other.values is None:
             return
         if self.keys is None or self.values is None:
-            if self._extent.shared and can_share(other.keys, other.values):
+            if self._extent.shared:
                 self._beginning = other.snapshot(chosen[0], 0, self._extent.shared)
             self.keys = _empty(other.keys, self._own_capacity, self._extent.lengths.shape[0])
             self.values = _empty(other.values, self._own_capacity, self._extent.lengths.shape[0])
@@ -164,10 +162,9 @@ class PositionCache:
         layers = [run.layers[at] for run in joined.runs]
         runs = [layer for layer in layers if isinstance(layer, KeysValues)]
         keys, values = [run.keys for run in runs], [run.values for run in runs]
-        start = joined.shared if can_share(*runs[0]) else 0
-        own, shared = joined.index[:, start:], joined.index[:1, :start]
+        own, shared = joined.index[:, joined.shared :], joined.index[:1, : joined.shared]
         self.leave([_taken(keys, own), _taken(values, own)])
-        if start:
+        if joined.shared:
             self._beginning = KeysValues(_taken(keys, shared)[0], _taken(values, shared)[0])
 
     @property
@@ -186,7 +183,7 @@ class PositionCache:
         if self._beginning is None or start >= self._start:
             return [each[:, :, start - self._start :] for each in found]
         pairs = zip(self._beginning.arrays, found, strict=True)
-        return [behind(shared[:, start:], each) for shared, each in pairs]
+        return [_in_front(shared[:, start:], each) for shared, each in pairs]
 
     @property
     def _start(self) -> int:
@@ -196,6 +193,12 @@ class PositionCache:
     @property
     def _own_capacity(self) -> int:
         return self._extent.capacity - self._start
+
+
+def _in_front(shared: mx.array, own: mx.array) -> mx.array:
+    """Put positions [KV, P, D] in front of those of each slot, [S, KV, C, D]."""
+    copies = mx.broadcast_to(shared[None], (own.shape[0], *shared.shape))
+    return mx.concatenate([copies, own], axis=2)
 
 
 def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:

@@ -17,7 +17,7 @@ _WIDTH, _TOKENS = 256, 2048
 _STEP, _PROMPTS = (1, 8) if _IS_CPU else (32, _TOKENS // 32)
 _PASS_ROWS = 40  # tokens that a CPU computes in the time that a pass takes besides
 
-_LEAST_SHARING = 4 if _IS_CPU else 16  # slots for which a beginning is worth launches of its own
+_LEAST_SHARING = 4  # slots for which a beginning is worth an array of its own
 
 FALLBACK: Shape = (16, 8)  # of a target whose bits depend on the shape of a pass
 

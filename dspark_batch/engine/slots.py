@@ -153,7 +153,8 @@ class Slots:
 
     def _make_room_for(self, needed: int) -> None:
         slots = max(self._shapes.slots_for(needed), len(self.sequences))
-        if slots > len(self.sequences) or not self.active:  # nobody: nothing is shared
+        is_forgotten = self.cache.shared > 0 and not self.active
+        if slots > len(self.sequences) or is_forgotten:
             self._resize(slots, self.cache.capacity)
 
     def _shared_with(self, newcomers: ListLike[Sequence]) -> int:

@@ -52,8 +52,10 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
         beginning, keys, values = cache.split(keys, values)
-        where, more = (scale, mask, cache.lengths), {"sinks": sinks, "beginning": beginning}
-        return ragged_attention(queries, keys, values, *where, is_causal=is_causal, **more)
+        where = (keys, values, scale, mask, cache.lengths)
+        return ragged_attention(
+            queries, *where, is_causal=is_causal, sinks=sinks, beginning=beginning
+        )
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

@@ -26,7 +26,6 @@ _PIECE = 256  # positions whose sums begin anew
 _FEW_BLOCKS = 128  # of threads, which leave a GPU idle
 _JOINING_THREADS = 128  # of a block
 _BESIDE_SUMS = 8  # floats that the kernel keeps of a row beside its sums, as it says
-_WHOLE, _BEHIND, _SHARED = range(3)  # roles of a launch's keys, as the kernel says
 
 
 Beginning: TypeAlias = tuple[mx.array, mx.array]  # keys [KV, P, D] and values [KV, P, D']
@@ -67,21 +66,16 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         [B, H, W, D'].
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
-        if beginning is not None and not device.is_cpu():  # MLX may add in another order there
-            keys, values = behind(beginning[0], keys), behind(beginning[1], values)
-            beginning = None
+        where = (keys, values, scale, mask)
         return products_attention(
             queries,
-            keys,
-            values,
-            scale,
-            mask,
+            *where,
             is_causal=is_causal,
             sinks=sinks,
             softcap=softcap,
             beginning=beginning,
         )
-    return attention_by_kernel(queries, keys, values, scale, mask, lengths, beginning=beginning)
+    return attention_by_kernel(queries, keys, values, scale, mask, lengths)
 
 
 def attention_by_kernel(  # noqa: PLR0913  what attention is over
@@ -93,7 +87,6 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     lengths: mx.array,
     *,
     splits: int | None = None,
-    beginning: Beginning | None = None,
 ) -> mx.array:
     """Attend as `ragged_attention` does, by the CUDA kernel.
 
@@ -109,69 +102,36 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
         lengths: as `ragged_attention` has them.
         splits: of the positions; None: as many as there are pieces, where else few blocks of
             threads would have all the work, as in a step of few tokens of few slots.
-        beginning: as `ragged_attention` has it. It is read once, by a launch of its own, from which
-            that of the slots goes on.
     """
-    given = mask, lengths, mx.array([[[[[scale]]]]])
-    role, earlier = _WHOLE, given[2]  # which nobody reads
-    if beginning is not None:
-        shared = queries, beginning[0][None], beginning[1][None]
-        role, (_, earlier) = _BEHIND, _launched(_SHARED, shared, given, earlier, splits)
-    found, parts = _launched(role, (queries, keys, values), given, earlier, splits)
     batch, heads, width, dim = queries.shape
-    if found.shape == (1,):
-        (found,) = _kernel("join")(
-            inputs=[parts, earlier, lengths, queries, keys, mask],
-            template=[("D", dim)],
-            grid=(batch * heads * width * dim // 2, 1, 1),
-            threadgroup=(_JOINING_THREADS, 1, 1),
-            output_shapes=[(batch, width, heads, dim)],
-            output_dtypes=[queries.dtype],
-        )
-    return found.transpose(0, 2, 1, 3)
-
-
-def _launched(
-    role: int,
-    attention: tuple[mx.array, mx.array, mx.array],
-    given: tuple[mx.array, mx.array, mx.array],
-    earlier: mx.array,
-    splits: int | None,
-) -> tuple[mx.array, mx.array]:
-    """Launch the kernel; return [B, W, H, D], or [1] if it is to be joined, and parts of the sums.
-
-    Args:
-        role: what the keys are.
-        attention: queries, keys and values.
-        given: mask, lengths and scale.
-        earlier: parts of the positions in front of the keys.
-        splits: as `attention_by_kernel` has them.
-    """
-    queries, keys, _ = attention
-    slots, heads, width, dim = queries.shape
     kv_heads, capacity = keys.shape[1:3]
     rows, pieces = heads // kv_heads * width, -(-capacity // _PIECE)
-    batch, together = (1, slots * rows) if role == _SHARED else (slots, rows)
-    num_warps = -(-together // _ROWS)
+    num_warps = -(-rows // _ROWS)
     warps = min(_MOST_WARPS, num_warps)
     groups = -(-num_warps // warps)
     if splits is None:
-        is_few = batch * kv_heads * groups <= _FEW_BLOCKS and (groups == 1 or role == _SHARED)
-        splits = pieces if is_few else 1
-    parts = (slots, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
-    has_parts, is_last = pieces * splits > 1 or role != _WHOLE, splits == 1 and role != _SHARED
-    found: list[mx.array] = _kernel("attend")(
-        inputs=[*attention, *given, earlier],
-        template=[("D", dim), ("ROLE", role)],
-        grid=(32 * warps * batch, kv_heads, groups * splits),
-        threadgroup=(32 * warps, 1, 1),
-        output_shapes=[
-            (slots, width, heads, dim) if is_last else (1,),
-            parts if has_parts else (1,),
-        ],
+        splits = pieces if groups == 1 and batch * kv_heads <= _FEW_BLOCKS else 1
+    parts = (batch, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
+    attended = (batch, width, heads, dim)
+    threads = 32 * warps
+    found, sums = _kernel("attend")(
+        inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
+        template=[("D", dim)],
+        grid=(threads * batch, kv_heads, groups * splits),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[attended if splits == 1 else (1,), parts if pieces * splits > 1 else (1,)],
         output_dtypes=[queries.dtype, mx.float32],
     )
-    return found[0], found[1]
+    if splits > 1:
+        (found,) = _kernel("join")(
+            inputs=[sums, lengths, queries],
+            template=[("D", dim)],
+            grid=(batch * kv_heads * rows * dim // 2, 1, 1),
+            threadgroup=(_JOINING_THREADS, 1, 1),
+            output_shapes=[attended],
+            output_dtypes=[queries.dtype],
+        )
+    return found.transpose(0, 2, 1, 3)
 
 
 def products_attention(  # noqa: PLR0913  what attention is over
@@ -307,20 +267,12 @@ def _name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
 
 
-def behind(beginning: mx.array, own: mx.array) -> mx.array:
-    """Put positions [KV, P, D] in front of those of each slot, [B, KV, C, D]."""
-    shared = mx.broadcast_to(beginning[None], (own.shape[0], *beginning.shape))
-    return mx.concatenate([shared, own], axis=2)
-
-
 def has_beginnings() -> bool:
-    """Whether this device can read a beginning of many slots once, and no bit changes."""
-    return device.is_cpu() or _has_tensor_cores()
+    """Whether attention here reads a beginning of many slots once, and no bit changes.
 
-
-def can_share(keys: mx.array, values: mx.array) -> bool:
-    """Whether attention over such keys and values can read a beginning once."""
-    return device.is_cpu() or _has_kernel(keys, values)
+    A CPU adds blocks one after the other, so it may have added those of the beginning before.
+    """
+    return device.is_cpu()
 
 
 def kernel_name() -> str:
@@ -348,18 +300,16 @@ def _source() -> str:
 
 _CALLS = {
     "attend": (
-        ["queries", "keys", "values", "mask", "lengths", "scale", "earlier"],
+        ["queries", "keys", "values", "mask", "lengths", "scale"],
         ["attended", "parts"],
-        "ragged_attention<D, ROLE>(queries, keys, values, mask, lengths, scale[0], earlier, "
-        "attended, parts, queries_shape[0], queries_shape[1], keys_shape[1], queries_shape[2], "
-        "mask_shape[2], keys_shape[2], mask_shape[3], earlier_shape[2]);",
+        "ragged_attention<D>(queries, keys, values, mask, lengths, scale[0], attended, parts, "
+        "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);",
     ),
     "join": (
-        ["parts", "earlier", "lengths", "queries", "keys", "mask"],
+        ["parts", "lengths", "queries"],
         ["attended"],
-        "int start = mask_shape[3] - keys_shape[2]; join_pieces<D>(parts, earlier, lengths, "
-        "attended, parts_shape[0], parts_shape[1], parts_shape[2], parts_shape[3], "
-        "queries_shape[2], start, start > 0 ? earlier_shape[2] : 0);",
+        "join_pieces<D>(parts, lengths, attended, parts_shape[0], parts_shape[1], parts_shape[2], "
+        "parts_shape[3], queries_shape[2]);",
     ),
 }
 

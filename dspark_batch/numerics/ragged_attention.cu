@@ -12,9 +12,6 @@
 // same operations. So a row's bits depend on its own slot only: not on other slots, the width of
 // the step, the capacity, or the number of splits.
 //
-// A beginning that all slots share is read once for all: a launch of its own takes the rows of all
-// slots, and leaves what is joined of its pieces. The slots' own launch goes on from there.
-//
 // Layouts of the fragments: PTX ISA, mma.m16n8k16 and ldmatrix. The softmax over tiles is that of
 // FlashAttention (Dao et al., 2022).
 
@@ -97,41 +94,28 @@ __device__ inline int place_of(int position, int chunk) {
   return position * D + (chunk ^ (position & 7)) * 8;
 }
 
-// What the keys of a launch are: whole slots, what comes behind a beginning, or a beginning.
-enum Role { WHOLE, BEHIND, SHARED };
-
-template <int D, int ROLE>
+template <int D>
 __device__ void ragged_attention(
     const __nv_bfloat16* queries,  // [slots, heads, width, D]
-    const __nv_bfloat16* keys,     // [slots, kv_heads, capacity, D]; shared, there is one for all
+    const __nv_bfloat16* keys,     // [slots, kv_heads, capacity, D]
     const __nv_bfloat16* values,   // [slots, kv_heads, capacity, D]
-    const bool* mask,              // [slots, 1, width or 1, positions]
+    const bool* mask,              // [slots, 1, width or 1, capacity]
     const int* lengths,            // [slots], cached positions before the step
     float scale,
-    const float* earlier,     // parts of the positions in front of the keys, as a launch left them
     __nv_bfloat16* attended,  // [slots, width, heads, D]; not written by several splits
-    float* parts,             // [slots, kv_heads, pieces or 1, rows of a slot, PART]
-    int slots, int heads, int kv_heads, int width, int mask_width, int capacity, int positions,
-    int earlier_pieces) {
+    float* parts,  // [slots, kv_heads, pieces or 1, rows, PART]
+    int heads, int kv_heads, int width, int mask_width, int capacity) {
   constexpr int TILE = TILE_OF<D>;
-  constexpr bool IS_SHARED = ROLE == SHARED, IS_BEHIND = ROLE == BEHIND;
   __shared__ __align__(16) __nv_bfloat16 tiles[STAGES][2][TILE * D];
-  const int lane = threadIdx.x % 32, first_slot = blockIdx.x, kv_head = blockIdx.y;
-  const int own_rows = heads / kv_heads * width, rows = IS_SHARED ? slots * own_rows : own_rows;
+  const int lane = threadIdx.x % 32, slot = blockIdx.x, kv_head = blockIdx.y;
+  const int rows = heads / kv_heads * width;
   const int rows_of_block = blockDim.x / 2, num_groups = (rows + rows_of_block - 1) / rows_of_block;
   const int splits = gridDim.z / num_groups, split = blockIdx.z / num_groups;
   const int row = blockIdx.z % num_groups * rows_of_block + threadIdx.x / 32 * 16 + lane / 4;
   const bool is_row[2] = {row < rows, row + 8 < rows};
-  int slot[2], row_of_slot[2];
-  for (int i = 0; i < 2; i++) {
-    slot[i] = IS_SHARED && is_row[i] ? (row + 8 * i) / own_rows : first_slot;
-    row_of_slot[i] = IS_SHARED ? (row + 8 * i) % own_rows : row + 8 * i;
-  }
-  const size_t group = static_cast<size_t>(first_slot) * kv_heads + kv_head;
+  const size_t group = static_cast<size_t>(slot) * kv_heads + kv_head;
 
-  // Positions count from the first key on; nothing behind the extent is visible.
-  const int start = IS_BEHIND ? positions - capacity : 0;
-  const int extent = IS_SHARED ? capacity : min(lengths[first_slot] + width - start, capacity);
+  const int extent = min(lengths[slot] + width, capacity);  // nothing behind it is visible
   const int most_pieces = (capacity + PIECE - 1) / PIECE;
   const int own_pieces = (most_pieces + splits - 1) / splits;
   const int first_tile = split * own_pieces * (PIECE / TILE);
@@ -142,15 +126,14 @@ __device__ void ragged_attention(
   Fragment query[D / 16];
   for (int k = 0; k < D / 16; k++) {
     for (int i = 0; i < 4; i++) {
-      size_t own = static_cast<size_t>(slot[i % 2]) * kv_heads + kv_head;
-      size_t at = (own * own_rows + row_of_slot[i % 2]) * D + k * 16 + i / 2 * 8 + lane % 4 * 2;
+      size_t at = (group * rows + row + i % 2 * 8) * D + k * 16 + i / 2 * 8 + lane % 4 * 2;
       query[k][i] = is_row[i % 2] ? *reinterpret_cast<const unsigned*>(queries + at) : 0;
     }
   }
   const bool* visible[2];
   for (int i = 0; i < 2; i++) {
-    int token = mask_width == 1 || !is_row[i] ? 0 : row_of_slot[i] % width;
-    visible[i] = mask + (static_cast<size_t>(slot[i]) * mask_width + token) * positions + start;
+    int token = mask_width == 1 || !is_row[i] ? 0 : (row + 8 * i) % width;
+    visible[i] = mask + (static_cast<size_t>(slot) * mask_width + token) * capacity;
   }
   auto fetch_tile = [&](int tile) {
     for (int i = threadIdx.x; i < TILE * D / 8; i += blockDim.x) {
@@ -166,41 +149,6 @@ __device__ void ragged_attention(
   constexpr bool IN_REGISTERS = D <= 128;
   constexpr int KEPT = IN_REGISTERS ? D / 8 : 1;
   float2 earlier_sums[2][KEPT], earlier_bounds[2];
-
-  if (IS_BEHIND && splits == 1) {  // begin with what is joined of the beginning
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      if (!is_row[i]) continue;
-      float* kept = parts + (group * own_rows + row_of_slot[i]) * PART<D> + lane % 4 * 2;
-      const float* part = earlier + (group * earlier_pieces * own_rows + row_of_slot[i]) * PART<D>;
-      float2 bounds;
-      for (int n = 0; n < earlier_pieces; n++, part += static_cast<size_t>(own_rows) * PART<D>) {
-        const float2 own_bounds = *reinterpret_cast<const float2*>(part + D);
-        if (n == 0) bounds = own_bounds;
-        Shares shares = {};
-        if (n > 0) {
-          shares = shares_of(bounds.x, own_bounds.x);
-          bounds.y = joined(bounds.y, own_bounds.y, shares);
-        }
-#pragma unroll
-        for (int k = 0; k < D / 8; k++) {
-          const float2 own = *reinterpret_cast<const float2*>(part + k * 8 + lane % 4 * 2);
-          float2& sums =
-              IN_REGISTERS ? earlier_sums[i][k % KEPT] : *reinterpret_cast<float2*>(kept + k * 8);
-          if (n == 0) {
-            sums = own;
-          } else {
-            sums = {joined(sums.x, own.x, shares), joined(sums.y, own.y, shares)};
-          }
-        }
-      }
-      if (IN_REGISTERS) {
-        earlier_bounds[i] = bounds;
-      } else {
-        *reinterpret_cast<float2*>(kept + D) = bounds;
-      }
-    }
-  }
 
   Sums out[D / 8] = {};
   float highest[2] = {LOWEST, LOWEST}, total[2] = {0, 0};
@@ -274,42 +222,39 @@ __device__ void ragged_attention(
       total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
       total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
       if (!is_row[i]) continue;
-      const int at = row_of_slot[i], head = kv_head * (heads / kv_heads) + at / width;
-      const size_t own = static_cast<size_t>(slot[i]) * kv_heads + kv_head;
-      const size_t place = splits == 1 ? own : own * most_pieces + piece;
-      float* part = parts + (place * own_rows + at) * PART<D>;
+      const int at = row + 8 * i, head = kv_head * (heads / kv_heads) + at / width;
+      const size_t place = splits == 1 ? group : group * most_pieces + piece;
+      float* part = parts + (place * rows + at) * PART<D>;
       float2* bounds = reinterpret_cast<float2*>(part + D + lane % 4 * 2);
-      const bool is_joined = splits == 1 && (piece > 0 || IS_BEHIND);
-      const bool is_done = !IS_SHARED && splits == 1 && is_last;
-      const bool stays = IN_REGISTERS && splits == 1 && !is_last;  // for the next piece
+      const bool is_joined = splits == 1 && piece > 0, is_done = splits == 1 && is_last;
       Shares shares = {};
       if (is_joined) {
-        float2 before = IN_REGISTERS ? earlier_bounds[i] : *bounds;
-        shares = shares_of(before.x, highest[i]);
-        highest[i] = before.x;
-        total[i] = joined(before.y, total[i], shares);
+        float2 earlier = IN_REGISTERS ? earlier_bounds[i] : *bounds;
+        shares = shares_of(earlier.x, highest[i]);
+        highest[i] = earlier.x;
+        total[i] = joined(earlier.y, total[i], shares);
       }
-      const size_t to = ((static_cast<size_t>(slot[i]) * width + at % width) * heads + head) * D;
+      const size_t to = ((static_cast<size_t>(slot) * width + at % width) * heads + head) * D;
 #pragma unroll
       for (int n = 0; n < D / 8; n++) {
         const int column = n * 8 + lane % 4 * 2;
         float2* stored = reinterpret_cast<float2*>(part + column);
         float2 sums = {out[n][2 * i], out[n][2 * i + 1]};
         if (is_joined) {
-          const float2 before = IN_REGISTERS ? earlier_sums[i][n % KEPT] : *stored;
-          sums = {joined(before.x, sums.x, shares), joined(before.y, sums.y, shares)};
+          const float2 earlier = IN_REGISTERS ? earlier_sums[i][n % KEPT] : *stored;
+          sums = {joined(earlier.x, sums.x, shares), joined(earlier.y, sums.y, shares)};
         }
         if (is_done) {
           *reinterpret_cast<unsigned*>(attended + to + column) =
               pair_of(sums.x / total[i], sums.y / total[i]);
-        } else if (stays) {
+        } else if (IN_REGISTERS && splits == 1) {
           earlier_sums[i][n % KEPT] = sums;
         } else {
           *stored = sums;
         }
         out[n][2 * i] = out[n][2 * i + 1] = 0;
       }
-      if (stays) {
+      if (IN_REGISTERS && splits == 1) {
         earlier_bounds[i] = {highest[i], total[i]};
       } else if (!is_done) {
         *bounds = {highest[i], total[i]};
@@ -320,28 +265,25 @@ __device__ void ragged_attention(
   }
 }
 
-// Joins what several splits have written, behind a beginning's. Each thread has two columns of a row.
+// Joins what several splits have written. Each thread has two columns of a row.
 template <int D>
 __device__ void join_pieces(
     const float* parts,  // [slots, kv_heads, pieces, rows, PART], as `ragged_attention` leaves it
-    const float* earlier,     // as `ragged_attention` has it
-    const int* lengths,       // [slots]
+    const int* lengths,  // [slots]
     __nv_bfloat16* attended,  // [slots, width, heads, D]
-    int slots, int kv_heads, int pieces, int rows, int width, int start, int earlier_pieces) {
+    int slots, int kv_heads, int pieces, int rows, int width) {
   const int number = blockIdx.x * blockDim.x + threadIdx.x;
   if (number >= slots * kv_heads * rows * (D / 2)) return;
   const int column = number % (D / 2) * 2, at = number / (D / 2) % rows;
   const int group = number / (D / 2) / rows, slot = group / kv_heads;
-  const int count = min((lengths[slot] - start + width + PIECE - 1) / PIECE, pieces);
+  const int count = min((lengths[slot] + width + PIECE - 1) / PIECE, pieces);
   float2 sums, bounds;
-  for (int n = 0; n < earlier_pieces + count; n++) {
-    const bool is_earlier = n < earlier_pieces;
-    const size_t place = is_earlier ? static_cast<size_t>(group) * earlier_pieces + n
-                                    : static_cast<size_t>(group) * pieces + n - earlier_pieces;
-    const float* part = (is_earlier ? earlier : parts) + (place * rows + at) * PART<D>;
+  for (int piece = 0; piece < count; piece++) {
+    const size_t place = static_cast<size_t>(group) * pieces + piece;
+    const float* part = parts + (place * rows + at) * PART<D>;
     const float2 own = *reinterpret_cast<const float2*>(part + column);
     const float2 own_bounds = *reinterpret_cast<const float2*>(part + D);
-    if (n == 0) {
+    if (piece == 0) {
       sums = own;
       bounds = own_bounds;
       continue;

@@ -189,6 +189,22 @@ def test_who_begins_otherwise_ends_it_for_all(shared, monkeypatch):
     assert found == answered()
 
 
+def test_who_comes_when_all_are_gone_has_a_beginning_of_its_own(monkeypatch):
+    pair = load_case("qwen3_vanilla").pair
+
+    def answered():
+        engine, found = Engine(pair, slots=6, draft_length=3), []
+        for seed in (1, 2):
+            found += [
+                o.token_ids for o in engine.generate(asked([ids(seed, 100)], seed=1, items=6))
+            ]
+        return found
+
+    found = answered()
+    monkeypatch.setattr(Shapes, "share", lambda self, slots: False)
+    assert found == answered()
+
+
 @pytest.mark.parametrize(
     ("prompts", "length"),
     [
