@@ -189,18 +189,21 @@ def test_who_begins_otherwise_ends_it_for_all(shared, monkeypatch):
     assert found == answered()
 
 
-def test_who_comes_when_all_are_gone_has_a_beginning_of_its_own(monkeypatch):
+def test_who_comes_when_all_are_gone_has_a_beginning_of_its_own(shared, monkeypatch):
     pair = load_case("qwen3_vanilla").pair
 
     def answered():
-        engine, found = Engine(pair, slots=6, draft_length=3), []
-        for seed in (1, 2):
-            found += [
-                o.token_ids for o in engine.generate(asked([ids(seed, 100)], seed=1, items=6))
-            ]
+        engine, found = Engine(pair, slots=4, draft_length=0), []
+        for seed in (1, 2):  # all of these end together
+            prompts = [ids(seed, 100) + ids(10 + n, 5) for n in range(4)]
+            items = [Item(n, str(n), f"{n:032x}", "test") for n in range(4)]
+            kept = Sampling(ignore_eos=True)
+            work = [Request(i, p, 6, kept) for i, p in zip(items, prompts, strict=True)]
+            found += [outcome.token_ids for outcome in engine.generate(work)]
         return found
 
     found = answered()
+    assert [positions for _, positions in shared][::2] == [96, 96]
     monkeypatch.setattr(Shapes, "share", lambda self, slots: False)
     assert found == answered()
 
