@@ -55,7 +55,7 @@ def test_each_message_gets_one_line():
 
 
 def test_what_prompts_begin_with():
-    assert beginning([[5, 6, 7], [5, 6, 8, 1], [5, 6]]) == [5, 6]
+    assert beginning([[5, 6, 7], [5, 6, 7, 1], [5, 6, 2]]) == [5, 6]
     assert beginning([[1], [2]]) == []
 
 
