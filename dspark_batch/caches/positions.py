@@ -58,6 +58,11 @@ class PositionCache:
         """Cached tokens of each slot, [S] int32."""
         return self._extent.lengths
 
+    @property
+    def num_seen(self) -> int:
+        """How many positions of the buffers a step may see."""
+        return self._extent.seen
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return all positions of both.
 

@@ -6,6 +6,7 @@ from typing import Protocol, Self, TypeAlias
 
 import mlx.core as mx
 
+from dspark_batch import device
 from dspark_batch.numerics.attention import BLOCK
 
 Arrays: TypeAlias = list[mx.array]
@@ -23,6 +24,7 @@ class Extent:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = capacity
         self.shared = 0  # first positions, whole blocks, that are the same in all slots
+        self.seen = capacity  # positions from here on are behind the next step of every slot
         self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
         self._places: dict[int, mx.array] = {}
 
@@ -195,6 +197,7 @@ class SlotCache:
     @lengths.setter
     def lengths(self, lengths: mx.array) -> None:
         self._extent.lengths = lengths
+        self._extent.seen = self.capacity
 
     @property
     def capacity(self) -> int:
@@ -224,6 +227,14 @@ class SlotCache:
         """Make room for this many positions per slot; keeps what is cached."""
         if positions > self.capacity:
             self._resize(list(range(self.lengths.shape[0])), self.lengths.shape[0], positions)
+
+    def see(self, positions: int) -> None:
+        """Say where the next steps end at the latest, until lengths change: on a CPU none looks on.
+
+        Buffers do not shrink each time that a long slot is free, but attention does.
+        """
+        if device.is_cpu():
+            self._extent.seen = min(whole_steps(positions), self.capacity)
 
     @property
     def expected(self) -> mx.array | None:
@@ -333,6 +344,6 @@ class SlotCache:
         self.lengths = mx.put_along_axis(self.lengths, slots, lengths, axis=0)
 
     def _resize(self, kept: Sequence[int], slots: int, positions: int) -> None:
-        self._extent.capacity = whole_steps(positions)
+        self._extent.capacity = self._extent.seen = whole_steps(positions)
         for layer in self.layers:
             layer.resize(kept, slots)

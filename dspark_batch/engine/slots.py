@@ -53,8 +53,9 @@ class Slots:
         """Get ready for rounds with so many drafts: slots that a pass runs over, and their room."""
         self._widest = 1 + draft_length
         room = self._room(self._longest())
-        self.cache.reserve(room)
-        self.context.reserve(room)
+        for cache in (self.cache, self.context):
+            cache.reserve(room)
+            cache.see(room)
 
     def fit_next(self) -> None:
         """Get ready for drafts behind a round like those of `fit` that the host has not read."""

@@ -52,6 +52,9 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
         beginning, keys, values = cache.split(keys, values)
+        if (unseen := mask.shape[3] - cache.num_seen) > 0:
+            keys, values = keys[:, :, :-unseen], values[:, :, :-unseen]
+            mask = mask[..., :-unseen]
         where = (keys, values, scale, mask, cache.lengths)
         return ragged_attention(
             queries, *where, is_causal=is_causal, sinks=sinks, beginning=beginning

@@ -190,10 +190,10 @@ def _products(  # noqa: PLR0913  what attention is over
     rows = (queries * scale).reshape(batch, kv_heads, -1, width, dim)
     seen = mask.reshape(batch, 1, 1, -1, mask.shape[3])
     own = _scores(rows, keys, seen[..., start:], softcap)
-    highest = own.max(axis=(2, 5))
+    highest = own.max(axis=2).max(axis=-1)  # both at once: slower
     if beginning is not None:  # the rows of all slots are those of one product
         shared = _scores(_together(rows), beginning[0][None], _together(seen[..., :start]), softcap)
-        highest = mx.maximum(highest, _apart(shared.max(axis=(2, 6))))
+        highest = mx.maximum(highest, _apart(shared.max(axis=2).max(axis=-1)))
     if sinks is not None:
         sinks = sinks.astype(mx.float32).reshape(1, kv_heads, -1, 1)
         highest = mx.maximum(highest, sinks)

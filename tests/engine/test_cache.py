@@ -6,6 +6,9 @@ from golden_cases import load_case
 
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent, SlotCache
+from dspark_batch.engine.engine import Engine
+from dspark_batch.models import attention
+from dspark_batch.types import Item, Request
 
 
 def random_keys(seed, slots, tokens, heads=2, dim=4):
@@ -68,6 +71,70 @@ def test_tokens_that_did_not_stay_change_no_later_logit(rejected):
             cache.keep(mx.array([0 if tokens is junk else tokens.shape[1]]))
         logits.append(case.pair.target(mx.array([[5, 6]]), cache)[0])
     assert mx.array_equal(logits[0], logits[1])
+
+
+@pytest.fixture
+def attended(monkeypatch):
+    """Positions that each call of attention was over."""
+    positions, plain = [], attention.ragged_attention
+
+    def spy(queries, keys, *others, **more):
+        positions.append(keys.shape[2])
+        return plain(queries, keys, *others, **more)
+
+    monkeypatch.setattr(attention, "ragged_attention", spy)
+    return positions
+
+
+on_a_cpu = pytest.mark.skipif(
+    mx.default_device() != mx.Device(mx.cpu), reason="a GPU compiles for each capacity"
+)
+
+
+@on_a_cpu
+def test_a_step_attends_to_no_more_than_it_may_see_and_gets_the_same_bits(attended):
+    case = load_case("qwen3_vanilla")
+    cache = case.pair.target.make_cache(1, 128)
+    case.pair.target(case["greedy0.prompt_ids"][None], cache)
+    cache.keep(mx.array([20]))
+    step, logits = mx.array([[5, 6]]), []
+    for positions in (128, 22, 33):
+        cache.see(positions)
+        logits.append(case.pair.target(step, cache)[0])
+    assert sorted(set(attended)) == [32, 64, 128]
+    assert mx.array_equal(logits[0], logits[1])
+    assert mx.array_equal(logits[0], logits[2])
+
+
+@pytest.mark.parametrize("change", ["keep", "insert", "clear", "resize", "reserve"])
+def test_a_step_sees_the_whole_buffer_when_lengths_have_changed(change):
+    cache = filled(2, [4, 9], capacity=128)
+    cache.see(10)
+    changes = {
+        "keep": lambda: cache.keep(mx.array([1, 0])),
+        "insert": lambda: cache.insert([1], filled(1, [7]), [0], [7]),
+        "clear": lambda: cache.clear([0]),
+        "resize": lambda: cache.resize([1], 1, 128),
+        "reserve": lambda: cache.reserve(200),
+    }
+    changes[change]()
+    assert cache.layers[0].num_seen == cache.capacity
+
+
+@on_a_cpu
+def test_rounds_behind_a_long_slot_attend_to_what_the_others_need(attended):
+    case = load_case("qwen3_vanilla")
+    prompt = case.prompt("greedy0")
+    long, short = (prompt * 60)[:60], prompt[:4]  # the room for 60 is not given back for 32
+    works = [(long, 2), *[(short, 20)] * 4]  # nor is one slot of five
+    requests = [
+        Request(Item(at, str(at), f"digest-{at}", "test"), ids, most)
+        for at, (ids, most) in enumerate(works)
+    ]
+    completions = list(Engine(case.pair, slots=5, draft_length=2).generate(requests))
+    assert [len(each.token_ids) for each in completions] == [2, 20, 20, 20, 20]
+    assert max(attended) == 96
+    assert attended[-1] == 32
 
 
 def test_all_layers_count_with_the_same_array():

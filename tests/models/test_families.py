@@ -216,7 +216,7 @@ class FirstOffset:
     is_ragged = True
 
     def __init__(self, cache):
-        self.cache, self.lengths = cache, cache.lengths
+        self.cache, self.lengths, self.num_seen = cache, cache.lengths, cache.num_seen
         self.offset = mx.broadcast_to(cache.offset[:1], cache.offset.shape)
 
     def update_and_fetch(self, keys, values):
