@@ -18,8 +18,8 @@ _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _HOPE = 1.05  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _TRIAL_ROUNDS = 4
+_NEARLY = 0.03  # drafts that promise less than the best by so much are as good for a beginning
 _TRIAL_SHARE = 0.6  # of the time until then is what a trial may take: a short job tries little
-_NEARLY = 0.1  # drafts that promise less than the best by so much are as good for a beginning
 _LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
 _LAST_ROUNDS = 5  # that say how slow the machine is just now
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
@@ -27,8 +27,11 @@ _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
-_LEAST_IF_CLEAR, _CLEAR = 2, 1.2  # of them, where rounds without drafts are so much better
+_LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds without drafts are so much better
 _LEAST_IF_ODD, _ODD = 6, 2.0  # of them, where they take so much longer than by the rule
+# Rounds without drafts, and how much better they may be if so few were seen: another look.
+_DOUBTS = ((8, 2.0), (15, 1.15))
+_LOOK_SHARE = 0.08  # of the time since a trial is what another look may take
 _LEAST_KEPT = 8  # rounds with drafts, before what rounds take is kept for other jobs
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
 _FIRST_REST, _LONGEST_REST = 512, 4096  # rounds without drafts before they are tried again
@@ -87,12 +90,14 @@ class Costs:
     Attributes:
         num_rounds: that were seen.
         num_drafted: of these with drafts.
+        seconds: that they took.
     """
 
     def __init__(self, rule: Weights) -> None:
         self._rule = np.maximum(np.array(rule), 1e-9)
         self._seen: dict[Kind, _Seen] = {}
         self.num_rounds = self.num_drafted = 0
+        self.seconds = 0.0
         self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
         self._slowness = deque([1.0], maxlen=_LAST_ROUNDS)  # what rounds took over what they do
 
@@ -103,6 +108,7 @@ class Costs:
         known = self._fresh(kind)
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
         seconds = max(seconds, _LEAST_S)
+        self.seconds += seconds
         if self.is_known(kind):
             self._slowness.append(seconds / self._seen[kind].usual_s)
         times.append(seconds / median(self._slowness))
@@ -260,6 +266,7 @@ class Pace:
         self._acceptance = acceptance
         self._lengths = tuple(lengths)
         self._trial: list[int] = []  # draft lengths of the next rounds
+        self._tried_s = 0.0  # of rounds, until the last trial began
         self._rested = 0  # rounds since drafts did not pay; 0: they pay
         self._rest = _FIRST_REST
         self._drafted = tuple(k for k in self._lengths if k)
@@ -289,6 +296,8 @@ class Pace:
         if untried is not None:
             return self._tried(untried)
         kind = Kind(slots, best)
+        if self._looks_again(slots, best, rates):
+            return self._tried(0)
         if best == 0 and self._costs.is_known(kind, _SURE_SEEN):
             self._rested = 1
             return Step(0, keeps_context=False)
@@ -307,12 +316,6 @@ class Pace:
         self._acceptance.hope_again()
         return self._tried(self._lengths[-1])
 
-    def _first(self, slots: int) -> int:
-        """Choose the draft length of the first round: the least that promises nearly most."""
-        rates = self._rates(slots)
-        most = max((rates[k] for k in self._drafted), default=0.0)
-        return next((k for k in self._drafted if rates[k] >= (1 - _NEARLY) * most), 0)
-
     def _before_giving_up(self, slots: int, rates: Mapping[int, float]) -> Step | None:
         """Find what must be seen before drafts are given up; None: enough was seen.
 
@@ -330,7 +333,24 @@ class Pace:
             least = _LEAST_IF_ODD
         return Step(best) if num_drafted < least else None
 
+    def _looks_again(self, slots: int, best: int, rates: Mapping[int, float]) -> bool:
+        """Whether no drafts, which were seen seldom and lost, are tried once more."""
+        plain = Kind(slots, 0)
+        doubts = (doubt for least, doubt in _DOUBTS if not self._costs.is_known(plain, least))
+        if best == 0 or not self._costs.is_known(plain):
+            return False
+        trial_s = _TRIAL_ROUNDS * self._costs.round_s(plain)
+        is_cheap = trial_s < _LOOK_SHARE * (self._costs.seconds - self._tried_s)
+        return is_cheap and rates[0] * next(doubts, 1.0) > rates[best]
+
+    def _first(self, slots: int) -> int:
+        """Choose the draft length of the first round: the least that promises nearly most."""
+        rates = self._rates(slots)
+        most = max((rates[k] for k in self._drafted), default=0.0)
+        return next((k for k in self._drafted if rates[k] >= (1 - _NEARLY) * most), 0)
+
     def _tried(self, draft_length: int) -> Step:
+        self._tried_s = self._costs.seconds
         self._trial = [draft_length] * (_TRIAL_ROUNDS - 1)
         return Step(draft_length)
 
