@@ -208,6 +208,37 @@ def test_who_comes_when_all_are_gone_has_a_beginning_of_its_own(shared, monkeypa
     assert found == answered()
 
 
+class FailsAt:
+    """A drafter that cannot take in the features of one call."""
+
+    def __init__(self, whole, call):
+        self._whole, self._left = whole, call
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+    def extend(self, context, features):
+        self._left -= 1
+        if self._left == 0:
+            raise ValueError("features of no use")
+        self._whole.extend(context, features)
+
+
+def test_contexts_share_nothing_while_one_is_there_that_the_drafter_could_not_make():
+    pair = load_case("qwen3_vanilla").pair
+    engine = Engine(pair._replace(drafter=FailsAt(pair.drafter, 3)), slots=6)
+    for request in asked([SYSTEM], seed=1, items=20):
+        engine.add(request)
+    seen = set()
+    while not engine.is_idle:
+        engine.step()
+        slots = engine._slots
+        is_known = all(sequence.fallback is None for sequence in slots.active)
+        if len(slots.active) >= 4:
+            seen.add((is_known, slots.cache.shared, slots.context.shared))
+    assert seen >= {(True, 96, 96), (False, 96, 0)}
+
+
 @pytest.mark.parametrize(
     ("prompts", "length"),
     [
