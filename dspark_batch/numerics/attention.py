@@ -237,7 +237,8 @@ def _scores(rows: mx.array, keys: mx.array, seen: mx.array, softcap: float | Non
     if softcap is not None:
         scores = softcap * mx.tanh(scores / softcap)
     seen = mx.moveaxis(seen.reshape(*seen.shape[:-1], -1, BLOCK), -2, 2)
-    return mx.where(seen, scores, mx.finfo(mx.float32).min)
+    # One bound for all heads: a CPU has no vectors for the choice, and has them for the minimum.
+    return mx.minimum(scores, mx.where(seen, mx.inf, mx.finfo(mx.float32).min))
 
 
 def _sums(weights: mx.array, values: mx.array) -> list[mx.array]:
