@@ -14,7 +14,7 @@ Shape = tuple[int, int]  # slots and width of a pass
 # narrower than a step. A CPU gains nothing from more prompts than a few.
 _WIDTH, _TOKENS = 256, 2048
 _STEP, _TOGETHER = (1, range(1, 9)) if _IS_CPU else (32, (8, 16, 32, 64))
-# Tokens that are computed in the time that a pass takes besides: a pass of an H100 over a target of
+# Tokens that are computed in the time that a pass takes besides: a pass of an H200 over a target of
 # 4 billion weights takes 10.5 ms and 12.9 us for each token.
 _PASS_ROWS = 40 if _IS_CPU else 800
 
