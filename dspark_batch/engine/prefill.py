@@ -183,10 +183,9 @@ class _Filling:
         self.fallback: str | None = None
         self.told: list[Told] = []
         self._logits: mx.array | None = None  # as `run` gives them; None: nothing ran
-        slots, width = self._pass(self._done)
+        slots, _ = self._pass(self._done)
         room = self._room()
-        self.context = passes.make_context(slots, room)
-        self.cache = passes.make_cache(slots, shapes.room(max(self._done) + width, room))
+        self.cache, self.context = passes.make_cache(slots, room), passes.make_context(slots, room)
         parts = [prefix.parts for prefix in found] + [[]] * (slots - len(prompts))
         pairs = zip(prompts, found, strict=True)
         known = [prompt.ids[: prefix.length + 1] for prompt, prefix in pairs]
@@ -225,7 +224,7 @@ class _Filling:
     def run(self) -> mx.array:
         """Run one pass over all prompts; return logits [S, V], right for those that are through."""
         slots, width = self._pass(self._done)
-        self.cache.reserve(max(self._done) + width)
+        self.cache.see(max(self._done) + width)
         tokens: list[int] = []
         counts = [0] * slots
         for slot, (prompt, done) in enumerate(zip(self._prompts, self._done, strict=True)):

@@ -13,7 +13,8 @@ SLOTS, WIDTH = FALLBACK
 def on_a_cpu(monkeypatch):
     monkeypatch.setattr(shapes, "_IS_CPU", True)
     monkeypatch.setattr(shapes, "_STEP", 1)
-    monkeypatch.setattr(shapes, "_PROMPTS", 256)
+    monkeypatch.setattr(shapes, "_TOGETHER", range(1, 257))
+    monkeypatch.setattr(shapes, "_PASS_ROWS", 40)
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def on_a_gpu(monkeypatch):
     """A GPU compiles for each shape."""
     monkeypatch.setattr(shapes, "_IS_CPU", False)
     monkeypatch.setattr(shapes, "_STEP", 32)
-    monkeypatch.setattr(shapes, "_PROMPTS", 64)
+    monkeypatch.setattr(shapes, "_TOGETHER", (8, 16, 32, 64))
+    monkeypatch.setattr(shapes, "_PASS_ROWS", 800)
 
 
 @pytest.mark.usefixtures("on_a_cpu")
@@ -97,5 +99,29 @@ def test_the_split_of_prompts_is_the_one_with_the_least_work():
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_on_a_gpu_tokens_cost_little_and_all_go_together():
-    assert Shapes().num_together([126, 54, 50]) == 3
+@pytest.mark.parametrize(
+    ("lengths", "together"),
+    [
+        ([126, 54, 50], 3),  # a pass costs more than so few tokens
+        ([30] * 64, 64),
+        ([600] * 16 + [40] * 48, 16),  # padded, the short ones would be 27,000 tokens more
+        ([600 - 9 * n for n in range(64)], 16),
+        ([600, *[40] * 20], 8),  # few numbers of prompts are compiled
+        ([], 0),
+    ],
+)
+def test_a_gpu_splits_prompts_of_different_lengths_where_that_is_less_work(lengths, together):
+    assert Shapes().num_together(lengths) == together
+    assert ONE.num_together(lengths) == len(lengths)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_gpu_compiles_few_kinds_of_passes_for_prompts():
+    seen = set()
+    for seed in range(200):
+        left = [1 + (seed * 7919 + n * 104729) % 600 for n in range(64)]
+        while left:
+            number = Shapes().num_together(left)
+            seen.add((number, number == len(left)))
+            left = left[number:]
+    assert {number for number, is_rest in seen if not is_rest} <= {8, 16, 32, 64}
