@@ -38,6 +38,7 @@ TESTS = {
         *("tests/engine/test_setup.py", "tests/engine/test_states.py"),
     ],
     "angles": ["tests/models/test_rotations.py"],
+    "sharing": ["tests/engine/test_sharing.py", "tests/numerics/test_attention.py"],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes

@@ -41,6 +41,8 @@ RUNS = {
     "throughput": "--items 1 --repeats 1 --batch-sizes 1 --slots 1 --draft-lengths 7 "
     "--system-tokens 40 --dtype float32",
     "serve": "--items 3 --probes 2 --pause 0 --slots 2",
+    "shared_prompt": "--items 4 --shared-tokens 70 --own-tokens 4 --answer-tokens 4 --turns 0 "
+    "--draft-lengths 7 --dtype float32",
     "structured": "--items 2 --slots 2 --speed-items 1 --repeats 1",
     "tiny_card": "--per-kind 1 --slots 4",
 }

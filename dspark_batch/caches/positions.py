@@ -1,7 +1,12 @@
-"""What attention remembers: keys and values of every position, left-aligned, of ragged lengths."""
+"""What attention remembers: keys and values of every position, left-aligned, of ragged lengths.
+
+Example: 64 slots begin with the same 1,500 tokens. Their keys and values lie in memory once, in
+whole blocks of positions, and a slot's own buffer has what comes behind them.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
+from weakref import ref
 
 import mlx.core as mx
 
@@ -33,7 +38,7 @@ class PositionCache:
     Offers what mlx-lm's models use of a cache: `offset`, `update_and_fetch`, `make_mask`.
 
     What lies behind a slot's length is never visible and is overwritten by the next step, so a
-    rollback moves no data.
+    rollback moves no data. The buffers lack the positions of a beginning that all slots share.
     """
 
     is_ragged = True  # attention over it is `numerics.attention.ragged_attention`
@@ -42,6 +47,8 @@ class PositionCache:
         self._extent = extent
         self.keys: mx.array | None = None  # None: nothing written yet
         self.values: mx.array | None = None
+        self._beginning: KeysValues | None = None  # of all slots; None: they share none
+        self._fetched: ref[mx.array] | None = None  # whole keys of the last step; None: `keys` are
 
     @property
     def offset(self) -> mx.array:
@@ -59,18 +66,35 @@ class PositionCache:
         return self._extent.seen
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write [S, KV, T, D] behind each slot's length; return both whole buffers.
+        """Write [S, KV, T, D] behind each slot's length; return all positions of both.
 
-        The caller has reserved the room.
+        The caller has reserved the room. A beginning that slots share is in front of each one's
+        own, in arrays that nobody computes unless they are read; see `split`.
         """
         if self.keys is None or self.values is None:
-            self.keys = _empty(keys, self._extent.capacity)
-            self.values = _empty(values, self._extent.capacity)
+            self.keys = _empty(keys, self._own_capacity)
+            self.values = _empty(values, self._own_capacity)
         position = self._extent.lengths[:, None] + self._extent.places(keys.shape[2])
-        index = position[:, None, :, None]
+        index = (position - self._start)[:, None, :, None]
         self.keys = mx.put_along_axis(self.keys, index, keys, axis=2)
         self.values = mx.put_along_axis(self.values, index, values, axis=2)
-        return self.keys, self.values
+        if self._beginning is None:
+            return self.keys, self.values
+        keys = _in_front(self._beginning.keys, self.keys)
+        self._fetched = ref(keys)  # or it would hold the buffers
+        return keys, _in_front(self._beginning.values, self.values)
+
+    def split(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[KeysValues | None, mx.array, mx.array]:
+        """Say what of keys and values all slots share; None: nothing; and what each one has.
+
+        Whoever made other arrays of those of `update_and_fetch` gets these back, whole.
+        """
+        is_ours = self._fetched is not None and self._fetched() is keys
+        if not is_ours or self.keys is None or self.values is None:
+            return None, keys, values
+        return self._beginning, self.keys, self.values
 
     def owned(self) -> tuple[mx.array, mx.array] | None:
         """Give both buffers for a kernel that writes a step into them; None: MLX has to write.
@@ -78,7 +102,9 @@ class PositionCache:
         What the kernel leaves is to be held in their place. Before the first step there are none
         yet, and MLX might make one of zeros for several layers.
         """
-        if self.keys is None or self.values is None or not device.launches_one_by_one():
+        if self.keys is None or self.values is None or self._beginning is not None:
+            return None
+        if not device.launches_one_by_one():
             return None
         return owned(self.keys), owned(self.values)
 
@@ -89,20 +115,21 @@ class PositionCache:
         return ragged_causal(self._extent.lengths, width, self._extent.capacity, window_size)
 
     def held(self) -> Arrays:
-        """List keys and values, [S, KV, capacity, D]; none before the first step."""
-        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+        """List keys and values, [S, KV, own capacity, D], and those shared; none before a step."""
+        return self.left() + (self._beginning.arrays if self._beginning else [])
 
     def left(self) -> Arrays:
-        """List the same: a step writes into them."""
-        return self.held()
+        """List keys and values alone: a step writes into them."""
+        return [] if self.keys is None or self.values is None else [self.keys, self.values]
 
     def hold(self, arrays: Arrays) -> None:
-        """Put others in place of both; none before the first step."""
-        self.keys, self.values = arrays or (None, None)
+        """Put others in place of all; none before the first step."""
+        self._beginning = KeysValues(*arrays[2:]) if arrays[2:] else None
+        self.leave(arrays[:2])
 
     def leave(self, arrays: Arrays) -> None:
-        """Put others in place of both."""
-        self.hold(arrays)
+        """Put others in place of keys and values."""
+        self.keys, self.values = arrays or (None, None)
 
     def keep(self, counts: mx.array) -> None:
         """Do nothing: the owner's lengths say it."""
@@ -110,11 +137,22 @@ class PositionCache:
     def clear(self, slots: mx.array) -> None:
         """Do nothing: the owner's lengths say it."""
 
+    def share(self, positions: int, slot: int) -> None:
+        """Keep the first positions of all slots once, those of a slot."""
+        if self.keys is None or self.values is None or positions == self._start:
+            return
+        beginning = self.snapshot(slot, 0, positions) if positions else None
+        slots = range(self.keys.shape[0])
+        self.leave([mx.contiguous(each) for each in self._behind(positions, slots)])
+        self._beginning = beginning
+
     def resize(self, kept: Sequence[int], slots: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; zeros follow everywhere."""
+        if not kept:  # nor is there anybody who shares
+            self.hold([])
         if self.keys is not None and self.values is not None:
-            self.keys = _resized(self.keys, kept, slots, self._extent.capacity)
-            self.values = _resized(self.values, kept, slots, self._extent.capacity)
+            self.keys = _resized(self.keys, kept, slots, self._own_capacity)
+            self.values = _resized(self.values, kept, slots, self._own_capacity)
 
     def insert(self, slots: mx.array, other: Self, chosen: Sequence[int]) -> None:
         """Replace slots [n] by n chosen ones of `other`, whole.
@@ -124,33 +162,62 @@ class PositionCache:
         # Where nothing was written, nothing of it will be read.
         if other.keys is None or other.values is None:
             return
-        capacity = self._extent.capacity
         if self.keys is None or self.values is None:
-            self.keys = _empty(other.keys, capacity, self._extent.lengths.shape[0])
-            self.values = _empty(other.values, capacity, self._extent.lengths.shape[0])
-        self.keys[slots] = _resized(other.keys, chosen, len(chosen), capacity)
-        self.values[slots] = _resized(other.values, chosen, len(chosen), capacity)
+            if self._extent.shared:
+                self._beginning = other.snapshot(chosen[0], 0, self._extent.shared)
+            self.keys = _empty(other.keys, self._own_capacity, self._extent.lengths.shape[0])
+            self.values = _empty(other.values, self._own_capacity, self._extent.lengths.shape[0])
+        keys, values = other._behind(self._start, chosen)
+        self.keys[slots] = _resized(keys, range(len(chosen)), len(chosen), self._own_capacity)
+        self.values[slots] = _resized(values, range(len(chosen)), len(chosen), self._own_capacity)
 
     def snapshot(self, slot: int, start: int, stop: int) -> KeysValues:
         """Copy positions of a slot."""
-        return KeysValues(*(mx.contiguous(a[slot, :, start:stop]) for a in self.held()))
+        whole = self._behind(0, [slot])
+        return KeysValues(*(mx.contiguous(each[0, :, start:stop]) for each in whole))
 
     def begin_with(self, joined: Joined, at: int) -> None:
         """Begin all slots with parts of which this layer's have the number `at`."""
         layers = [run.layers[at] for run in joined.runs]
         runs = [layer for layer in layers if isinstance(layer, KeysValues)]
-        self.keys = _taken([run.keys for run in runs], joined.index)
-        self.values = _taken([run.values for run in runs], joined.index)
+        keys, values = [run.keys for run in runs], [run.values for run in runs]
+        own, shared = joined.index[:, joined.shared :], joined.index[:1, : joined.shared]
+        self.leave([_taken(keys, own), _taken(values, own)])
+        if joined.shared:
+            self._beginning = KeysValues(_taken(keys, shared)[0], _taken(values, shared)[0])
 
     @property
     def bytes_per_position(self) -> int:
         """What a further position of a slot takes; known behind the first step."""
-        return sum(array.nbytes // (array.shape[0] * array.shape[2]) for array in self.held())
+        return sum(array.nbytes // (array.shape[0] * array.shape[2]) for array in self.left())
 
     @property
     def bytes_per_slot(self) -> int:
         """Nothing: it takes no more than its positions."""
         return 0
+
+    def _behind(self, start: int, slots: Sequence[int]) -> Arrays:
+        """List keys and values of some slots from a position on."""
+        found = [_chosen(each, slots) for each in self.left()]
+        if self._beginning is None or start >= self._start:
+            return [each[:, :, start - self._start :] for each in found]
+        pairs = zip(self._beginning.arrays, found, strict=True)
+        return [_in_front(shared[:, start:], each) for shared, each in pairs]
+
+    @property
+    def _start(self) -> int:
+        """The position of the first one in the buffers."""
+        return self._beginning.keys.shape[1] if self._beginning else 0
+
+    @property
+    def _own_capacity(self) -> int:
+        return self._extent.capacity - self._start
+
+
+def _in_front(shared: mx.array, own: mx.array) -> mx.array:
+    """Put positions [KV, P, D] in front of those of each slot, [S, KV, C, D]."""
+    copies = mx.broadcast_to(shared[None], (own.shape[0], *shared.shape))
+    return mx.concatenate([copies, own], axis=2)
 
 
 def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
@@ -158,10 +225,14 @@ def _empty(like: mx.array, capacity: int, slots: int | None = None) -> mx.array:
     return mx.zeros((slots or batch, heads, capacity, dim), dtype=like.dtype)
 
 
+def _chosen(buffer: mx.array, slots: Sequence[int]) -> mx.array:
+    if list(slots) == list(range(buffer.shape[0])):
+        return buffer
+    return buffer[mx.array(list(slots), dtype=mx.int32)]
+
+
 def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -> mx.array:
-    if list(kept) != list(range(buffer.shape[0])):
-        buffer = buffer[mx.array(list(kept), dtype=mx.int32)]
-    buffer = buffer[:, :, :capacity]
+    buffer = _chosen(buffer, kept)[:, :, :capacity]
     missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
     return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
 

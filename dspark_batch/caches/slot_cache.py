@@ -23,6 +23,7 @@ class Extent:
     def __init__(self, slots: int, capacity: int) -> None:
         self.lengths = mx.zeros(slots, dtype=mx.int32)
         self.capacity = capacity
+        self.shared = 0  # first positions, whole blocks, that are the same in all slots
         self.seen = capacity  # positions from here on are behind the next step of every slot
         self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
         self._places: dict[int, mx.array] = {}
@@ -86,9 +87,10 @@ class Joined:
     runs: list[Part]
     index: mx.array  # [S, C] int32, into the positions of the runs; 0: none, 1: the first one
     ends: list[Part | None]  # the last part of each slot; None: it is empty
+    shared: int  # positions that are the same in all slots; the first slot has them
 
     @classmethod
-    def of(cls, beginnings: Sequence[Sequence[Part]], lengths: mx.array, capacity: int) -> Self:
+    def of(cls, beginnings: Sequence[Sequence[Part]], lengths: mx.array, extent: Extent) -> Self:
         """Join the parts of each slot's beginning, in order."""
         runs: list[Part] = []
         starts: dict[tuple[int, ...], int] = {}  # the parts of a beginning -> its first position
@@ -99,10 +101,11 @@ class Joined:
                 starts[key] = end
                 end += sum(part.length for part in parts)
                 runs += parts
-        position = mx.arange(capacity)
+        position = mx.arange(extent.capacity)
         index = mx.array([starts[key] for key in keys])[:, None] + position
         index = mx.where(position < lengths[:, None], index, 0)
-        return cls(runs, index, [parts[-1] if parts else None for parts in beginnings])
+        ends = [parts[-1] if parts else None for parts in beginnings]
+        return cls(runs, index, ends, extent.shared)
 
 
 class LayerCache(Protocol):
@@ -130,6 +133,10 @@ class LayerCache(Protocol):
 
     def clear(self, slots: mx.array) -> None:
         """Forget what some slots [n] held."""
+        ...
+
+    def share(self, positions: int, slot: int) -> None:
+        """Keep the first positions once, which are those of a slot, and the same in all."""
         ...
 
     def resize(self, kept: Sequence[int], slots: int) -> None:
@@ -197,6 +204,25 @@ class SlotCache:
         """Positions per slot that there is room for."""
         return self._extent.capacity
 
+    @property
+    def shared(self) -> int:
+        """The first positions, the same in all slots, that are kept once."""
+        return self._extent.shared
+
+    def share(self, positions: int, slot: int) -> None:
+        """Keep the first positions of all slots once; 0: of each slot again.
+
+        Args:
+            positions: whole blocks; every slot that is not empty has more, and the same first ones.
+            slot: one of these.
+        """
+        # An empty slot stands where its own positions begin.
+        is_empty = self.lengths <= self.shared
+        self.lengths = mx.where(is_empty, positions, self.lengths)
+        self._extent.shared = positions
+        for layer in self.layers:
+            layer.share(positions, slot)
+
     def reserve(self, positions: int) -> None:
         """Make room for this many positions per slot; keeps what is cached."""
         if positions > self.capacity:
@@ -232,13 +258,18 @@ class SlotCache:
         `positions` is the room per slot; it must cover what the kept slots hold.
         """
         lengths = self.lengths[mx.array(list(kept), dtype=mx.int32)]
+        if not kept:
+            self._extent.shared = 0
         self._resize(kept, slots, positions)
-        self.lengths = mx.pad(lengths, (0, slots - len(kept)))
+        self.lengths = mx.pad(lengths, (0, slots - len(kept)), constant_values=self.shared)
 
     def insert(
         self, slots: Sequence[int], other: Self, chosen: Sequence[int], lengths: Sequence[int]
     ) -> None:
-        """Replace slots by chosen ones of another cache, which hold lengths[i] positions."""
+        """Replace slots by chosen ones of another cache, which hold lengths[i] positions.
+
+        The chosen ones begin with what the slots here share.
+        """
         self.reserve(max(lengths))
         where = mx.array(list(slots))
         for mine, theirs in zip(self.layers, other.layers, strict=True):
@@ -248,7 +279,7 @@ class SlotCache:
     def clear(self, slots: Sequence[int]) -> None:
         """Empty some slots."""
         where = mx.array(list(slots))
-        self._set_lengths(where, mx.zeros_like(where))
+        self._set_lengths(where, mx.full(where.shape, self.shared))
         for layer in self.layers:
             layer.clear(where)
 
@@ -258,17 +289,19 @@ class SlotCache:
         mx.eval(part.arrays)  # or they would hold the buffers of all slots
         return part
 
-    def begin_with(self, beginnings: Sequence[Sequence[Part]]) -> None:
+    def begin_with(self, beginnings: Sequence[Sequence[Part]], shared: int = 0) -> None:
         """Begin all slots, for which room is reserved, with what `snapshot` copied.
 
         Args:
             beginnings: for each slot the parts of its beginning, in order, the last one whole;
                 none for an empty slot.
+            shared: as `share` has it, with the first slot as the one.
         """
         lengths = [sum(part.length for part in parts) for parts in beginnings]
-        self.lengths = mx.array(lengths, dtype=mx.int32)
+        self.lengths = mx.array([max(shared, length) for length in lengths], dtype=mx.int32)
+        self._extent.shared = shared
         if self.layers and any(beginnings):
-            joined = Joined.of(beginnings, self.lengths, self.capacity)
+            joined = Joined.of(beginnings, mx.array(lengths), self._extent)
             for at, layer in enumerate(self.layers):
                 layer.begin_with(joined, at)
 

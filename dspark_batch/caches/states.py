@@ -107,6 +107,9 @@ class StateCache:
         for array in self._held:
             array[slots] = 0
 
+    def share(self, positions: int, slot: int) -> None:
+        """Do nothing: it remembers no positions."""
+
     def resize(self, kept: Sequence[int], slots: int) -> None:
         """Keep some slots, in this order, as the first of `slots`; the others are zero."""
         self._held = [_resized(array, kept, slots) for array in self._held]

@@ -13,7 +13,7 @@ from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
 from dspark_batch.engine.sampling import scores_of
 from dspark_batch.engine.sequence import Score
-from dspark_batch.engine.shapes import Shape, Shapes
+from dspark_batch.engine.shapes import Shape, Shapes, common_len
 from dspark_batch.numerics.scores import Scores, score
 from dspark_batch.types import Request
 
@@ -187,8 +187,11 @@ class _Filling:
         room = self._room()
         self.cache, self.context = passes.make_cache(slots, room), passes.make_context(slots, room)
         parts = [prefix.parts for prefix in found] + [[]] * (slots - len(prompts))
-        self.cache.begin_with([[target for target, _ in each] for each in parts])
-        self.context.begin_with([[drafter for _, drafter in each] for each in parts])
+        pairs = zip(prompts, found, strict=True)
+        known = [prompt.ids[: prefix.length + 1] for prompt, prefix in pairs]
+        shared = common_len(known) if shapes.share(len(known)) else 0
+        self.cache.begin_with([[target for target, _ in each] for each in parts], shared)
+        self.context.begin_with([[drafter for _, drafter in each] for each in parts], shared)
 
     @property
     def left(self) -> int:

@@ -18,7 +18,7 @@ from dspark_batch.engine.prefill import Prefilled, Prompt, prefill
 from dspark_batch.engine.prefix_cache import CHUNK, Chunks, PrefixCache, chunks_of
 from dspark_batch.engine.sampling import rule_of, scores_of
 from dspark_batch.engine.sequence import Score, Sequence
-from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.shapes import Shapes, common_len
 from dspark_batch.engine.slots import Slots
 from dspark_batch.numerics.rules import Scored
 from dspark_batch.numerics.sampling import are_finite
@@ -351,14 +351,20 @@ class Scheduler:
         waiting = [s for wave in self._through + self._ready for _, s in wave.sequences]
         planned = [sequence.request for sequence in active + waiting]
 
-        def positions() -> int:
+        shared = common_len([request.prompt_ids for request in planned])
+
+        def positions(shared: int) -> int:
             prompts = sum(len(request.prompt_ids) for request in planned[len(active) :])
-            return prompts + self._slots.num_positions(planned, self._most_slots)
+            return prompts + self._slots.num_positions(planned, self._most_slots, shared)
 
         def fits(request: Request) -> bool:
+            nonlocal shared
             is_alone = not planned
             planned.append(request)
-            if is_alone or positions() <= limit:
+            less = common_len([planned[0].prompt_ids, request.prompt_ids])
+            less = less if is_alone else min(less, shared)
+            if is_alone or positions(less) <= limit:
+                shared = less
                 return True
             planned.pop()
             return False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark_batch import device
+from dspark_batch.numerics.attention import BLOCK, has_beginnings
 
 _IS_CPU = device.is_cpu()
 
@@ -14,9 +15,11 @@ Shape = tuple[int, int]  # slots and width of a pass
 # narrower than a step. A CPU gains nothing from more prompts than a few.
 _WIDTH, _TOKENS = 256, 2048
 _STEP, _TOGETHER = (1, range(1, 9)) if _IS_CPU else (32, (8, 16, 32, 64))
-# Tokens that are computed in the time that a pass takes besides: a pass of an H100 over a target of
+# Tokens that are computed in the time that a pass takes besides: a pass of an H200 over a target of
 # 4 billion weights takes 10.5 ms and 12.9 us for each token.
 _PASS_ROWS = 40 if _IS_CPU else 800
+
+_LEAST_SHARING = 4  # slots for which a beginning is worth an array of its own
 
 FALLBACK: Shape = (16, 8)  # of a target whose bits depend on the shape of a pass
 
@@ -70,6 +73,10 @@ class Shapes:
             least.append(work)
         return together
 
+    def share(self, slots: int) -> bool:
+        """Whether so many slots that begin alike keep their beginning once."""
+        return slots >= _LEAST_SHARING and self.fixed is None and has_beginnings()
+
     def _work(self, prompts: int, longest: int) -> int:
         """Count the tokens of passes over some prompts, and those that the passes take besides."""
         slots, width = self.prefill_pass(prompts, longest)
@@ -90,3 +97,15 @@ class Shapes:
         slots, width = self.slots_for(prompts), -(-length // _STEP) * _STEP
         most = min(_TOKENS, most_tokens) // slots // _STEP * _STEP
         return slots, min(width, _WIDTH, max(_STEP, most))
+
+
+def common_len(prompts: Sequence[Sequence[int]]) -> int:
+    """Count the first positions, whole blocks, that prompts have in common; each has more."""
+    if not prompts:
+        return 0
+    first, length = prompts[0], (min(map(len, prompts)) - 1) // BLOCK * BLOCK
+    for ids in prompts[1:]:
+        if ids[:length] != first[:length]:
+            pairs = enumerate(zip(ids, first, strict=False))
+            length = next(at for at, (one, other) in pairs if one != other) // BLOCK * BLOCK
+    return length

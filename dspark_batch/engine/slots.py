@@ -8,7 +8,7 @@ from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled
 from dspark_batch.engine.sequence import Sequence
-from dspark_batch.engine.shapes import Shapes
+from dspark_batch.engine.shapes import Shapes, common_len
 from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
@@ -70,11 +70,15 @@ class Slots:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(1 + num_drafts)
 
-    def num_positions(self, requests: ListLike[Request], most_slots: int) -> int:
-        """Count the cached positions that some requests need at most, in so many slots."""
+    def num_positions(self, requests: ListLike[Request], most_slots: int, shared: int = 0) -> int:
+        """Count the cached positions that some requests need at most, in so many slots.
+
+        `shared` are the first ones that all of them have in common.
+        """
         slots = self._shapes.slots_for(min(len(requests), most_slots))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
-        return slots * (self._room(longest + self._widest) + self._state_positions)
+        room = self._room(longest + self._widest) + self._state_positions
+        return slots * room - (slots - 1) * shared * self._shapes.share(len(requests))
 
     def enter(
         self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
@@ -84,6 +88,12 @@ class Slots:
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
+        shared = self._shared_with(newcomers)
+        owner = next((n for n, s in enumerate(self.sequences) if s is not None), 0)
+        self.cache.share(shared, owner)
+        # A context behind a fault may lack its beginning.
+        is_known = all(s.fallback is None for s in (*newcomers, *self.active))
+        self.context.share(shared if is_known else 0, owner)
         self.cache.insert(slots, filled.cache, chosen, lengths)
         self.context.insert(slots, filled.context, chosen, lengths)
         self.anchors[mx.array(slots)] = mx.array([s.token_ids[-1] for s in newcomers])
@@ -145,9 +155,24 @@ class Slots:
         return cached_len + max(self._shapes.width(self._widest), 1 + self._block_size)
 
     def _make_room_for(self, needed: int) -> None:
-        slots = self._shapes.slots_for(needed)
-        if slots > len(self.sequences):
+        slots = max(self._shapes.slots_for(needed), len(self.sequences))
+        is_forgotten = self.cache.shared > 0 and not self.active
+        if slots > len(self.sequences) or is_forgotten:
             self._resize(slots, self.cache.capacity)
+
+    def _shared_with(self, newcomers: ListLike[Sequence]) -> int:
+        """Count the positions to keep once: much more than now, or what is left of these.
+
+        Each change moves all that is cached.
+        """
+        prompts = [s.request.prompt_ids for s in (*newcomers, *self.active)]
+        now = self.cache.shared  # is common to all who are there, so one of them tells
+        left = common_len(prompts[: len(newcomers) + 1])
+        if 2 * left >= 3 * now and self._shapes.share(len(prompts)):
+            shared = common_len(prompts)
+            if 2 * shared >= 3 * now:
+                return shared
+        return min(left, now)
 
     def _resize(self, slots: int, room: int) -> None:
         kept = [slot for slot, sequence in enumerate(self.sequences) if sequence is not None]

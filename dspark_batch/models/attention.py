@@ -51,11 +51,14 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     if getattr(cache, "is_ragged", False):
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
-        if cache.num_seen < keys.shape[2]:
-            keys, values = keys[:, :, : cache.num_seen], values[:, :, : cache.num_seen]
-            mask = mask[..., : cache.num_seen]
-        where = (scale, mask, cache.lengths)
-        return ragged_attention(queries, keys, values, *where, is_causal=is_causal, sinks=sinks)
+        beginning, keys, values = cache.split(keys, values)
+        if (unseen := mask.shape[3] - cache.num_seen) > 0:
+            keys, values = keys[:, :, :-unseen], values[:, :, :-unseen]
+            mask = mask[..., :-unseen]
+        where = (keys, values, scale, mask, cache.lengths)
+        return ragged_attention(
+            queries, *where, is_causal=is_causal, sinks=sinks, beginning=beginning
+        )
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

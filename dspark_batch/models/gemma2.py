@@ -21,9 +21,9 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) 
     )
     queries = self.rope(queries, offset=cache.offset)
     keys = self.rope(keys, offset=cache.offset)
-    keys, values = cache.update_and_fetch(keys, values)
-    where, cap = (self.scale, mask, cache.lengths), self.attn_logit_softcapping
-    attended = ragged_attention(queries, keys, values, *where, is_causal=True, softcap=cap)
+    beginning, keys, values = cache.split(*cache.update_and_fetch(keys, values))
+    where, cap = (keys, values, self.scale, mask, cache.lengths), self.attn_logit_softcapping
+    attended = ragged_attention(queries, *where, is_causal=True, softcap=cap, beginning=beginning)
     return self.o_proj(attended.swapaxes(1, 2).reshape(batch, width, -1))
 
 

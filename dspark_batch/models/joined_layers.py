@@ -25,8 +25,8 @@ from dspark_batch import device
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent
 from dspark_batch.errors import is_out_of_memory
+from dspark_batch.models.attention import attend
 from dspark_batch.models.safe_layers import name_of
-from dspark_batch.numerics.attention import ragged_attention
 from dspark_batch.numerics.joined import (
     Heads,
     add_and_normalise,
@@ -275,8 +275,8 @@ class _Pass:
         if own is None:
             keys, values = cache.update_and_fetch(keys, values)
         else:
-            cache.hold([keys, values])
-        attended = ragged_attention(queries, keys, values, self._scale, mask, cache.lengths)
+            cache.leave([keys, values])
+        attended = attend(queries, keys, values, cache=cache, scale=self._scale, mask=mask)
         attended = attended.transpose(0, 2, 1, 3).reshape(total, -1)
         added = self.out(attended)
         hidden, rows = add_and_normalise(

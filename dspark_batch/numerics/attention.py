@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -28,6 +28,9 @@ _JOINING_THREADS = 128  # of a block
 _BESIDE_SUMS = 8  # floats that the kernel keeps of a row beside its sums, as it says
 
 
+Beginning: TypeAlias = tuple[mx.array, mx.array]  # keys [KV, P, D] and values [KV, P, D']
+
+
 def ragged_attention(  # noqa: PLR0913  what attention is over
     queries: mx.array,
     keys: mx.array,
@@ -39,6 +42,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
     is_causal: bool = False,
     sinks: mx.array | None = None,
     softcap: float | None = None,
+    beginning: Beginning | None = None,
 ) -> mx.array:
     """Attend with the query heads of a key head as rows of one product.
 
@@ -55,13 +59,21 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
         is_causal: no token sees those behind it; what only these may see is not computed.
         sinks: [H], scores of a position without a value that every query sees; None: no such one.
         softcap: bounds the scores s, as softcap * tanh(s / softcap); None: they are not bounded.
+        beginning: keys and values of the first positions, whole blocks, which all slots have in
+            common; `keys` and `values` then are those behind it. It changes no bit. None: no such.
 
     Returns:
         [B, H, W, D'].
     """
     if sinks is not None or softcap is not None or not _has_kernel(queries, values):
+        where = (keys, values, scale, mask)
         return products_attention(
-            queries, keys, values, scale, mask, is_causal=is_causal, sinks=sinks, softcap=softcap
+            queries,
+            *where,
+            is_causal=is_causal,
+            sinks=sinks,
+            softcap=softcap,
+            beginning=beginning,
         )
     return attention_by_kernel(queries, keys, values, scale, mask, lengths)
 
@@ -132,6 +144,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
     is_causal: bool = False,
     sinks: mx.array | None = None,
     softcap: float | None = None,
+    beginning: Beginning | None = None,
 ) -> mx.array:
     """Attend as `ragged_attention` does, by products over blocks of positions of a fixed size.
 
@@ -144,7 +157,7 @@ def products_attention(  # noqa: PLR0913  what attention is over
     there are tokens behind it.
     """
     batch, heads, width, _ = queries.shape
-    capacity = keys.shape[2]
+    capacity = mask.shape[3]
     most = max(1, _MOST_SCORES // (batch * heads * capacity))
     if is_causal:
         most = min(most, BLOCK)
@@ -156,8 +169,9 @@ def products_attention(  # noqa: PLR0913  what attention is over
             seen = seen[:, :, start:stop]
         if attended:  # else MLX begins with all of them
             (some,) = mx.depends([some], attended[-1:])
-        before = keys[:, :, :end], values[:, :, :end]
-        attended.append(_products(some, *before, scale, seen, sinks, softcap))
+        own = end - capacity + keys.shape[2]
+        there = keys[:, :, :own], values[:, :, :own]
+        attended.append(_products(some, *there, scale, seen, sinks, softcap, beginning))
     return attended[0] if len(attended) == 1 else mx.concatenate(attended, axis=2)
 
 
@@ -169,45 +183,97 @@ def _products(  # noqa: PLR0913  what attention is over
     mask: mx.array,
     sinks: mx.array | None,
     softcap: float | None,
+    beginning: Beginning | None,
 ) -> mx.array:
     batch, heads, width, dim = queries.shape
-    kv_heads, positions = keys.shape[1:3]
-    key_blocks, value_blocks = (
-        each.reshape(batch, kv_heads, -1, 1, BLOCK, each.shape[-1]) for each in (keys, values)
-    )
-    to_scores = Product(_name(queries), dim, BLOCK, is_attention=True)
-    rows = (queries * scale).reshape(batch, kv_heads, 1, -1, dim)
-    scores = over_safe_heads(
-        to_scores, rows, partial(over_safe_batches, to_scores, weights=key_blocks)
-    )
-    scores = scores.reshape(batch, kv_heads, -1, heads // kv_heads, width, BLOCK)
-    visible = mask.reshape(batch, 1, -1, positions // BLOCK, BLOCK).swapaxes(2, 3)
-    scores = scores.astype(mx.float32)
+    kv_heads, start = keys.shape[1], mask.shape[3] - keys.shape[2]
+    rows = (queries * scale).reshape(batch, kv_heads, -1, width, dim)
+    seen = mask.reshape(batch, 1, 1, -1, mask.shape[3])
+    own = _scores(rows, keys, seen[..., start:], softcap)
+    highest = own.max(axis=2).max(axis=-1)  # both at once: slower
+    if beginning is not None:  # the rows of all slots are those of one product
+        shared = _scores(_together(rows), beginning[0][None], _together(seen[..., :start]), softcap)
+        highest = mx.maximum(highest, _apart(shared.max(axis=2).max(axis=-1)))
+    if sinks is not None:
+        sinks = sinks.astype(mx.float32).reshape(1, kv_heads, -1, 1)
+        highest = mx.maximum(highest, sinks)
+    sums = _sums(exp(own - highest[:, :, None, ..., None]), values)
+    if beginning is not None:
+        weights = exp(shared - _together(highest)[:, :, None, ..., None])
+        # In front of a slot's own blocks: MLX adds in order, so there it is one block.
+        first = [_apart(each.sum(axis=2)) for each in _sums(weights, beginning[1][None])]
+        pairs = zip(first, sums, strict=True)
+        sums = [mx.concatenate([one[:, :, None], own], axis=2) for one, own in pairs]
+    total, attended = (each.sum(axis=2) for each in sums)
+    if sinks is not None:
+        total = total + exp(sinks - highest)
+    attended = (attended / total[..., None]).reshape(batch, heads, width, -1)
+    return attended.astype(queries.dtype)
+
+
+def _together(rows: mx.array) -> mx.array:
+    """Turn what slots have, [S, KV, ...], into what one slot has for all, [1, KV, S, ...]."""
+    return rows.swapaxes(0, 1)[None]
+
+
+def _apart(rows: mx.array) -> mx.array:
+    """Undo `_together`."""
+    return rows[0].swapaxes(0, 1)
+
+
+def _scores(rows: mx.array, keys: mx.array, seen: mx.array, softcap: float | None) -> mx.array:
+    """Score blocks of positions, [B, KV, blocks, R..., BLOCK], of rows [B, KV, R..., D].
+
+    Args:
+        rows: scaled.
+        keys: [B, KV, C, D].
+        seen: [B, KV, R..., C], or what broadcasts to it.
+        softcap: as `ragged_attention` has it.
+    """
+    product = Product(_name(rows), rows.shape[-1], BLOCK, is_attention=True)
+    weights, flat = _blocks(keys), rows.reshape(*rows.shape[:2], 1, -1, rows.shape[-1])
+    scores = over_safe_heads(product, flat, partial(over_safe_batches, product, weights=weights))
+    scores = scores.reshape(*scores.shape[:3], *rows.shape[2:-1], BLOCK).astype(mx.float32)
     if softcap is not None:
         scores = softcap * mx.tanh(scores / softcap)
+    seen = mx.moveaxis(seen.reshape(*seen.shape[:-1], -1, BLOCK), -2, 2)
     # One bound for all heads: a CPU has no vectors for the choice, and has them for the minimum.
-    bound = mx.where(visible[:, :, :, None], mx.inf, mx.finfo(mx.float32).min)
-    scores = mx.minimum(scores, bound)
-    highest = scores.max(axis=2, keepdims=True).max(axis=5, keepdims=True)  # both at once: slower
-    if sinks is not None:
-        sinks = sinks.astype(mx.float32).reshape(1, kv_heads, 1, -1, 1, 1)
-        highest = mx.maximum(highest, sinks)
-    weights = exp(scores - highest)
-    total = weights.sum(axis=5).sum(axis=2)
-    if sinks is not None:
-        total = total + exp(sinks - highest)[:, :, 0, :, :, 0]
-    total = total.reshape(batch, heads, width, 1)
-    weights = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
-    to_values = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
-    attended = over_safe_heads(
-        to_values, weights, partial(over_safe_batches, to_values, weights=value_blocks)
-    )
-    attended = attended.astype(mx.float32).sum(axis=2).reshape(batch, heads, width, -1)
-    return (attended / total).astype(queries.dtype)
+    return mx.minimum(scores, mx.where(seen, mx.inf, mx.finfo(mx.float32).min))
+
+
+def _sums(weights: mx.array, values: mx.array) -> list[mx.array]:
+    """Sum weights and what they weigh, block by block.
+
+    Args:
+        weights: [B, KV, blocks, R..., BLOCK].
+        values: [B, KV, C, D'].
+
+    Returns:
+        [B, KV, blocks, R...] and [B, KV, blocks, R..., D'].
+    """
+    product = Product(_name(values), BLOCK, values.shape[-1], False, is_attention=True)
+    rows = weights.astype(values.dtype).reshape(*weights.shape[:3], -1, BLOCK)
+    multiply = partial(over_safe_batches, product, weights=_blocks(values))
+    sums = over_safe_heads(product, rows, multiply).astype(mx.float32)
+    return [weights.sum(axis=-1), sums.reshape(*weights.shape[:-1], -1)]
+
+
+def _blocks(positions: mx.array) -> mx.array:
+    """Cut [B, KV, C, D] into [B, KV, blocks, 1, BLOCK, D]."""
+    batch, heads, _, dim = positions.shape
+    return positions.reshape(batch, heads, -1, 1, BLOCK, dim)
 
 
 def _name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
+
+
+def has_beginnings() -> bool:
+    """Whether attention here reads a beginning of many slots once, and no bit changes.
+
+    A CPU adds blocks one after the other, so it may have added those of the beginning before.
+    """
+    return device.is_cpu()
 
 
 def kernel_name() -> str:

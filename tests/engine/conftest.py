@@ -3,6 +3,7 @@
 import pytest
 
 from dspark_batch.caches import slot_cache
+from dspark_batch.engine import shapes
 from dspark_batch.numerics import attention
 
 
@@ -11,4 +12,5 @@ def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", 32)
         patch.setattr(slot_cache, "BLOCK", 32)
+        patch.setattr(shapes, "BLOCK", 32)
         yield

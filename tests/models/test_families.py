@@ -222,6 +222,9 @@ class FirstOffset:
     def update_and_fetch(self, keys, values):
         return self.cache.update_and_fetch(keys, values)
 
+    def split(self, keys, values):
+        return self.cache.split(keys, values)
+
 
 class Remembers(nn.Module):
     """Adds a little of the last token that each slot's cache has seen, taken back or not."""

@@ -6,6 +6,7 @@ import sys
 
 import mlx.core as mx
 import pytest
+from grids import grid
 
 from dspark_batch import blas
 from dspark_batch.numerics import attention
@@ -234,6 +235,48 @@ def test_scores_take_no_more_memory_than_they_may(monkeypatch):
     whole = 8 * 64 * 64 * BLOCK  # numbers
     assert peak(whole) > 4 * whole
     assert peak(whole // 64) < 4 * whole / 4
+
+
+MASKS = {"causal": causal, "windowed": windowed, "block": block, "own past": own_past}
+MORE = {"plain": {}, "sinks": {"sinks": True}, "softcap": {"softcap": 2.0}}
+
+
+def begun(dtype, size, slots, width, *, blocks=(3, 2)):
+    """Draw slots with a beginning: queries, the beginning, what is behind it, and both whole."""
+    (heads, kv_heads, dim), (shared, own) = size, (each * BLOCK for each in blocks)
+    shapes = [(slots, heads, width, dim), *[(kv_heads, shared, dim)] * 2]
+    shapes += [(slots, kv_heads, own, dim)] * 2
+    drawn = [
+        mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+        for seed, shape in enumerate(shapes)
+    ]
+    queries, beginning, behind = drawn[0], (drawn[1], drawn[2]), drawn[3:]
+    whole = [
+        mx.concatenate([mx.broadcast_to(one[None], (slots, *one.shape)), each], axis=2)
+        for one, each in zip(beginning, behind, strict=True)
+    ]
+    lengths = shared + (mx.arange(slots) * 37) % (own - width + 1)
+    return queries, beginning, behind, whole, lengths
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("mask", "more", "slots", "width"), grid([*MASKS], [*MORE], [1, 2, 3, 7, 16], [1, 8, 5, 2, 70])
+)
+def test_a_beginning_that_is_read_once_changes_no_bit(dtype, size, mask, more, slots, width):
+    queries, beginning, behind, whole, lengths = begun(dtype, size, slots, width)
+    visible, more = MASKS[mask](lengths, width, whole[0].shape[2]), dict(MORE[more])
+    if "sinks" in more:
+        more["sinks"] = mx.linspace(-1, 3, size[0])
+    known = ragged_attention(queries, *whole, 0.125, visible, lengths, **more)
+    where = queries, *behind, 0.125, visible, lengths
+    is_causal = mask in ("causal", "windowed")
+    found = ragged_attention(*where, **more, is_causal=is_causal, beginning=beginning)
+    assert mx.array_equal(found, known)
+    # And it matters.
+    other = ragged_attention(*where, **more, beginning=beginning[::-1])
+    assert mask == "windowed" or not mx.array_equal(other, known)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
