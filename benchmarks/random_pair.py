@@ -16,6 +16,7 @@ from mlx_lm.models import qwen3
 
 from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.models.joined_layers import join_draft_layers
 from dspark_batch.models.safe_layers import make_rows_safe
 from dspark_batch.models.target import PairConfig, Target, ends_of
 from dspark_batch.pair import Pair
@@ -62,6 +63,7 @@ def random_pair(name="4b", dtype=mx.bfloat16, seed=7):
     mx.eval(model.parameters(), drafter.parameters(), follower)
     make_rows_safe(model)
     make_rows_safe(drafter)
+    join_draft_layers(drafter.layers, drafter.norm)
     config = PairConfig(None, str(dtype), size.context_length, frozenset(), {"weights": "random"})
     return Pair(Target(model, size.taps, config), None, drafter, config), follower
 

@@ -7,16 +7,21 @@ host takes to prepare one. `read` are whole rounds, of which the host reads each
 the next; `ahead` the same, but with the next drafts on the device before it reads, as the engine
 does; `unread` rounds of which it reads none, so that buffers that are still in use are copied
 instead of written in place; `writes` shows what that costs. `products` are all matrices of the
-target's layers; `joined` the same with those of one input in one product.
+target's layers; `joined` the same with those of one input in one product. `launches` are the
+kernels of each pass by kind, counted in its graph.
 
 Weights are random (`benchmarks.random_pair`). Medians; one JSON line.
 """
 
 import argparse
+import re
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -26,6 +31,12 @@ from dspark_batch.engine.passes import Passes
 from dspark_batch.numerics.rules import Greedy
 
 CHAIN, TIMES = 12, 4
+PASSES = ("propose", "verify", "extend")
+# Primitives that hand no kernel to the device.
+VIEWS = {
+    *("AsStrided", "Broadcast", "Depends", "ExpandDims", "Flatten", "Full", "Reshape", "Slice"),
+    *("Split", "Squeeze", "Transpose", "Unflatten"),
+}
 
 
 class Bench:
@@ -121,6 +132,18 @@ def timed(call, *, waits):
     return {"ms": round(statistics.median(times), 2), "build_ms": round(min(hosts), 2)}
 
 
+def launches(arrays):
+    """Count the kernels that make arrays which nobody has evaluated, by kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.dot"
+        mx.export_to_dot(str(path), arrays)
+        names = re.findall(r'label ="([^"]+)", shape=rectangle', path.read_text())
+    mx.eval(arrays)
+    # What `mx.compile` joins has a long name, made of all that is in it.
+    kinds = Counter("Compiled" if len(name) > 24 else name for name in names if name not in VIEWS)
+    return {"all": kinds.total(), **dict(kinds.most_common())}
+
+
 def writes(bench, size, *, waits):
     """Time the writes of a pass into the buffers of all layers."""
     slots, width = bench.slots, bench.options.width
@@ -193,10 +216,13 @@ def main():
     found = {}
     for slots in options.slots:
         bench = Bench(options, pair, slots)
+        counted = {name: launches(getattr(bench, name)()) for name in PASSES}
+        bench.reset()
+        bench.propose()
         found[slots] = {
-            name: timed(getattr(bench, name), waits=name in ("propose", "verify", "extend"))
-            for name in ("propose", "verify", "extend", "read", "ahead", "unread")
-        }
+            name: timed(getattr(bench, name), waits=name in PASSES)
+            for name in (*PASSES, "read", "ahead", "unread")
+        } | {"launches": counted}
         found[slots]["writes"] = writes(bench, SIZES[name], waits=True)
         found[slots]["writes, unread"] = writes(bench, SIZES[name], waits=False)
         found[slots] |= products(bench, SIZES[name])

@@ -13,7 +13,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import dspark_batch.blas  # noqa: F401  before MLX
+import dspark_batch.blas  # before MLX, as the next
+import dspark_batch.launching  # noqa: F401
 
 if TYPE_CHECKING:  # for checkers and editors; a test compares it with the table below
     from dspark_batch.bench import Comparison as Comparison

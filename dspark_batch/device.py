@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from dspark_batch import launching
 from dspark_batch.errors import UsageError
 
 
@@ -27,6 +28,11 @@ def is_metal() -> bool:
 def is_cuda() -> bool:
     """Whether an NVIDIA GPU computes."""
     return is_gpu() and mx.cuda.is_available()
+
+
+def launches_one_by_one() -> bool:
+    """Whether kernels surely run in the order in which MLX launches them; see `launching`."""
+    return is_cuda() and launching.is_one_by_one()
 
 
 def cache_folder() -> Path:

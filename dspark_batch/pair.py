@@ -23,6 +23,7 @@ from dspark_batch.errors import ModelError, UsageError, is_out_of_memory
 from dspark_batch.models.activations import make_activations_fast
 from dspark_batch.models.checkpoint import check_files, digest, finiteness, read_config, settle
 from dspark_batch.models.hub import Checkpoint, OnDownload, locate
+from dspark_batch.models.joined_layers import join_draft_layers
 from dspark_batch.models.number_type import DTYPES, set_dtype, usual_dtype
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
 from dspark_batch.models.quantisation import (
@@ -132,8 +133,6 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     if trained is not None and drafts:
         bits = default_drafter_bits(trained) if drafter_bits == "auto" else drafter_bits
         _settle_drafter(trained, model, dtype, bits, drafts.directory)
-        make_rows_safe(trained)  # the rejection rule reads its logits
-        share_angles(trained, is_drafter=True)
     make_rows_safe(model)
     make_activations_fast(model)
     share_angles(model)
@@ -230,6 +229,9 @@ def _settle_drafter(
     share_ends(drafter, model)
     quantise_drafter(drafter, bits, directory)
     settle(drafter, finite, directory)
+    make_rows_safe(drafter)  # the rejection rule reads its logits
+    share_angles(drafter, is_drafter=True)
+    join_draft_layers(drafter.layers, drafter.norm)
 
 
 def _load_target(directory: Path, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:

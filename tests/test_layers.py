@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "dspark_batch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"types", "errors", "wording"}
-MACHINE = {"blas", "device"}
+MACHINE = {"blas", "device", "launching"}
 JOB = {"spec", "intake", "record", "output", "audit"}  # files, no arrays
 
 # part of the package -> the other parts it may import, also inside functions and for types
@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "wording": set(),
-    "device": BASE,
+    "device": {"launching", *BASE},
+    "launching": set(),
     "blas": {"device"},
     "tiny": set(),
     "spec": BASE,
@@ -74,7 +75,11 @@ MAY_IMPORT = {
         *JOB,
         *BASE,
     },
-    "__init__": {"blas", *(name.split(".")[0] for name in dspark_batch._MODULE_BY_NAME.values())},
+    "__init__": {
+        "blas",
+        "launching",
+        *(name.split(".")[0] for name in dspark_batch._MODULE_BY_NAME.values()),
+    },
     "__main__": {"cli"},
 }
 NO_MODELS = {*JOB, *BASE, "merge", "cli", "__init__", "__main__"}  # nor anything as heavy

@@ -16,6 +16,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[1]
 MUST_HAVE = (
     "dspark_batch/py.typed",
+    "dspark_batch/numerics/joined.cu",
     "dspark_batch/numerics/ragged_attention.cu",
     "dspark_batch/page/report.html",
     "dspark_batch/tiny/target/model.safetensors",

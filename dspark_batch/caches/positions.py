@@ -10,7 +10,9 @@ from weakref import ref
 
 import mlx.core as mx
 
+from dspark_batch import device
 from dspark_batch.caches.slot_cache import Arrays, Extent, Joined
+from dspark_batch.numerics.joined import owned
 from dspark_batch.numerics.masks import ragged_causal
 
 
@@ -93,6 +95,18 @@ class PositionCache:
         if not is_ours or self.keys is None or self.values is None:
             return None, keys, values
         return self._beginning, self.keys, self.values
+
+    def owned(self) -> tuple[mx.array, mx.array] | None:
+        """Give both buffers for a kernel that writes a step into them; None: MLX has to write.
+
+        What the kernel leaves is to be held in their place. Before the first step there are none
+        yet, and MLX might make one of zeros for several layers.
+        """
+        if self.keys is None or self.values is None or self._beginning is not None:
+            return None
+        if not device.launches_one_by_one():
+            return None
+        return owned(self.keys), owned(self.values)
 
     def make_mask(
         self, width: int, return_array: bool = False, window_size: int | None = None

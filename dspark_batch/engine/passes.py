@@ -1,6 +1,5 @@
 """A pair's passes, each one compiled into a single function where that pays."""
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -16,12 +15,6 @@ from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.numerics.rules import Greedy, Rule
 from dspark_batch.numerics.sampling import are_finite
-
-# How MLX hands kernels to CUDA; read when the first array runs. Each for itself, not as graphs that
-# it makes anew for every pass, and without an end after every matrix of a large target.
-if device.is_cuda():
-    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
-    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
 
 Arrays: TypeAlias = tuple[Any, ...]  # arrays; None where there is none
 OverCache: TypeAlias = Callable[..., Arrays]  # of a cache, which it writes, and of arrays

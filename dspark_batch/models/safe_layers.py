@@ -128,7 +128,7 @@ def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
     if "scales" in layer:
         quantised = (layer.bits, layer.group_size, layer.mode)
     return Product(
-        dtype=_name(dtype),
+        dtype=name_of(dtype),
         size=size,
         width=layer["weight"].shape[-2],  # a module finds an attribute 30 times as slowly
         has_bias="bias" in layer,
@@ -137,5 +137,6 @@ def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:
 
 
 @cache
-def _name(dtype: mx.Dtype) -> str:
+def name_of(dtype: mx.Dtype) -> str:
+    """Name a number type as `numerics.rows.Product` does."""
     return str(dtype).removeprefix("mlx.core.")

@@ -22,6 +22,7 @@ from dspark_batch.caches.states import StateCache
 from dspark_batch.errors import ModelError
 from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
+from dspark_batch.models.joined_layers import join_layers
 from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.taps import Taps
@@ -254,6 +255,7 @@ class Target:
         self, model: nn.Module, tap_ids: Sequence[int] = (), config: PairConfig | None = None
     ) -> None:
         let_caches_choose(model)
+        join_layers(model.layers, text_model(model).get("model", {}).get("norm"))
         self.model = model
         self.config = config
         self._taps = Taps(model.layers, tap_ids)

@@ -84,14 +84,23 @@ def over_safe_rows(product: Product, hidden: mx.array, multiply: Multiply) -> mx
     """
     *batch, _ = hidden.shape
     total = math.prod(batch)
-    counts = (total,) if _is_free else pieces(product, total)
+    counts = _counts(product, total)
     rows = _filled_up(hidden, total, sum(counts))
-    if len(counts) == 1:
-        results = multiply(rows)
-    else:
-        parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
-        results = mx.concatenate([multiply(part) for part in parts])
-    return results[:total].reshape(*batch, -1)
+    return _multiplied(counts, rows, multiply)[:total].reshape(*batch, -1)
+
+
+def rows_needed(product: Product, total: int) -> int:
+    """Say how many rows a product of so many runs over: those that are missing are filled up."""
+    return sum(_counts(product, total))
+
+
+def over_filled_rows(product: Product, rows: mx.array, total: int, multiply: Multiply) -> mx.array:
+    """Multiply as `over_safe_rows` does, `rows_needed` rows [R, K] that somebody filled up.
+
+    Returns:
+        [R, N]; those of the first `total` rows are the result.
+    """
+    return _multiplied(_counts(product, total), rows, multiply)
 
 
 def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
@@ -196,6 +205,18 @@ def forget() -> None:
     VERDICTS.clear()
     _references.clear()
     _least.clear()
+
+
+def _counts(product: Product, total: int) -> tuple[int, ...]:
+    return (total,) if _is_free else pieces(product, total)
+
+
+def _multiplied(counts: tuple[int, ...], rows: mx.array, multiply: Multiply) -> mx.array:
+    """Multiply rows [R, K] in pieces of so many; [R, N]."""
+    if len(counts) == 1:
+        return multiply(rows)
+    parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
+    return mx.concatenate([multiply(part) for part in parts])
 
 
 def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:

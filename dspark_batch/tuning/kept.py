@@ -12,8 +12,7 @@ import orjson
 
 from dspark_batch import blas
 from dspark_batch.device import cache_folder, keep
-from dspark_batch.numerics import rows
-from dspark_batch.numerics.attention import kernel_name
+from dspark_batch.numerics import attention, joined, rows
 from dspark_batch.tuning.pace import Weights
 from dspark_batch.types import Json
 
@@ -76,7 +75,7 @@ def machine() -> dict[str, Json]:
         "mlx": version("mlx"),
         "mlx-lm": version("mlx-lm"),
         "blas": blas.identity(),
-        "kernel": kernel_name(),
+        "kernels": [attention.kernel_name(), joined.kernel_name()],
     }
 
 

@@ -211,6 +211,6 @@ def test_all_is_dropped_when_asked(folder):
 
 def test_the_machine_is_what_decides_about_bits():
     known = kept.machine()
-    assert known.keys() == {"device", "mlx", "mlx-lm", "blas", "kernel"}
+    assert known.keys() == {"device", "mlx", "mlx-lm", "blas", "kernels"}
     assert known == kept.machine()
     assert orjson.loads(orjson.dumps(known)) == known

@@ -1,0 +1,194 @@
+// What lies between the products of a decoder layer, one kernel where MLX has several, bit for bit.
+//
+// Every row is computed by itself, by the operations of MLX's own kernels in their order: sums of
+// squares as its rms_norm adds them, angles and turns as its rope does, activations by its own
+// functions. Arrays are bfloat16, sums float32. Rows beyond `total` are copies of the others: a
+// product that follows may need more rows than there are.
+
+#include "mlx/backend/cuda/device/binary_ops.cuh"
+
+using Number = __nv_bfloat16;
+
+constexpr int RUN = 8;  // numbers that a thread has at a time, 16 bytes
+
+struct alignas(16) Run {
+  Number at[RUN];
+};
+
+__device__ inline Run run_at(const Number* from) { return *reinterpret_cast<const Run*>(from); }
+
+__device__ inline float squares_of(const Run& run, float sum) {
+#pragma unroll
+  for (int i = 0; i < RUN; i++) {
+    const float number = static_cast<float>(run.at[i]);
+    sum += number * number;
+  }
+  return sum;
+}
+
+template <int LANES>
+__device__ inline float sum_over(float own) {
+#pragma unroll
+  for (int mask = LANES / 2; mask > 0; mask /= 2) {
+    own += __shfl_xor_sync(0xffffffff, own, mask, LANES);
+  }
+  return own;
+}
+
+__device__ inline Number normalised(Number number, Number weight, float factor) {
+  return weight * static_cast<Number>(static_cast<float>(number) * factor);
+}
+
+// Splits a joined product into heads, normalises and turns queries and keys, and puts keys and
+// values into the cache, if there is one, else into arrays of their own. A block of threads has a
+// token; D / 8 threads have a head of it.
+template <int D, int TURNED, bool HAS_NORMS, bool HAS_PERIODS, bool INTO_CACHE>
+__device__ void split_heads(
+    const Number* joined,         // [at least slots * width, (heads + 2 * kv_heads) * D]
+    const Number* query_weight,   // [D], as the next
+    const Number* key_weight,
+    const float* periods,         // [TURNED / 2], of the turns
+    const int* offsets,           // [slots], position of each slot's first token
+    const float* settings,        // epsilon, scale of positions, log2 of the base
+    Number* queries,              // [slots, heads, width, D]
+    Number* keys,                 // [slots, kv_heads, capacity, D], as the next
+    Number* values,
+    int heads, int kv_heads, int width, int capacity) {
+  constexpr int LANES = D / RUN, HALF = TURNED / 2, APART = HALF / RUN;
+  __shared__ float cosines[HALF], sines[HALF];
+  const int row = blockIdx.x, slot = row / width, token = row % width;
+  for (int i = threadIdx.x; i < HALF; i += blockDim.x) {
+    float frequency;
+    if constexpr (HAS_PERIODS) {
+      frequency = 1.0 / periods[i];
+    } else {
+      const float part = static_cast<float>(i) / static_cast<float>(HALF);
+      frequency = exp2f(-part * settings[2]);
+    }
+    const float place = settings[1] * static_cast<float>(token + offsets[slot]);
+    const float angle = place * frequency;
+    cosines[i] = cosf(angle);
+    sines[i] = sinf(angle);
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % LANES, all = heads + 2 * kv_heads, at_once = blockDim.x / LANES;
+  const int partner = lane < APART ? lane + APART : lane - APART;
+  const bool turns = lane < 2 * APART, is_first = lane < APART;
+  const int position = INTO_CACHE ? offsets[slot] + token : token;
+  for (int first = 0; first < all; first += at_once) {
+    const int head = first + threadIdx.x / LANES;
+    const bool is_there = head < all, is_query = head < heads, is_value = head >= heads + kv_heads;
+    Run run = {};
+    if (is_there) run = run_at(joined + (static_cast<size_t>(row) * all + head) * D + lane * RUN);
+    if constexpr (HAS_NORMS) {
+      const float sum = sum_over<LANES>(squares_of(run, 0));
+      const float factor = rsqrtf(sum / static_cast<float>(D) + settings[0]);
+      if (!is_value) {
+        const Run weight = run_at((is_query ? query_weight : key_weight) + lane * RUN);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) run.at[i] = normalised(run.at[i], weight.at[i], factor);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < RUN; i++) {
+      const float own = static_cast<float>(run.at[i]);
+      const float other = __shfl_sync(0xffffffff, own, partner, LANES);
+      if (!turns || is_value) continue;
+      const int at = (is_first ? lane : lane - APART) * RUN + i;
+      const float x1 = is_first ? own : other, x2 = is_first ? other : own;
+      const float turned1 = x1 * cosines[at] - x2 * sines[at];
+      const float turned2 = x1 * sines[at] + x2 * cosines[at];
+      run.at[i] = static_cast<Number>(is_first ? turned1 : turned2);
+    }
+    if (!is_there) continue;
+    Number* to;
+    if (is_query) {
+      to = queries + ((static_cast<size_t>(slot) * heads + head) * width + token) * D;
+    } else {
+      const int kv_head = is_value ? head - heads - kv_heads : head - heads;
+      const size_t group = static_cast<size_t>(slot) * kv_heads + kv_head;
+      if (position >= capacity) continue;  // nothing outside a slot's own room is touched
+      to = (is_value ? values : keys) + (group * capacity + position) * D;
+    }
+    *reinterpret_cast<Run*>(to + lane * RUN) = run;
+  }
+}
+
+// Activates by silu, in the numbers' own type or in float32.
+template <bool IS_WIDE>
+__device__ inline Number activated(Number number) {
+  using namespace mlx::core::cu;
+  if constexpr (IS_WIDE) {
+    const float wide = Maximum{}(static_cast<float>(number), -88.0f);
+    return static_cast<Number>(Divide{}(wide, Add{}(1.0f, Exp{}(Negative{}(wide)))));
+  } else {
+    return Multiply{}(number, Sigmoid{}(number));
+  }
+}
+
+// Activates the first half of a joined product, and multiplies the second half by it. A thread has
+// a run of a row.
+template <bool IS_WIDE>
+__device__ inline void gate(
+    const Number* joined,  // [at least total, 2 * size]
+    Number* gated,         // [rows, size]
+    int total, int rows, int size) {
+  const size_t number = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int runs = size / RUN;
+  if (number >= static_cast<size_t>(rows) * runs) return;
+  const size_t row = number / runs, column = number % runs * RUN;
+  const Number* from = joined + row % total * 2 * size + column;
+  const Run gates = run_at(from), ups = run_at(from + size);
+  Run run;
+#pragma unroll
+  for (int i = 0; i < RUN; i++) {
+    run.at[i] = mlx::core::cu::Multiply{}(activated<IS_WIDE>(gates.at[i]), ups.at[i]);
+  }
+  *reinterpret_cast<Run*>(gated + row * size + column) = run;
+}
+
+// Adds two arrays, and normalises the sum. A block of THREADS has a row, a thread CHUNKS runs
+// of it; where there are none it adds zeros.
+template <int SIZE, int THREADS, int CHUNKS>
+__device__ void add_and_normalise(
+    const Number* left,    // [at least total, SIZE], as the next
+    const Number* right,
+    const Number* weight,  // [SIZE]
+    float epsilon,
+    Number* sums,       // [total, SIZE]
+    Number* normalised_sums,  // [rows, SIZE]
+    int total) {
+  __shared__ float parts[THREADS / 32];
+  const int row = blockIdx.x, source = row % total;
+  Run run[CHUNKS] = {};
+  float own = 0;
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    const int column = (chunk * THREADS + threadIdx.x) * RUN;
+    if (column >= SIZE) continue;
+    const size_t at = static_cast<size_t>(source) * SIZE + column;
+    run[chunk] = run_at(left + at);
+    const Run other = run_at(right + at);
+#pragma unroll
+    for (int i = 0; i < RUN; i++) run[chunk].at[i] = run[chunk].at[i] + other.at[i];
+    if (row < total) *reinterpret_cast<Run*>(sums + at) = run[chunk];
+    own = squares_of(run[chunk], own);
+  }
+  own = sum_over<32>(own);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = own;
+  __syncthreads();
+  own = sum_over<32>(threadIdx.x % 32 < THREADS / 32 ? parts[threadIdx.x % 32] : 0);
+  const float factor = rsqrtf(own / static_cast<float>(SIZE) + epsilon);
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    const int column = (chunk * THREADS + threadIdx.x) * RUN;
+    if (column >= SIZE) continue;
+    const Run weights = run_at(weight + column);
+#pragma unroll
+    for (int i = 0; i < RUN; i++) {
+      run[chunk].at[i] = normalised(run[chunk].at[i], weights.at[i], factor);
+    }
+    *reinterpret_cast<Run*>(normalised_sums + static_cast<size_t>(row) * SIZE + column) = run[chunk];
+  }
+}

@@ -1,0 +1,274 @@
+"""What lies between the products of a decoder layer, in one kernel each on CUDA.
+
+MLX launches a kernel for every norm, rotation, activation and sum, and a round of many slots waits
+for its host. Each function here is one launch, and gives the bits of the operations that it says:
+that is found out on the device, by whoever uses it, before it is used.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+_RUN = 8  # numbers that a thread has at a time
+_THREADS = 256  # of a block
+_HEAD_DIMS = (64, 128, 256)
+_MOST_CHUNKS = 8  # of a row that is normalised, for each thread
+_MOST_NORMALISED = 128 * _MOST_CHUNKS * _RUN
+
+
+class Heads(NamedTuple):
+    """How queries, keys and values lie in a joined product, and what becomes of them."""
+
+    heads: int
+    kv_heads: int
+    dim: int  # of a head
+    turned: int  # how much of a head is rotated
+    base: float | None  # of the rotation; None: its periods are listed
+    scale: float = 1.0  # of positions
+    epsilon: float = 0.0  # of the norms
+
+
+def fits_heads(shape: Heads) -> bool:
+    """Whether `split_heads` can do it."""
+    return (
+        shape.dim in _HEAD_DIMS and 0 < shape.turned <= shape.dim and shape.turned % (2 * _RUN) == 0
+    )
+
+
+def fits_gate(size: int) -> bool:
+    """Whether `gated` can do it: whole runs of numbers."""
+    return size % _RUN == 0
+
+
+def fits_norm(size: int) -> bool:
+    """Whether `add_and_normalise` can do it: rows that MLX's small kernel normalises."""
+    return size % _RUN == 0 and size <= _MOST_NORMALISED
+
+
+def split_heads(  # noqa: PLR0913  all that a head is made of
+    joined: mx.array,
+    shape: Heads,
+    offsets: mx.array,
+    width: int,
+    *,
+    norms: tuple[mx.array, mx.array] | None = None,
+    periods: mx.array | None = None,
+    into: tuple[mx.array, mx.array] | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Make rotated queries and keys, and values, of a joined product of each token.
+
+    Args:
+        joined: bfloat16 [R, (H + 2 KV) D], R >= B * T: queries, keys, values. More rows are not
+            read.
+        shape: see there.
+        offsets: [B] int32, the position of each slot's first token.
+        width: T.
+        norms: [D] each, weights of RMS norms of query and key heads; None: there are none.
+        periods: [turned / 2] float32, if there is no base.
+        into: keys and values of a cache, [B, KV, C, D] each, that nobody else has: they are
+            written in place from the offsets on, as `owned` says; None: others are made.
+
+    Returns:
+        Queries [B, H, T, D], or anything if there are no such heads; keys and values,
+        [B, KV, T, D] each, or the whole of those given.
+    """
+    batch = offsets.shape[0]
+    weights = norms or (joined, joined)  # not read
+    settings = _settings(shape.epsilon, shape.scale, shape.base or 1.0)
+    kernel = _kernel("heads_into_cache" if into else "heads")
+    lane_groups = _THREADS // (shape.dim // _RUN)
+    threads = _THREADS if shape.heads + 2 * shape.kv_heads >= lane_groups else 128
+    own = (batch, shape.kv_heads, width, shape.dim)
+    of_queries = (batch, shape.heads, width, shape.dim) if shape.heads else (1,)
+    outputs = [of_queries] if into else [of_queries, own, own]
+    made = kernel(
+        inputs=[
+            joined,
+            *weights,
+            settings if periods is None else periods,
+            offsets,
+            settings,
+            _counts(width),
+            *(into or ()),
+        ],
+        template=[
+            ("D", shape.dim),
+            ("TURNED", shape.turned),
+            ("HEADS", shape.heads),
+            ("KV_HEADS", shape.kv_heads),
+            ("HAS_NORMS", norms is not None),
+            ("HAS_PERIODS", periods is not None),
+        ],
+        grid=(batch * width * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=outputs,
+        output_dtypes=[joined.dtype] * len(outputs),
+    )
+    if into is None:
+        queries, keys, values = made
+        return queries, keys, values
+    keys, values = mx.depends(list(into), made)
+    return made[0], keys, values
+
+
+def owned(buffer: mx.array) -> mx.array:
+    """Give a buffer that no other array shares: this one if nobody else has it, else a copy.
+
+    It is MLX's write of nothing: MLX takes the buffer over, or copies it, as for every write. What
+    comes out is then written in place by one kernel, and read behind it only. MLX must launch
+    kernels one by one for that; in a graph of kernels it would not see that one writes.
+    """
+    index, nothing = _nothing(buffer.shape[-1], buffer.dtype)
+    index = mx.broadcast_to(index, (*buffer.shape[:2], 0, buffer.shape[3]))
+    nothing = mx.broadcast_to(nothing, (*buffer.shape[:2], 0, buffer.shape[3]))
+    return mx.put_along_axis(buffer, index, nothing, axis=2)
+
+
+def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> mx.array:
+    """Activate as `silu(gate) * up`.
+
+    Args:
+        joined: bfloat16 [M, 2 N], M >= total: gates in front of ups.
+        total: rows that there are.
+        rows: how many to make; those beyond `total` are copies.
+        is_wide: as `numerics.exponential.swiglu` does it; else as mlx-lm does.
+
+    Returns:
+        [rows, N].
+    """
+    size = joined.shape[-1] // 2
+    (found,) = _kernel("gate")(
+        inputs=[joined, _counts(total, rows)],
+        template=[("SIZE", size), ("IS_WIDE", is_wide)],
+        grid=(rows * size // _RUN, 1, 1),
+        threadgroup=(_THREADS, 1, 1),
+        output_shapes=[(rows, size)],
+        output_dtypes=[joined.dtype],
+    )
+    return found
+
+
+def add_and_normalise(
+    left: mx.array, right: mx.array, weight: mx.array, epsilon: float, total: int, rows: int
+) -> tuple[mx.array, mx.array]:
+    """Add two arrays, and take the RMS norm of the sum.
+
+    Args:
+        left: bfloat16 [M, E], M >= total.
+        right: the same.
+        weight: [E], of the norm.
+        epsilon: of the norm.
+        total: rows that there are.
+        rows: how many normalised ones to make; those beyond `total` are copies.
+
+    Returns:
+        Sums [total, E], and normalised ones [rows, E].
+    """
+    size = left.shape[-1]
+    threads = _threads_of(size)
+    sums, normalised = _kernel("add")(
+        inputs=[left, right, weight, _settings(epsilon, 1.0, 1.0), _counts(total)],
+        template=[
+            ("SIZE", size),
+            ("THREADS", threads),
+            ("CHUNKS", -(-size // (_RUN * threads))),
+        ],
+        grid=(rows * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(total, size), (rows, size)],
+        output_dtypes=[left.dtype, left.dtype],
+    )
+    return sums, normalised
+
+
+def _threads_of(size: int) -> int:
+    """Say how many threads MLX's rms_norm has for a row, of which each takes every so many-th run.
+
+    Source:
+        MLX, `backend/cuda/rms_norm.cu`; other threads would add in another order.
+    """
+    runs = size // _RUN
+    evenly = (n for n in (128, 64) if runs % n == 0 and runs // n <= _MOST_CHUNKS)
+    return 64 if runs <= 64 else next(evenly, 128)
+
+
+@cache
+def _settings(epsilon: float, scale: float, base: float) -> mx.array:
+    settings = mx.array([epsilon, scale, math.log2(base)], dtype=mx.float32)
+    mx.eval(settings)
+    return settings
+
+
+@cache
+def _counts(*counts: int) -> mx.array:
+    """Give numbers to a kernel that would be compiled anew for each if they were in its text."""
+    found = mx.array(counts, dtype=mx.int32)
+    mx.eval(found)
+    return found
+
+
+@cache
+def _nothing(dim: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    found = mx.zeros((1, 1, 0, dim), dtype=mx.int32), mx.zeros((1, 1, 0, dim), dtype=dtype)
+    mx.eval(found)
+    return found
+
+
+@cache
+def _source() -> str:
+    return (files(__package__) / "joined.cu").read_text()
+
+
+def kernel_name() -> str:
+    """Name the kernels by their source."""
+    return f"joined_{hashlib.sha256(_source().encode()).hexdigest()[:16]}"
+
+
+_SPLIT = "split_heads<D, TURNED, HAS_NORMS, HAS_PERIODS, {}>(joined, query_weight, key_weight, "
+_SPLIT += "periods, offsets, settings, queries, {}, HEADS, KV_HEADS, counts[0], {});"
+_OF_HEADS = ["joined", "query_weight", "key_weight", "periods", "offsets", "settings", "counts"]
+
+_CALLS = {
+    "heads": (
+        _OF_HEADS,
+        ["queries", "keys", "values"],
+        _SPLIT.format("false", "keys, values", "counts[0]"),
+    ),
+    "heads_into_cache": (
+        [*_OF_HEADS, "keys", "values"],
+        ["queries"],
+        _SPLIT.format(
+            "true", "const_cast<Number*>(keys), const_cast<Number*>(values)", "keys_shape[2]"
+        ),
+    ),
+    "gate": (
+        ["joined", "counts"],
+        ["gated"],
+        "gate<IS_WIDE>(joined, gated, counts[0], counts[1], SIZE);",
+    ),
+    "add": (
+        ["left", "right", "weight", "settings", "counts"],
+        ["sums", "normalised_sums"],
+        "add_and_normalise<SIZE, THREADS, CHUNKS>(left, right, weight, settings[0], sums, "
+        "normalised_sums, counts[0]);",
+    ),
+}
+
+
+@cache
+def _kernel(part: str) -> Callable[..., list[mx.array]]:
+    inputs, outputs, call = _CALLS[part]
+    kernel: Any = mx.fast.cuda_kernel(  # its stub says no more than `object`
+        name=f"{kernel_name()}_{part}",
+        input_names=inputs,
+        output_names=outputs,
+        header=_source(),
+        source=call,
+    )
+    made: Callable[..., list[mx.array]] = kernel
+    return made

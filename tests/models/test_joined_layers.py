@@ -1,0 +1,236 @@
+"""Layers with joined products, where a CPU stands in for the kernels that a GPU would run."""
+
+import joined_ops
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama, qwen3
+from mlx_lm.models.cache import make_prompt_cache
+
+from dspark_batch import device
+from dspark_batch.caches.positions import PositionCache
+from dspark_batch.caches.slot_cache import Extent
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.models import joined_layers
+from dspark_batch.models.attention import let_caches_choose
+from dspark_batch.models.joined_layers import join_draft_layers, join_layers
+from dspark_batch.models.safe_layers import make_rows_safe
+from dspark_batch.numerics.joined import owned
+
+KERNELS = ("split_heads", "gated", "add_and_normalise")
+SIZES = {
+    "hidden_size": 512,
+    "num_hidden_layers": 3,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "rope_theta": 1e4,
+}
+
+
+@pytest.fixture(params=[True, False])
+def _stand_ins(monkeypatch, request):
+    for name in KERNELS:
+        monkeypatch.setattr(joined_layers, name, getattr(joined_ops, name))
+    monkeypatch.setattr(device, "is_cuda", lambda: True)
+    monkeypatch.setattr(joined_layers, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(device, "launches_one_by_one", lambda: request.param)
+
+
+def _model(module, **changes):
+    args = module.ModelArgs.from_dict(
+        {"model_type": module.__name__.split(".")[-1], **SIZES, **changes}
+    )
+    model = module.Model(args)
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    make_rows_safe(model)
+    let_caches_choose(model)
+    return model
+
+
+def _caches(model):
+    extent = Extent(2, 64)
+    extent.lengths = mx.array([3, 0], dtype=mx.int32)
+    return extent, [PositionCache(extent) for _ in model.layers]
+
+
+def _steps(model, tokens=((1, 2, 3), (4, 5, 6))):
+    """Run two steps, of which two tokens stay each; give logits and caches."""
+    extent, caches = _caches(model)
+    found = []
+    for _ in range(2):
+        found.append(model(mx.array(tokens), cache=caches))
+        extent.lengths = extent.lengths + 2
+    found += [array for cache in caches for array in cache.held()]
+    mx.eval(found)
+    return found
+
+
+def _are_equal(expected, found):
+    return all(mx.array_equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+@pytest.mark.usefixtures("_stand_ins")
+@pytest.mark.parametrize("module", [qwen3, llama])
+def test_joined_layers_have_the_bits_of_the_models_own_code(module):
+    model = _model(module)
+    tokens = mx.array([[1, 2, 3], [4, 5, 6]])
+    expected, by_itself = _steps(model), model(tokens, cache=make_prompt_cache(model))
+
+    assert join_layers(model.layers, model.model.norm) == 3
+
+    assert _are_equal(expected, _steps(model))
+    assert mx.array_equal(model(tokens, cache=make_prompt_cache(model)), by_itself)
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_a_joined_weight_takes_no_memory_besides():
+    model = _model(qwen3)
+    before = mx.get_active_memory()
+
+    join_layers(model.layers, model.model.norm)
+
+    assert mx.get_active_memory() - before < 1000  # a norm's and a kernel's numbers
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_a_weight_that_changes_counts():
+    model, other = _model(qwen3), _model(qwen3)
+    join_layers(model.layers, model.model.norm)
+
+    model.update(other.parameters())
+
+    assert _are_equal(_steps(other), _steps(model))
+
+
+@pytest.mark.usefixtures("_stand_ins")
+@pytest.mark.parametrize("wrong", KERNELS)
+def test_a_kernel_with_other_bits_is_not_used(wrong, monkeypatch):
+    model, right = _model(qwen3), getattr(joined_ops, wrong)
+
+    def other(*arguments, **named):
+        made = right(*arguments, **named)
+        first, *rest = made if isinstance(made, tuple) else (made,)
+        first = mx.where(mx.arange(first.size).reshape(first.shape) == 7, first * 1.01, first)
+        return (first, *rest) if rest else first
+
+    monkeypatch.setattr(joined_layers, wrong, other)
+    expected = _steps(model)
+
+    assert join_layers(model.layers, model.model.norm) == 0
+
+    assert _are_equal(expected, _steps(model))
+
+
+@pytest.mark.usefixtures("_stand_ins")
+@pytest.mark.parametrize(
+    "changes", [{"attention_bias": True}, {"hidden_size": 516}, {"intermediate_size": 60}]
+)
+def test_a_layer_that_is_not_plain_stays_as_it_is(changes):
+    model = _model(llama, **changes)
+
+    assert join_layers(model.layers, model.model.norm) == 0
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_a_small_model_stays_as_it_is(monkeypatch):
+    model = _model(qwen3)
+    parameters = tree_flatten([layer.parameters() for layer in model.layers])
+    size = sum(array.nbytes for _, array in parameters)
+    monkeypatch.setattr(joined_layers, "_LEAST_BYTES", size + 1)
+
+    assert join_layers(model.layers, model.model.norm) == 0
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_quantised_layers_stay_as_they_are():
+    model = _model(qwen3)
+    nn.quantize(model, bits=8)
+
+    assert join_layers(model.layers, model.model.norm) == 0
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_a_layer_that_another_target_joined_is_joined_once():
+    model = _model(qwen3)
+    expected = _steps(model)
+    join_layers(model.layers, model.model.norm)
+
+    assert join_layers(model.layers, model.model.norm) == 0
+    assert _are_equal(expected, _steps(model))
+
+
+def _drafter():
+    config = DrafterConfig.from_dict(
+        {
+            "architectures": ["Qwen3DSparkModel"],
+            **SIZES,
+            "block_size": 3,
+            "target_layer_ids": [0],
+            "mask_token_id": 31,
+            "num_target_layers": 3,
+            "markov_rank": 8,
+            "markov_head_type": "vanilla",
+            "enable_confidence_head": False,
+        }
+    )
+    drafter = DSparkDrafter(config)
+    drafter.set_dtype(mx.bfloat16)
+    mx.eval(drafter.parameters())
+    make_rows_safe(drafter)
+    return drafter
+
+
+def _drafted(drafter):
+    context = drafter.make_cache(2, 64)
+    found = []
+    for i in range(3):
+        features = mx.random.normal((2, 2, 512), key=mx.random.key(i)).astype(mx.bfloat16)
+        drafter.extend(context, features)
+        context.keep(mx.array([1, 2], dtype=mx.int32))
+        draft = drafter.propose(mx.array([1, 2]), context, 3, lambda x, k: mx.argmax(x, axis=-1))
+        found += [draft.tokens, draft.logits]
+        mx.eval(found, context.arrays())
+    return found
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_joined_draft_layers_have_the_bits_of_their_own_code():
+    drafter = _drafter()
+    expected = _drafted(drafter)
+
+    assert join_draft_layers(drafter.layers, drafter.norm) == 3
+
+    assert _are_equal(expected, _drafted(drafter))
+
+
+def test_a_buffer_is_owned_where_it_lies_if_nobody_else_has_it():
+    buffer = mx.ones((4, 2, 64, 64)) + 1
+    mx.eval(buffer)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+
+    buffer = owned(buffer)
+    mx.eval(buffer)
+
+    assert mx.get_peak_memory() - before < buffer.nbytes
+    assert (buffer == 2).all()
+
+
+def test_a_buffer_that_somebody_holds_is_owned_as_a_copy():
+    buffer = mx.ones((4, 2, 64, 64)) + 1
+    mx.eval(buffer)
+    before = mx.get_active_memory()
+
+    mine = owned(buffer)
+    mx.eval(mine)
+
+    assert mx.get_active_memory() - before >= buffer.nbytes
