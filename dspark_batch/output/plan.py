@@ -6,8 +6,8 @@ from dspark_batch.types import SetupJson
 
 def plan_text(plan: TellingPlan) -> str:
     """Say a plan in one line."""
-    first = f"slots {plan['slots']}, draft length {plan['draft_length']} at first"
-    return f"{plan['dtype']}, {first}; {plan['why']}"
+    most = f"slots {plan['slots']}, draft length {plan['draft_length']} at most"
+    return f"{plan['dtype']}, {most}; {plan['why']}"
 
 
 def plan_of(setup: SetupJson) -> TellingPlan:

@@ -117,9 +117,7 @@ PLAN = {
 
 def test_the_plan_is_told_with_its_reason(say):
     lines = say(plan=PLAN)
-    assert lines[-1] == (
-        f"  plan          float32, slots 8, draft length 7 at first; {PLAN['why']}"
-    )
+    assert lines[-1] == (f"  plan          float32, slots 8, draft length 7 at most; {PLAN['why']}")
     assert "plan" not in "".join(say(plan=PLAN, new_tokens=0))  # this start decoded nothing
 
 

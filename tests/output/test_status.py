@@ -95,8 +95,7 @@ def test_the_plan_of_a_job_is_told(folder, capsys):
     assert look_at(folder).plan["why"] == "because"
     assert main(["status", str(folder / "out.jsonl")]) == 0
     assert (
-        "plan          float32, slots 4, draft length 7 at first; because"
-        in capsys.readouterr().out
+        "plan          float32, slots 4, draft length 7 at most; because" in capsys.readouterr().out
     )
 
 
