@@ -18,7 +18,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from dspark_batch import device
@@ -27,6 +26,7 @@ from dspark_batch.caches.slot_cache import Extent
 from dspark_batch.errors import is_out_of_memory
 from dspark_batch.models.attention import attend
 from dspark_batch.models.safe_layers import name_of
+from dspark_batch.numerics.arrays import named_arrays
 from dspark_batch.numerics.joined import (
     Heads,
     add_and_normalise,
@@ -109,8 +109,7 @@ _LEAST_BYTES = 1 << 28
 
 
 def _num_bytes(layers: Sequence[nn.Module]) -> int:
-    named: Any = tree_flatten([layer.parameters() for layer in layers])
-    return sum(array.nbytes for _, array in named)
+    return sum(array.nbytes for layer in layers for _, array in named_arrays(layer))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,15 @@
 """Attention of a step over a ragged cache."""
 
 import hashlib
-from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import mlx.core as mx
 
 from dspark_batch import device
+from dspark_batch.numerics.arrays import Kernel, cuda_kernel
 from dspark_batch.numerics.exponential import exp
 from dspark_batch.numerics.rows import Product, over_safe_batches, over_safe_heads
 
@@ -316,14 +316,7 @@ _CALLS = {
 
 
 @cache
-def _kernel(part: str) -> Callable[..., list[mx.array]]:
+def _kernel(part: str) -> Kernel:
     inputs, outputs, call = _CALLS[part]
-    kernel: Any = mx.fast.cuda_kernel(  # its stub says no more than `object`
-        name=f"{kernel_name()}_{part}",
-        input_names=inputs,
-        output_names=outputs,
-        header=_source(),
-        source=call,
-    )
-    made: Callable[..., list[mx.array]] = kernel
-    return made
+    name = f"{kernel_name()}_{part}"
+    return cuda_kernel(name, inputs, outputs, header=_source(), source=call)

@@ -7,12 +7,13 @@ that is found out on the device, by whoever uses it, before it is used.
 
 import hashlib
 import math
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
+
+from dspark_batch.numerics.arrays import Kernel, cuda_kernel
 
 _RUN = 8  # numbers that a thread has at a time
 _THREADS = 256  # of a block
@@ -261,14 +262,7 @@ _CALLS = {
 
 
 @cache
-def _kernel(part: str) -> Callable[..., list[mx.array]]:
+def _kernel(part: str) -> Kernel:
     inputs, outputs, call = _CALLS[part]
-    kernel: Any = mx.fast.cuda_kernel(  # its stub says no more than `object`
-        name=f"{kernel_name()}_{part}",
-        input_names=inputs,
-        output_names=outputs,
-        header=_source(),
-        source=call,
-    )
-    made: Callable[..., list[mx.array]] = kernel
-    return made
+    name = f"{kernel_name()}_{part}"
+    return cuda_kernel(name, inputs, outputs, header=_source(), source=call)

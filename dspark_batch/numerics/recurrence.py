@@ -1,15 +1,14 @@
 """Recurrences of layers, token by token, so that the width of a step changes no bit."""
 
 import hashlib
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
 from dspark_batch import device
+from dspark_batch.numerics.arrays import Kernel, cuda_kernel
 
 _KERNEL_ROWS, _THREADS = 32, 128  # of a block
 _MOST_KERNEL_DIMS = 256  # of a key, so that a row fits into four threads' registers
@@ -107,20 +106,18 @@ def _by_kernel(  # noqa: PLR0913  the terms of the recurrence
 
 
 @cache
-def _kernel() -> Callable[..., list[mx.array]]:
+def _kernel() -> Kernel:
     source = (files(__package__) / "gated_delta.cu").read_text()
-    kernel: Any = mx.fast.cuda_kernel(
-        name=f"gated_delta_{hashlib.sha256(source.encode()).hexdigest()[:16]}",
-        input_names=["queries", "keys", "values", "decay", "strength", "before", "mask"],
-        output_names=["outputs", "after"],
+    return cuda_kernel(
+        f"gated_delta_{hashlib.sha256(source.encode()).hexdigest()[:16]}",
+        ["queries", "keys", "values", "decay", "strength", "before", "mask"],
+        ["outputs", "after"],
         header=source,
         source=(
             "gated_delta<T, B, D>(queries, keys, values, decay, strength, before, mask, outputs, "
             "after, keys_shape[1], keys_shape[2], values_shape[2], values_shape[3]);"
         ),
     )
-    made: Callable[..., list[mx.array]] = kernel
-    return made
 
 
 @mx.compile

@@ -306,26 +306,26 @@ def paced(pace, costs, acceptance, rounds, round_s, *, slots=1, kept=0, served=T
     return steps
 
 
-def made(lengths=LENGTHS, rule=RULE_CPU):
-    costs, acceptance = Costs(rule), Acceptance()
-    return Pace(costs, acceptance, lengths), costs, acceptance
+def made(lengths=LENGTHS, rule=RULE_CPU, slots=1):
+    costs, acceptance = Costs(rule), Acceptance(slots)
+    return Pace(costs, acceptance, lengths, slots), costs, acceptance
 
 
 @pytest.mark.parametrize(("slots", "first"), [(1, 7), (16, 5), (32, 4)])
 def test_a_job_begins_with_the_fewest_drafts_that_promise_nearly_most(slots, first):
-    pace = Pace(Costs(RULE_CPU), Acceptance(slots), LENGTHS, slots)
+    pace, *_ = made(slots=slots)
     assert pace.step == Step(first)
 
 
 def test_many_slots_try_early_what_is_cheap_there():
-    pace, costs, acceptance = Pace(c := Costs(RULE_CPU), a := Acceptance(32), LENGTHS, 32), c, a
+    pace, costs, acceptance = made(slots=32)
     steps = paced(pace, costs, acceptance, 30, lambda k: 3.0 + 7 * (k > 0) + k, slots=32, kept=0)
     assert sum(step.draft_length > 0 for step in steps) <= 3
     assert not steps[-1].keeps_context
 
 
 def test_drafts_that_look_disturbed_are_not_given_up_at_once():
-    pace, costs, acceptance = Pace(c := Costs(RULE_CPU), a := Acceptance(32), LENGTHS, 32), c, a
+    pace, costs, acceptance = made(slots=32)
     pace.next(32, 32)
     costs.add(Kind(32, 4), 1000.0)
     steps = paced(pace, costs, acceptance, 30, lambda k: 3.0 + 0.1 * k, slots=32, kept=7)
