@@ -202,20 +202,21 @@ class DSparkDrafter(nn.Module):
             if head is not None:  # training ran the head's state over the anchor's slot too
                 _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
             hidden = hidden[:, 1:]
-        base, tokens, logits, embeddings = self.base_logits(hidden), [], [], []
+        base, chosen, logits, embedding = self.base_logits(hidden), [], [], None
         for k in range(num_drafts):
             corrected = base[:, k]
             if head is not None:
-                embeddings.append(head.embed(previous))
-                bias, state = head.bias(embeddings[-1], hidden[:, k], state)
+                bias, state = head.bias(head.embed(previous), hidden[:, k], state)
                 corrected = corrected + bias
-            corrected = self._over_all_tokens(corrected)
-            previous = choose(corrected, k).astype(anchor.dtype)
-            tokens.append(previous)
-            logits.append(corrected)
-        embedding = mx.stack(embeddings, axis=1) if embeddings else None
+            logits.append(self._over_all_tokens(corrected))
+            previous = choose(logits[-1], k)
+            chosen.append(previous)
+        tokens = mx.stack(chosen, axis=1).astype(anchor.dtype)
+        if head is not None:  # looked up at once: fewer launches than putting them together
+            embedding = head.embed(mx.concatenate([anchor[:, None], tokens[:, :-1]], axis=1))
         confidence = self.confidence(hidden[:, :num_drafts], embedding)
-        return Draft(mx.stack(tokens, axis=1), mx.stack(logits, axis=1), confidence)
+        highest = mx.stack([each.max(axis=-1) for each in logits], axis=1)
+        return Draft(tokens, mx.stack(logits, axis=1), confidence, highest)
 
     def _over_all_tokens(self, logits: mx.array) -> mx.array:
         """Spread logits of a reduced vocabulary over the target's; tokens without one get -inf.
