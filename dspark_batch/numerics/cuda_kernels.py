@@ -6,6 +6,7 @@ for every kernel. Ours need one of CUDA's own, which takes a tenth of a second.
 
 import ctypes
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -170,9 +171,10 @@ def _nvrtc() -> ctypes.CDLL | None:
 
 @cache
 def _headers() -> Path | None:
-    """Find CUDA's headers that belong to that library."""
+    """Find CUDA's headers: those beside the library, or where MLX looks for them."""
     path = _nvrtc_path()
-    if path is None:
-        return None
-    places = (folder / "include" for folder in path.parents[:4])
+    homes = [] if path is None else list(path.parents[:4])
+    homes += [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    homes.append(Path("/usr/local/cuda"))
+    places = (home / "include" for home in homes)
     return next((place for place in places if (place / "cuda_bf16.h").is_file()), None)
