@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -202,6 +203,7 @@ class DSparkDrafter(nn.Module):
             if head is not None:  # training ran the head's state over the anchor's slot too
                 _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
             hidden = hidden[:, 1:]
+        hidden = hidden[:, :num_drafts]  # the head takes as long as all layers together
         base, chosen, logits, embedding = self.base_logits(hidden), [], [], None
         for k in range(num_drafts):
             corrected = base[:, k]
@@ -212,10 +214,10 @@ class DSparkDrafter(nn.Module):
             previous = choose(logits[-1], k)
             chosen.append(previous)
         tokens = mx.stack(chosen, axis=1).astype(anchor.dtype)
-        if head is not None:  # looked up at once: fewer launches than putting them together
+        if head is not None:  # looked up again at once: fewer launches than putting them together
             embedding = head.embed(mx.concatenate([anchor[:, None], tokens[:, :-1]], axis=1))
-        confidence = self.confidence(hidden[:, :num_drafts], embedding)
-        highest = mx.stack([each.max(axis=-1) for each in logits], axis=1)
+        highest = reduce(mx.maximum, [each.max(axis=-1) for each in logits])
+        confidence = self.confidence(hidden, embedding)
         return Draft(tokens, mx.stack(logits, axis=1), confidence, highest)
 
     def _over_all_tokens(self, logits: mx.array) -> mx.array:

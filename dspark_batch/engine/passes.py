@@ -141,7 +141,7 @@ def _propose(
     if draft.highest is None:
         return draft.tokens, mx.ones(anchors.shape, dtype=mx.bool_), draft.confidence
     # A token that the drafter does not know has a logit of -inf; inf and NaN are faults.
-    return draft.tokens, (draft.highest < mx.inf).all(axis=1), draft.confidence
+    return draft.tokens, draft.highest < mx.inf, draft.confidence
 
 
 def _extend(drafter: Drafter, context: SlotCache, features: mx.array) -> Arrays:

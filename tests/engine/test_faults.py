@@ -111,7 +111,7 @@ class NanDrafter(Wrapped):
         seen = []
         draft = self._whole.propose(anchor, context, num_drafts, choose_badly)
         logits = mx.stack(seen, axis=1)
-        return Draft(draft.tokens, logits, draft.confidence, logits.max(axis=-1))
+        return Draft(draft.tokens, logits, draft.confidence, logits.max(axis=(1, 2)))
 
 
 class CrashingDrafter(Wrapped):
