@@ -103,8 +103,8 @@ def _join(
     return count
 
 
-# Of the weights of all layers. MLX compiles our kernels in every start, for some 20 s; a job of a
-# smaller model is done before that pays.
+# Of the weights of all layers. A job of a smaller model is done before a start pays that compiles
+# our kernels and runs each layer both ways.
 _LEAST_BYTES = 1 << 28
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import mlx.core as mx
 
 from dspark_batch import device
-from dspark_batch.numerics.arrays import Kernel, cuda_kernel
+from dspark_batch.numerics.cuda_kernels import CudaKernel
 from dspark_batch.numerics.exponential import exp
 from dspark_batch.numerics.rows import Product, over_safe_batches, over_safe_heads
 
@@ -316,7 +316,7 @@ _CALLS = {
 
 
 @cache
-def _kernel(part: str) -> Kernel:
+def _kernel(part: str) -> CudaKernel:
     inputs, outputs, call = _CALLS[part]
     name = f"{kernel_name()}_{part}"
-    return cuda_kernel(name, inputs, outputs, header=_source(), source=call)
+    return CudaKernel(name, inputs, outputs, header=_source(), source=call)

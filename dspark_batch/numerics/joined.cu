@@ -1,11 +1,9 @@
 // What lies between the products of a decoder layer, one kernel where MLX has several, bit for bit.
 //
 // Every row is computed by itself, by the operations of MLX's own kernels in their order: sums of
-// squares as its rms_norm adds them, angles and turns as its rope does, activations by its own
-// functions. Arrays are bfloat16, sums float32. Rows beyond `total` are copies of the others: a
-// product that follows may need more rows than there are.
-
-#include "mlx/backend/cuda/device/binary_ops.cuh"
+// squares as its rms_norm adds them, angles and turns as its rope does, activations as its sigmoid
+// and exp do, each operation rounded by itself. Arrays are bfloat16, sums float32. Rows beyond
+// `total` are copies of the others: a product that follows may need more rows than there are.
 
 using Number = __nv_bfloat16;
 
@@ -118,12 +116,15 @@ __device__ void split_heads(
 // Activates by silu, in the numbers' own type or in float32.
 template <bool IS_WIDE>
 __device__ inline Number activated(Number number) {
-  using namespace mlx::core::cu;
   if constexpr (IS_WIDE) {
-    const float wide = Maximum{}(static_cast<float>(number), -88.0f);
-    return static_cast<Number>(Divide{}(wide, Add{}(1.0f, Exp{}(Negative{}(wide)))));
+    const float own = static_cast<float>(number);
+    const float wide = isnan(own) || own > -88.0f ? own : -88.0f;
+    return static_cast<Number>(wide / (1.0f + expf(-wide)));
   } else {
-    return Multiply{}(number, Sigmoid{}(number));
+    const Number most = static_cast<Number>(1.0f + static_cast<float>(hexp(__habs(number))));
+    const Number part = static_cast<Number>(1.0f / static_cast<float>(most));
+    const bool is_below = static_cast<float>(number) < 0.0f;
+    return number * (is_below ? part : static_cast<Number>(1.0f - static_cast<float>(part)));
   }
 }
 
@@ -143,7 +144,7 @@ __device__ inline void gate(
   Run run;
 #pragma unroll
   for (int i = 0; i < RUN; i++) {
-    run.at[i] = mlx::core::cu::Multiply{}(activated<IS_WIDE>(gates.at[i]), ups.at[i]);
+    run.at[i] = activated<IS_WIDE>(gates.at[i]) * ups.at[i];
   }
   *reinterpret_cast<Run*>(gated + row * size + column) = run;
 }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from dspark_batch.numerics.arrays import Kernel, cuda_kernel
+from dspark_batch.numerics.cuda_kernels import CudaKernel
 
 _RUN = 8  # numbers that a thread has at a time
 _THREADS = 256  # of a block
@@ -262,7 +262,7 @@ _CALLS = {
 
 
 @cache
-def _kernel(part: str) -> Kernel:
+def _kernel(part: str) -> CudaKernel:
     inputs, outputs, call = _CALLS[part]
     name = f"{kernel_name()}_{part}"
-    return cuda_kernel(name, inputs, outputs, header=_source(), source=call)
+    return CudaKernel(name, inputs, outputs, header=_source(), source=call)

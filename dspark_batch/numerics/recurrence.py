@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
 from dspark_batch import device
-from dspark_batch.numerics.arrays import Kernel, cuda_kernel
+from dspark_batch.numerics.cuda_kernels import CudaKernel
 
 _KERNEL_ROWS, _THREADS = 32, 128  # of a block
 _MOST_KERNEL_DIMS = 256  # of a key, so that a row fits into four threads' registers
@@ -106,9 +106,9 @@ def _by_kernel(  # noqa: PLR0913  the terms of the recurrence
 
 
 @cache
-def _kernel() -> Kernel:
+def _kernel() -> CudaKernel:
     source = (files(__package__) / "gated_delta.cu").read_text()
-    return cuda_kernel(
+    return CudaKernel(
         f"gated_delta_{hashlib.sha256(source.encode()).hexdigest()[:16]}",
         ["queries", "keys", "values", "decay", "strength", "before", "mask"],
         ["outputs", "after"],
