@@ -1,6 +1,7 @@
 import faulthandler
 import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -8,13 +9,22 @@ from pathlib import Path
 
 import pytest
 
-import dspark_batch  # noqa: F401  loads the BLAS, before MLX
+import dspark_batch.models  # noqa: F401  loads the BLAS, before MLX
+from dspark_batch.device import cache_folder
 
 sys.path.insert(0, str(Path(__file__).parent))  # fakes, golden_cases
 
 # What the user's own pairs were calibrated to must change no test, nor what is known of here.
+# But which names transformers has was read by whoever started us; it follows from its files.
 _CACHE = tempfile.TemporaryDirectory(prefix="dspark-batch-cache-")
+for names in (cache_folder() / "machines").glob("names-*.json"):
+    Path(_CACHE.name, "machines").mkdir(exist_ok=True)
+    shutil.copy(names, Path(_CACHE.name, "machines"))
 os.environ["DSPARK_BATCH_CACHE"] = _CACHE.name
+
+# MLX wakes a thread of its own for every operation, which would stop us each time.
+if hasattr(os, "SCHED_BATCH"):
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 # A CI that runs us in the background has SIGINT ignored, and nohup SIGHUP. Our children would
 # inherit that; of a handler they inherit nothing.

@@ -202,6 +202,7 @@ class DSparkDrafter(nn.Module):
             if head is not None:  # training ran the head's state over the anchor's slot too
                 _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
             hidden = hidden[:, 1:]
+        hidden = hidden[:, :num_drafts]  # the head takes as long as all layers together
         base, tokens, logits, embeddings = self.base_logits(hidden), [], [], []
         for k in range(num_drafts):
             corrected = base[:, k]
@@ -214,7 +215,7 @@ class DSparkDrafter(nn.Module):
             tokens.append(previous)
             logits.append(corrected)
         embedding = mx.stack(embeddings, axis=1) if embeddings else None
-        confidence = self.confidence(hidden[:, :num_drafts], embedding)
+        confidence = self.confidence(hidden, embedding)
         return Draft(mx.stack(tokens, axis=1), mx.stack(logits, axis=1), confidence)
 
     def _over_all_tokens(self, logits: mx.array) -> mx.array:

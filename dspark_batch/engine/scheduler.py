@@ -233,6 +233,11 @@ class Scheduler:
         """Whether nobody is on the way from the window to a slot."""
         return not (self._begun or self._through or self._ready)
 
+    @property
+    def num_waiting(self) -> int:
+        """Count those who came and have no slot yet."""
+        return len(self.window) + len(self._begun) + _num(self._through + self._ready)
+
     def run(self, may_begin: MayBegin) -> bool:
         """Seat who is ready, and send the next prompts to the device.
 

@@ -28,7 +28,7 @@ _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
-_LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds without drafts are so much better
+_LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds of the other kind are so much better
 _LEAST_IF_ODD, _ODD = 6, 2.0  # of them, where they take so much longer than by the rule
 # Rounds without drafts, and how much better they may be if so few were seen: another look.
 _DOUBTS = ((8, 2.0), (15, 1.15))
@@ -258,7 +258,8 @@ class Pace:
     without drafts is cheap, and is tried after a round or two. When no drafts pay, the drafter
     rests: its context is not kept, which takes time, too. After 512 rounds, and each time after
     twice as many, it is kept for newcomers again. Once half of the slots can draft, drafts are
-    tried.
+    tried. Newcomers that are a job's last ones have it kept, too: they will be few at its end, and
+    where few decode drafts pay sooner.
 
     Args:
         costs: of rounds.
@@ -280,19 +281,21 @@ class Pace:
         self._drafted = tuple(k for k in self._lengths if k)
         self.step = Step(self._first(slots))
 
-    def next(self, slots: int, served: int) -> Step:
+    def next(self, slots: int, served: int, *, ends: bool = False) -> Step:
         """Choose the draft length of the next round.
 
         Args:
             slots: over which its passes run.
             served: sequences that can draft, of those that decode.
+            ends: whether fewer wait than decode, so that slots will be free.
         """
-        self.step = self._next(slots, served)
+        self.step = self._next(slots, served, ends)
         return self.step
 
-    def _next(self, slots: int, served: int) -> Step:
-        if self._rested:
-            return self._resting(slots, served)
+    def _next(self, slots: int, served: int, ends: bool) -> Step:
+        may_rest = not (ends and self._pays_alone())
+        if self._rested and (may_rest or 2 * served < slots):
+            return self._resting(slots, served) if may_rest else Step(0)
         if self._trial:
             return Step(self._trial.pop())
         rates = self._rates(slots)
@@ -306,13 +309,18 @@ class Pace:
         kind = Kind(slots, best)
         if self._looks_again(slots, best, rates):
             return self._tried(0)
-        if best == 0 and self._costs.is_known(kind, _SURE_SEEN):
+        if best == 0 and may_rest and self._costs.is_known(kind, _SURE_SEEN):
             self._rested = 1
             return Step(0, keeps_context=False)
         is_new = best != self.step.draft_length and not self._costs.is_known(kind)
         if is_new and self._costs.num_drafted >= _LEAST_DRAFTED:
             return self._tried(best)  # one round says little
         return Step(best)
+
+    def _pays_alone(self) -> bool:
+        """Whether a single slot is expected to gain clearly by drafts."""
+        rates = self._rates(1)
+        return max(rates.values()) > _CLEAR * rates[0]
 
     def _resting(self, slots: int, served: int) -> Step:
         self._rested += 1

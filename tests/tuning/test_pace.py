@@ -332,6 +332,44 @@ def test_drafts_that_look_disturbed_are_not_given_up_at_once():
     assert steps[-1].draft_length == 7
 
 
+def round_s(slots, draft_length):
+    """Give a round's seconds, where drafts cost many slots much and few slots little."""
+    return 2.0 + 0.1 * slots * (1 + draft_length) + (draft_length > 0)
+
+
+def decode(pace, costs, acceptance, rounds, slots, *, ends):
+    """Run rounds whose every second draft is accepted; return the steps."""
+    steps = []
+    for number in range(rounds):
+        step = pace.next(slots, slots, ends=ends)
+        steps.append(step)
+        costs.add(Kind(slots, step.draft_length), round_s(slots, step.draft_length))
+        for slot in range(slots if step.keeps_context else 0):
+            acceptance.add(min((number + slot) % 2, step.draft_length), step.draft_length)
+    return steps
+
+
+def test_a_drafter_that_rests_is_kept_ready_for_the_thin_end_of_a_job():
+    pace, costs, acceptance = made(slots=32)
+    assert not decode(pace, costs, acceptance, 60, 32, ends=False)[-1].keeps_context
+    kept = pace.next(32, 0, ends=True)  # those who decode now have no context
+    assert kept == Step(0)
+    newcomers = decode(pace, costs, acceptance, 20, 32, ends=True)
+    assert all(step.keeps_context for step in newcomers)
+    assert newcomers[-1].draft_length == 0  # with all slots drafts do not pay
+    assert decode(pace, costs, acceptance, 12, 2, ends=True)[-1].draft_length > 0
+
+
+def test_a_drafter_that_pays_for_nobody_rests_at_the_end_of_a_job_too():
+    pace, costs, acceptance = made(slots=32)
+    for number in range(60):
+        step = pace.next(32, 32, ends=number > 40)
+        costs.add(Kind(32, step.draft_length), 3.0 + 7 * (step.draft_length > 0))
+        for _ in range(32 if step.keeps_context else 0):
+            acceptance.add(0, step.draft_length)
+    assert not step.keeps_context
+
+
 def test_where_drafts_never_pay_the_drafter_rests_and_is_tried_again_and_again():
     pace, *rest = made()
     steps = paced(pace, *rest, 4000, lambda k: 1.0 + (k > 0), kept=0)
