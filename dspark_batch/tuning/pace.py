@@ -19,7 +19,7 @@ _HOPE = 1.05  # how much better an untried draft length may be than the costs sa
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _TRIAL_ROUNDS = 3
 _NEARLY = 0.03  # drafts that promise less than the best by so much are as good for a beginning
-_TRIAL_SHARE = 0.4  # of the time until then is what a trial may take: a short job tries little
+_TRIAL_SHARE = 0.6  # of the time until then is what a trial may take: a short job tries little
 _LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
 _LAST_ROUNDS = 7  # that say how slow the machine is just now
 _LASTING_ROUNDS, _LASTING = 47, 0.05  # as slow for so long: what rounds take was known badly
@@ -100,7 +100,8 @@ class Costs:
         self.num_rounds = self.num_drafted = 0
         self.seconds = 0.0
         self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
-        self._slowness = deque([1.0], maxlen=_LASTING_ROUNDS)  # what rounds took over what they do
+        # What rounds took over what they do.
+        self._slowness = deque([1.0] * _LASTING_ROUNDS, maxlen=_LASTING_ROUNDS)
 
     def add(self, kind: Kind, seconds: float) -> None:
         """Learn from a round."""
