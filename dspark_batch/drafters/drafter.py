@@ -17,6 +17,7 @@ class Draft(NamedTuple):
     tokens: mx.array  # [B, K] int32
     logits: mx.array | None = None  # [B, K, V], Markov bias included; None: there are none
     confidence: mx.array | None = None  # [B, K] float32 logits; None: no confidence head
+    highest: mx.array | None = None  # [B] of all logits, NaN if one is NaN; None: there are none
 
 
 class Drafter(Protocol):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -203,20 +204,21 @@ class DSparkDrafter(nn.Module):
                 _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
             hidden = hidden[:, 1:]
         hidden = hidden[:, :num_drafts]  # the head takes as long as all layers together
-        base, tokens, logits, embeddings = self.base_logits(hidden), [], [], []
+        base, chosen, logits, embedding = self.base_logits(hidden), [], [], None
         for k in range(num_drafts):
             corrected = base[:, k]
             if head is not None:
-                embeddings.append(head.embed(previous))
-                bias, state = head.bias(embeddings[-1], hidden[:, k], state)
+                bias, state = head.bias(head.embed(previous), hidden[:, k], state)
                 corrected = corrected + bias
-            corrected = self._over_all_tokens(corrected)
-            previous = choose(corrected, k).astype(anchor.dtype)
-            tokens.append(previous)
-            logits.append(corrected)
-        embedding = mx.stack(embeddings, axis=1) if embeddings else None
+            logits.append(self._over_all_tokens(corrected))
+            previous = choose(logits[-1], k)
+            chosen.append(previous)
+        tokens = mx.stack(chosen, axis=1).astype(anchor.dtype)
+        if head is not None:  # looked up again at once: fewer launches than putting them together
+            embedding = head.embed(mx.concatenate([anchor[:, None], tokens[:, :-1]], axis=1))
+        highest = reduce(mx.maximum, [each.max(axis=-1) for each in logits])
         confidence = self.confidence(hidden, embedding)
-        return Draft(mx.stack(tokens, axis=1), mx.stack(logits, axis=1), confidence)
+        return Draft(tokens, mx.stack(logits, axis=1), confidence, highest)
 
     def _over_all_tokens(self, logits: mx.array) -> mx.array:
         """Spread logits of a reduced vocabulary over the target's; tokens without one get -inf.

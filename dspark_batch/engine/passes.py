@@ -138,10 +138,10 @@ def _propose(
     drafter: Drafter, num_drafts: int, rule: Rule, context: SlotCache, anchors: mx.array
 ) -> Arrays:
     draft = drafter.propose(anchors, context, num_drafts, rule.draft)
-    if draft.logits is None:
+    if draft.highest is None:
         return draft.tokens, mx.ones(anchors.shape, dtype=mx.bool_), draft.confidence
     # A token that the drafter does not know has a logit of -inf; inf and NaN are faults.
-    return draft.tokens, (draft.logits < mx.inf).all(axis=(1, 2)), draft.confidence
+    return draft.tokens, draft.highest < mx.inf, draft.confidence
 
 
 def _extend(drafter: Drafter, context: SlotCache, features: mx.array) -> Arrays:

@@ -110,7 +110,8 @@ class NanDrafter(Wrapped):
 
         seen = []
         draft = self._whole.propose(anchor, context, num_drafts, choose_badly)
-        return Draft(draft.tokens, mx.stack(seen, axis=1), draft.confidence)
+        logits = mx.stack(seen, axis=1)
+        return Draft(draft.tokens, logits, draft.confidence, logits.max(axis=(1, 2)))
 
 
 class CrashingDrafter(Wrapped):

@@ -50,6 +50,27 @@ def test_a_drafter_has_all_of_it_and_does_what_it_says(name):
     assert (draft.confidence is not None) == drafter.has_confidence
 
 
+@pytest.mark.parametrize("name", ["dspark", "dflash"])
+@pytest.mark.parametrize(("value", "is_sane"), [(mx.nan, False), (mx.inf, False), (-mx.inf, True)])
+def test_one_logit_that_is_no_number_is_told(monkeypatch, name, value, is_sane):
+    drafter, features = DRAFTERS[name]()
+    context = drafter.make_cache(2, 0)
+    context.reserve(3 + drafter.block_size)
+    drafter.extend(context, mx.concatenate([features, features]))
+    context.keep(mx.array([3, 3]))
+    whole = type(drafter).base_logits
+
+    def spoilt(self, hidden):
+        logits = whole(self, hidden)
+        logits[1, 1, 5] = value
+        return logits
+
+    monkeypatch.setattr(type(drafter), "base_logits", spoilt)
+    draft = drafter.propose(mx.array([7, 7]), context, 2, lambda logits, k: logits.argmax(-1))
+
+    assert (draft.highest < mx.inf).tolist() == [True, is_sane]
+
+
 def test_nobody_asks_which_drafter_it_is():
     asks = [p for p in PACKAGE.rglob("*.py") if re.search(r"isinstance\(.*Drafter", p.read_text())]
     assert not asks

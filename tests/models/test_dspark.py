@@ -115,4 +115,5 @@ def test_a_shorter_draft_is_a_prefix_of_a_longer_one(case):
     whole = replay.propose(anchor)
     short = replay.pair.drafter.propose(anchor, replay.context, 3, Greedy().draft)
     assert short.tokens.tolist() == whole.tokens[:, :3].tolist()
-    assert mx.array_equal(short.logits, whole.logits[:, :3])
+    # The head runs over fewer rows, whose products may end in other bits.
+    assert largest_difference(short.logits, whole.logits[:, :3]) < TOLERANCE

@@ -216,6 +216,7 @@ def test_a_draft_is_the_references_draft(loaded, name):
     size = pair.drafter.block_size
     draft = pair.drafter.propose(mx.array(ANCHORS), context, size, Greedy().draft)
     assert size == variant.drafter["block_size"] - (0 if variant.anchor_predicts else 1)
+    assert mx.array_equal(draft.highest, draft.logits.max(axis=(1, 2)))
     for slot, anchor in enumerate(ANCHORS):
         reference, (tokens, logits, confidence) = draft_by_reference(
             variant, target, drafter, features[slot], anchor
