@@ -17,11 +17,12 @@ import numpy as np
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
 _HOPE = 1.05  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
-_TRIAL_ROUNDS = 4
+_TRIAL_ROUNDS = 3
 _NEARLY = 0.03  # drafts that promise less than the best by so much are as good for a beginning
 _TRIAL_SHARE = 0.6  # of the time until then is what a trial may take: a short job tries little
 _LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
-_LAST_ROUNDS = 5  # that say how slow the machine is just now
+_LAST_ROUNDS = 7  # that say how slow the machine is just now
+_LASTING_ROUNDS, _LASTING = 47, 0.05  # as slow for so long: what rounds take was known badly
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
 _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
@@ -99,7 +100,8 @@ class Costs:
         self.num_rounds = self.num_drafted = 0
         self.seconds = 0.0
         self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
-        self._slowness = deque([1.0], maxlen=_LAST_ROUNDS)  # what rounds took over what they do
+        # What rounds took over what they do.
+        self._slowness = deque([1.0] * _LASTING_ROUNDS, maxlen=_LASTING_ROUNDS)
 
     def add(self, kind: Kind, seconds: float) -> None:
         """Learn from a round."""
@@ -111,10 +113,17 @@ class Costs:
         self.seconds += seconds
         if self.is_known(kind):
             self._slowness.append(seconds / self._seen[kind].usual_s)
-        times.append(seconds / median(self._slowness))
+        times.append(seconds / self._slow_now)
         self._seen[kind] = _Seen(times, self.num_rounds)
         if len(times) <= _LEAST_SEEN or self.num_rounds % _ESTIMATE_EVERY == 0:
             self._weights = None
+
+    @property
+    def _slow_now(self) -> float:
+        """How slow the machine is just now; 1: it is not, or what rounds take is known badly."""
+        lately = list(self._slowness)
+        is_lasting = abs(median(lately) - 1) > _LASTING
+        return 1.0 if is_lasting else median(lately[-_LAST_ROUNDS:])
 
     @property
     def has_plain(self) -> bool:
