@@ -201,6 +201,7 @@ class Engine:
             sequence=self._sequence,
             begin=self._begin,
             clock=self._clock,
+            rests=lambda: not self._step.keeps_context,
         )
 
     def generate(

@@ -79,7 +79,8 @@ class Prefilled(NamedTuple):
     logits: mx.array  # [P, V], of the first tokens of the answers
     cached: list[int]  # positions of each prompt that came from the prefix cache
     num_computed: int  # positions that went through the target, shared beginnings included
-    fallback: str | None  # why the drafter has no context; None: it has one
+    has_context: bool  # whether the drafter was to have one
+    fallback: str | None  # why it has none all the same; None: nothing failed
     told: list[Told]  # by pass, where anybody asked
 
     def scores(self) -> list[list[Score]]:
@@ -93,7 +94,12 @@ class Prefilled(NamedTuple):
 
 
 def prefill(
-    passes: Passes, shapes: Shapes, prompts: Sequence[Prompt], prefixes: PrefixCache
+    passes: Passes,
+    shapes: Shapes,
+    prompts: Sequence[Prompt],
+    prefixes: PrefixCache,
+    *,
+    with_context: bool = True,
 ) -> Generator[None, None, Prefilled]:
     """Run prompts through the target, and its features into the drafter's context.
 
@@ -105,6 +111,8 @@ def prefill(
         shapes: those that may run.
         prompts: at most as many as one pass can take.
         prefixes: what is stored already.
+        with_context: whether the drafter will be asked about these prompts. Beginnings are stored
+            with its context in any case, for others.
     """
     num_computed = 0
     tried: set[Ids] = set()
@@ -120,7 +128,7 @@ def prefill(
             where = (slot, prefixes.num_stored(ids), len(ids))
             prefixes.store(ids, (filled.cache.snapshot(*where), filled.context.snapshot(*where)))
     found = [prefixes.find(prompt.beginning) for prompt in prompts]
-    filled = yield from _computed(passes, shapes, prompts, found)
+    filled = yield from _computed(passes, shapes, prompts, found, with_context=with_context)
     return filled._replace(num_computed=filled.num_computed + num_computed)
 
 
@@ -148,10 +156,15 @@ def _missing(prompts: Sequence[Prompt], prefixes: PrefixCache, tried: set[Ids]) 
 
 
 def _computed(
-    passes: Passes, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
+    passes: Passes,
+    shapes: Shapes,
+    prompts: Sequence[Prompt],
+    found: Sequence[Prefix],
+    *,
+    with_context: bool = True,
 ) -> Generator[None, None, Prefilled]:
     """Compute what is not found of some prompts."""
-    filling = _Filling(passes, shapes, prompts, found)
+    filling = _Filling(passes, shapes, prompts, found, with_context=with_context)
     logits = filling.run()
     while filling.left:
         yield
@@ -164,6 +177,7 @@ def _computed(
         logits[: len(prompts)],
         cached,
         num_computed,
+        with_context,
         filling.fallback,
         filling.told,
     )
@@ -173,9 +187,16 @@ class _Filling:
     """The passes over some prompts, a slot each; ends with the logits of all."""
 
     def __init__(
-        self, passes: Passes, shapes: Shapes, prompts: Sequence[Prompt], found: Sequence[Prefix]
+        self,
+        passes: Passes,
+        shapes: Shapes,
+        prompts: Sequence[Prompt],
+        found: Sequence[Prefix],
+        *,
+        with_context: bool,
     ) -> None:
         self._passes = passes
+        self._with_context = with_context
         self._shapes = shapes
         self._prompts = prompts
         self._ends = [len(prompt.ids) for prompt in prompts]
@@ -282,7 +303,7 @@ class _Filling:
 
     def _extend(self, features: mx.array | None) -> None:
         """Extend the drafter's context, and note why if that failed."""
-        if self.fallback is None:
+        if self._with_context and self.fallback is None:
             try:
                 guarded(lambda: self._passes.extend(self.context, features))
             except DrafterFault as fault:

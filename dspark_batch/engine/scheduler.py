@@ -191,6 +191,7 @@ class Scheduler:
         begin: takes a first token, whether it was chosen from numbers, and its score if that was
             asked for; tells whether more are to come.
         clock: told of prompts.
+        rests: whether the drafter loses all context just now.
 
     Attributes:
         window: the requests that come next.
@@ -209,6 +210,7 @@ class Scheduler:
         sequence: Callable[[Waiting], Sequence],
         begin: Callable[[Sequence, int, bool, ListLike[Score]], bool],
         clock: Clock,
+        rests: Callable[[], bool],
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
         self._passes = passes
@@ -222,6 +224,7 @@ class Scheduler:
         self._sequence = sequence
         self._begin = begin
         self._clock = clock
+        self._rests = rests
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
         self._through: list[_Wave] = []  # first tokens not read yet
@@ -330,7 +333,11 @@ class Scheduler:
         if begun:
             self._begun = [self._sequence(waiting) for waiting in begun]
             prompts = [Prompt.of(waiting.request) for waiting in begun]
-            self._filling = prefill(self._passes, self._shapes, prompts, self._prefixes)
+            # Whom many follow will have gone before drafts pay again.
+            is_asked = not self._rests() or len(self.window) < self._most_slots
+            self._filling = prefill(
+                self._passes, self._shapes, prompts, self._prefixes, with_context=is_asked
+            )
         if len(begun) < len(taken):
             self.window.clear()
         return len(begun) == len(taken)
@@ -344,6 +351,7 @@ class Scheduler:
         for sequence, num_cached in zip(self._begun, filled.cached, strict=True):
             sequence.num_cached = num_cached
             sequence.fallback = filled.fallback
+            sequence.has_context = filled.has_context
         wanted = [(n, s) for n, s in enumerate(self._begun) if not s.is_cancelled]
         self._through.append(_Wave(filled, wanted, first, finite, scores))
         self._begun, self._filling = [], None
