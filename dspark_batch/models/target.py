@@ -204,7 +204,13 @@ def ends_of(model: nn.Module) -> TargetEnds:
     """Return a model's own embedding and head, as they are stored: quantised or not."""
     text = text_model(model)
     embedding, own = embedding_of(text), head_of(text)
-    return TargetEnds(embedding, embedding.as_linear if own is embedding else own)
+
+    def tied(hidden: mx.array) -> mx.array:
+        """Look the head up when it runs: by then its rows may be safe."""
+        logits: mx.array = embedding.as_linear(hidden)
+        return logits
+
+    return TargetEnds(embedding, tied if own is embedding else own)
 
 
 def embedding_of(text: nn.Module) -> nn.Module:
