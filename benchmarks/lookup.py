@@ -3,8 +3,8 @@
     python -m benchmarks.lookup [--items 200] [--slots 1 4 16]
 
 Two jobs: `sample_inputs/copies.jsonl`, whose answers copy their prompts, and held-out items, which
-hardly do. The contestants decode by turns of half a second in one process. `beside` is the rate of
-drafter and look-ups over that of the drafter, `alone` that of look-ups over plain decoding.
+hardly do. The contestants decode by turns of a tenth of a second in one process. `beside` is the
+rate of drafter and look-ups over that of the drafter, `alone` that of look-ups over plain decoding.
 """
 
 import argparse

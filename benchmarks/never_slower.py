@@ -4,15 +4,21 @@
                                       [--draft-lengths 0 1 2 3 4 5 6 7]
 
 The bundled pair answers held-out items. Its drafts, nearly always right, are spoiled at random so
-that a round of seven gives about as many tokens as told. The contestants decode by turns of half a
-second in one process (`turns.py`); fixed draft lengths that are far behind leave early. `ratio` is
-the automatic draft length's tokens per second over those of the best fixed one: 1 is as good, less
-is slower. Verdicts are known, as behind a machine's first job, which tests them for half a second.
-Without DSPARK_BATCH_CACHE at an empty folder, costs may be known from earlier jobs, too.
+that a round of seven gives about as many tokens as told. The contestants decode by turns of a tenth
+of a second in one process (`turns.py`); fixed draft lengths that are far behind leave early.
+`ratio` is the automatic draft length's tokens per second over those of the best fixed one: 1 is as
+good, less is slower. Verdicts are known, as behind a machine's first job, which tests them for half
+a second. Without DSPARK_BATCH_CACHE at an empty folder, costs may be known from earlier jobs, too.
+
+    python -m benchmarks.never_slower --pair TARGET DRAFTER --prompts IN.jsonl [--max-tokens 64]
+
+Another pair answers the prompts of a file, with its drafts as they are.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 import dspark_batch  # noqa: F401  the BLAS, before MLX
 
@@ -59,21 +65,30 @@ def main():
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--tokens", type=float, nargs="+", default=[1.3, 2, 3, 5, 7])
     parser.add_argument("--draft-lengths", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--pair", nargs=2, metavar=("TARGET", "DRAFTER"))
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     options = parser.parse_args()
-    pair = load_pair("tiny")
-    prompts = [record["prompt"] for record in held_out_records(options.items)]
-    work = requests(pair, prompts, MAX_TOKENS)
-    setup = set_up(pair)
-    pair.drafter.__class__ = Spoiled
+    if options.pair:
+        target, drafter = options.pair
+        pair, levels = load_pair(target=target, drafter=drafter), [None]
+        records = map(json.loads, options.prompts.read_text().splitlines()[: options.items])
+    else:
+        pair, levels, records = load_pair("tiny"), options.tokens, held_out_records(options.items)
+        pair.drafter.__class__ = Spoiled
+    work = requests(pair, [record["prompt"] for record in records], options.max_tokens)
     results = []
     for slots in options.slots:
-        for tokens in options.tokens:
-            pair.drafter._kept = chance_for(tokens)
+        setup = set_up(pair, slots=slots, num_items=len(work), max_tokens=options.max_tokens)
+        where = {"shapes": setup.shapes, "most_positions": setup.most_positions, "slots": slots}
+        for tokens in levels:
+            if tokens is not None:
+                pair.drafter._kept = chance_for(tokens)
             for k in range(pair.drafter.block_size + 1):  # warm up; verdicts are known then
-                list(Engine(pair, slots=slots, draft_length=k).generate(work[:slots]))
+                list(Engine(pair, **where, draft_length=k).generate(work[:slots]))
             lengths = options.draft_lengths
-            fixed = {str(k): Contestant(pair, work, slots=slots, draft_length=k) for k in lengths}
-            auto = Contestant(pair, work, slots=slots, lengths=setup.lengths, costs=setup.costs)
+            fixed = {str(k): Contestant(pair, work, **where, draft_length=k) for k in lengths}
+            auto = Contestant(pair, work, **where, lengths=setup.lengths, costs=setup.costs)
             found = compete(fixed, auto, work)
             results.append({"slots": slots, "tokens": tokens, **found})
             print(results[-1], file=sys.stderr, flush=True)

@@ -4,9 +4,9 @@
 
 The bundled pair answers held-out items. The automatic plan is that of `run`, which knows how many
 items come, and learns while it works how many drafts pay. Without DSPARK_BATCH_CACHE at an empty
-folder, costs may be known from earlier jobs. The contestants decode by turns of half a second in
-one process (`turns.py`); static plans that are far behind leave early. `ratio` is the automatic
-plan's tokens per second over those of the best static one. One JSON line.
+folder, costs may be known from earlier jobs. The contestants decode by turns of a tenth of a
+second in one process (`turns.py`); static plans that are far behind leave early. `ratio` is the
+automatic plan's tokens per second over those of the best static one. One JSON line.
 """
 
 import argparse

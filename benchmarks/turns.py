@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from dspark_batch.engine.engine import Engine
 
-TURN_S = 0.5
+TURN_S = 0.1  # shorter than the moments in which a shared machine is slow
 BEHIND = 0.8  # of the best; a fixed plan that is slower leaves after a fifth of the job
 
 
