@@ -12,6 +12,7 @@ Nothing is timed.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
@@ -361,16 +362,19 @@ def _sample(product: Product) -> Multiply:
 
 
 def _cancelling(shape: tuple[int, int], dtype: mx.Dtype, seed: int, *, sign: int) -> mx.array:
-    """Make rows of values that each come twice, the second one with a sign, in mixed places.
+    """Make rows of values that each come twice, the second one with a sign, in mixed places."""
+    return mx.array(_drawn(shape, seed, sign)).astype(dtype)
 
-    NumPy makes them, since a GPU would compile kernels for it that nothing else needs.
-    """
+
+@lru_cache(maxsize=32)  # every count of a product is tried with the same ones
+def _drawn(shape: tuple[int, int], seed: int, sign: int) -> np.ndarray:
+    """Draw by NumPy, since a GPU would compile kernels for it that nothing else needs."""
     rows, size = shape
     half = np.random.default_rng(seed).standard_normal((rows, size // 2), dtype=np.float32)
     odd = np.zeros((rows, size % 2), np.float32)
     places = np.random.default_rng(size).permutation(size)
     values = np.concatenate([half, sign * half, odd], axis=1)[:, places]
-    return mx.array(np.ascontiguousarray(values)).astype(dtype)  # else [K, N]: another kernel
+    return np.ascontiguousarray(values)  # else [K, N]: another kernel
 
 
 def _dtype(product: Product) -> mx.Dtype:

@@ -13,6 +13,7 @@ from dspark_batch.numerics import attention
 from dspark_batch.numerics.attention import (
     BLOCK,
     attention_by_kernel,
+    has_beginnings,
     products_attention,
     ragged_attention,
 )
@@ -259,6 +260,7 @@ def begun(dtype, size, slots, width, *, blocks=(3, 2)):
     return queries, beginning, behind, whole, lengths
 
 
+@pytest.mark.skipif(not has_beginnings(), reason="only a CPU reads a beginning once")
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_a_whole_hidden_block_leaves_only_what_is_visible():
     assert mx.abs(found - right(*arrays, 0.125, mask)).max() < ERROR[mx.float32]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
+@pytest.mark.skipif(ON_CUDA or sys.platform != "linux", reason="elsewhere there is one BLAS")
 @pytest.mark.parametrize("variables", OTHERS, ids=lambda variables: "-".join(variables.values()))
 def test_bits_stay_with_other_kernels_and_threads(variables):
     if blas.LOADED.kind != "openblas" and "DSPARK_BATCH_BLAS" not in variables:
