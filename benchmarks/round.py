@@ -8,7 +8,9 @@ the next; `ahead` the same, but with the next drafts on the device before it rea
 does; `unread` rounds of which it reads none, so that buffers that are still in use are copied
 instead of written in place; `writes` shows what that costs. `products` are all matrices of the
 target's layers; `joined` the same with those of one input in one product. `launches` are the
-kernels of each pass by kind, counted in its graph.
+kernels of each pass by kind, counted in its graph. `apart` has of each pass, and of a step of one
+token (`plain`), what the device takes and what the host takes to launch it: on CUDA a kernel that
+only waits keeps the device busy meanwhile, so neither waits for the other.
 
 Weights are random (`benchmarks.random_pair`). Medians; one JSON line.
 """
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -31,6 +33,7 @@ from dspark_batch.engine.passes import Passes
 from dspark_batch.numerics.rules import Greedy
 
 CHAIN, TIMES = 12, 4
+WAIT_MS = 60  # longer than any host takes to launch a pass
 PASSES = ("propose", "verify", "extend")
 # Primitives that hand no kernel to the device.
 VIEWS = {
@@ -78,6 +81,12 @@ class Bench:
         self.verified = self.passes.verify(self.cache, *arguments)
         self.features = self.verified.features
         return [*self.verified[:3], *self.cache.arrays()]
+
+    def plain(self):
+        """Run a step of one token."""
+        tokens, drafts = self.anchors[:, None], mx.zeros((self.slots,), dtype=mx.int32)
+        verified = self.passes.verify(self.cache, tokens, drafts, 0, Greedy())
+        return [*verified[:3], *self.cache.arrays()]
 
     def extend(self):
         """Take the features into the drafter's context."""
@@ -130,6 +139,55 @@ def timed(call, *, waits):
         times.append(1e3 * (time.perf_counter() - began) / CHAIN)
         hosts.append(1e3 * host / CHAIN)
     return {"ms": round(statistics.median(times), 2), "build_ms": round(min(hosts), 2)}
+
+
+def apart(call):
+    """Time a call on the device and on the host, in milliseconds each; None but on CUDA."""
+    if not mx.cuda.is_available():
+        return None
+    alone = statistics.median(_behind_a_wait(list)[0] for _ in range(TIMES))
+    mx.eval(call())
+    found = [_behind_a_wait(call) for _ in range(TIMES + 1)]
+    device_ms, host_ms = (statistics.median(times) for times in zip(*found, strict=True))
+    return {"device_ms": round(device_ms - alone, 2), "host_ms": round(host_ms, 2)}
+
+
+def _behind_a_wait(call):
+    """Launch a call while the device waits; milliseconds until both are over, and of the host."""
+    mx.synchronize()
+    began = time.perf_counter()
+    (wait,) = _waiting()(
+        inputs=[mx.array([WAIT_MS], dtype=mx.int32)],
+        grid=(1, 1, 1),
+        threadgroup=(1, 1, 1),
+        output_shapes=[(1,)],
+        output_dtypes=[mx.int32],
+    )
+    mx.async_eval(wait)
+    prepared = time.perf_counter()
+    arrays = call()
+    mx.async_eval(arrays)
+    launched = time.perf_counter()
+    arrays = None
+    mx.synchronize()
+    return 1e3 * (time.perf_counter() - began), 1e3 * (launched - prepared)
+
+
+@cache
+def _waiting():
+    return mx.fast.cuda_kernel(
+        name="dspark_batch_wait",
+        input_names=["ms"],
+        output_names=["out"],
+        source="""
+            unsigned long long began, now;
+            asm volatile("mov.u64 %0, %globaltimer;" : "=l"(began));
+            do {
+                asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+            } while (now - began < 1000000ull * ms[0]);
+            out[0] = 1;
+        """,
+    )
 
 
 def launches(arrays):
@@ -223,6 +281,7 @@ def main():
             name: timed(getattr(bench, name), waits=name in PASSES)
             for name in (*PASSES, "read", "ahead", "unread")
         } | {"launches": counted}
+        found[slots]["apart"] = {name: apart(getattr(bench, name)) for name in (*PASSES, "plain")}
         found[slots]["writes"] = writes(bench, SIZES[name], waits=True)
         found[slots]["writes, unread"] = writes(bench, SIZES[name], waits=False)
         found[slots] |= products(bench, SIZES[name])

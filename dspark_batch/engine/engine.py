@@ -393,7 +393,8 @@ class Engine:
         rule = rule_of(self._sampling, slots.sequences, slots.positions())
         self._clock.begin_parts(slots.anchors, *slots.context.arrays())
         proposed = self._propose(rule)
-        mx.async_eval(proposed.tokens)  # the drafter runs while the host prepares the target's pass
+        if proposed.tokens.size:  # the drafter runs while the host prepares the target's pass
+            mx.async_eval(proposed.tokens)
         self._clock.drafted(proposed.tokens, proposed.is_sane)
         return _Drafted(proposed, rule, proposed.tokens.shape[1], slots.changes)
 
@@ -408,7 +409,8 @@ class Engine:
     def _draft_ahead(self) -> None:
         """Extend the drafter's context, and send the next drafts behind a round nobody has read."""
         is_known = not steers(self._slots.sequences)  # else who steers counts what is not read yet
-        if self._drafts_ahead and is_known and not self._clock.splits:
+        drafts = self._drafts_ahead and self._step.draft_length > 0
+        if drafts and is_known and not self._clock.splits:
             self._slots.fit_next()
             with suppress(DrafterFault):  # met again where it counts, if it stays
                 self._next = self._draft()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -123,21 +123,29 @@ class _Entry:
         return total if self.product is None else self.product.rows(total)
 
 
+class _Known(NamedTuple):
+    """The last sum."""
+
+    hidden: mx.array  # [B, T, E]
+    norm: nn.Module  # that follows
+    rows: mx.array  # [B * T, E], the same sum
+    normalised: mx.array  # [R, E], its rows by the norm
+
+
 class _After:
     """What the last sum is when normalised, for whoever normalises it next."""
 
     def __init__(self) -> None:
-        self._known: tuple[mx.array, nn.Module, mx.array] | None = None
+        self._known: _Known | None = None
 
-    def put(self, total: mx.array, norm: nn.Module, normalised: mx.array) -> None:
-        self._known = total, norm, normalised
+    def put(self, known: _Known) -> None:
+        self._known = known
 
-    def take(self, hidden: mx.array, norm: nn.Module) -> mx.array | None:
-        """Give the rows of a sum, if it is this very array and this norm; once."""
+    def take(self, hidden: mx.array, norm: nn.Module) -> _Known | None:
+        """Tell of a sum, if it is this very array and this norm; once."""
         known, self._known = self._known, None
-        if known is None or known[0] is not hidden or known[1] is not norm:
-            return None
-        return known[2]
+        is_known = known is not None and known.hidden is hidden and known.norm is norm
+        return known if is_known else None
 
 
 class _Matrix:
@@ -266,8 +274,10 @@ class _Pass:
         """Run over hidden [B, T, E]."""
         batch, width, size = hidden.shape
         total = batch * width
-        rows = self.after.take(hidden, self.entry.norm)
-        joined = self.qkv(self.entry.norm(hidden)) if rows is None else self.qkv.filled(rows, total)
+        if (known := self.after.take(hidden, self.entry.norm)) is None:
+            sums, joined = hidden.reshape(total, size), self.qkv(self.entry.norm(hidden))
+        else:
+            sums, joined = known.rows, self.qkv.filled(known.normalised, total)
         joined = joined.reshape(-1, joined.shape[-1])
         own = cache.owned()
         queries, keys, values = self._heads(joined, cache.offset, width, own)
@@ -278,8 +288,8 @@ class _Pass:
         attended = attend(queries, keys, values, cache=cache, scale=self._scale, mask=mask)
         attended = attended.transpose(0, 2, 1, 3).reshape(total, -1)
         added = self.out(attended)
-        hidden, rows = add_and_normalise(
-            hidden.reshape(total, size),
+        sums, rows = add_and_normalise(
+            sums,
             added,
             self._norm["weight"],
             self._norm.eps,
@@ -289,7 +299,7 @@ class _Pass:
         joined = self.gate_up.filled(rows, total)
         rows = gated(joined, total, self.down.rows(total), is_wide=self.is_wide)
         added = self.down.filled(rows, total)
-        return self._left(hidden, added, (batch, width, size))
+        return self._left(sums, added, (batch, width, size))
 
     def queries_both_ways(
         self, lengths: Sequence[int], width: int
@@ -344,16 +354,16 @@ class _Pass:
         are_current = all(layer["weight"] is matrix.weight for layer, matrix in others)
         return are_current and self.qkv.is_current and self.gate_up.is_current
 
-    def _left(self, hidden: mx.array, added: mx.array, shape: tuple[int, ...]) -> mx.array:
+    def _left(self, sums: mx.array, added: mx.array, shape: tuple[int, ...]) -> mx.array:
         """Add what the MLP says, and normalise it for what follows, if that is known."""
         if self.following is None:
-            return (hidden + added[: hidden.shape[0]]).reshape(shape)
-        norm, total = self.following.norm, hidden.shape[0]
+            return (sums + added[: sums.shape[0]]).reshape(shape)
+        norm, total = self.following.norm, sums.shape[0]
         rows = self.following.rows(total)
-        left, normalised = add_and_normalise(hidden, added, norm["weight"], norm.eps, total, rows)
-        left = left.reshape(shape)
-        self.after.put(left, norm, normalised)
-        return left
+        left, normalised = add_and_normalise(sums, added, norm["weight"], norm.eps, total, rows)
+        known = _Known(left.reshape(shape), norm, left, normalised)
+        self.after.put(known)
+        return known.hidden
 
 
 def _heads_of(layer: nn.Module) -> Heads | None:
@@ -454,7 +464,7 @@ def _let_take(norm: nn.Module, after: _After) -> None:
 
     def call(self: nn.Module, x: mx.array) -> mx.array:
         known = after.take(x, self)
-        return plain.__call__(self, x) if known is None else known.reshape(x.shape)
+        return plain.__call__(self, x) if known is None else known.normalised.reshape(x.shape)
 
     norm.__class__ = type(plain.__name__, (plain,), {"__call__": call})
 
@@ -491,10 +501,10 @@ def _is_exact_so(own: _Pass, call: Callable[..., mx.array]) -> bool:
         out = own(hidden, mask, caches[1])
     found += [out, *caches[1].held()]
     if own.following is not None:
-        normalised = own.after.take(out, own.following.norm)
-        if normalised is None:
+        known = own.after.take(out, own.following.norm)
+        if known is None:
             return False
-        found.append(normalised[: len(_LENGTHS) * _WIDTH])
+        found.append(known.normalised[: len(_LENGTHS) * _WIDTH])
         expected.append(own.following.norm(out).reshape(-1, own.size))
     return _are_equal(expected, found) and _are_equal(*own.queries_both_ways(_LENGTHS, _WIDTH))
 

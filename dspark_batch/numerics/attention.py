@@ -1,7 +1,7 @@
 """Attention of a step over a ragged cache."""
 
 import hashlib
-from functools import cache, partial
+from functools import cache, partial, reduce
 from importlib.resources import files
 from itertools import pairwise
 from typing import TypeAlias
@@ -115,7 +115,8 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     attended = (batch, width, heads, dim)
     threads = 32 * warps
     found, sums = _kernel("attend")(
-        inputs=[queries, keys, values, mask, lengths, mx.array(scale)],
+        inputs=[queries, keys, values, mask, lengths],
+        numbers={"scale": scale},
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, groups * splits),
         threadgroup=(threads, 1, 1),
@@ -204,7 +205,7 @@ def _products(  # noqa: PLR0913  what attention is over
         first = [_apart(each.sum(axis=2)) for each in _sums(weights, beginning[1][None])]
         pairs = zip(first, sums, strict=True)
         sums = [mx.concatenate([one[:, :, None], own], axis=2) for one, own in pairs]
-    total, attended = (each.sum(axis=2) for each in sums)
+    total, attended = map(_added, sums)
     if sinks is not None:
         total = total + exp(sinks - highest)
     attended = (attended / total[..., None]).reshape(batch, heads, width, -1)
@@ -258,6 +259,16 @@ def _sums(weights: mx.array, values: mx.array) -> list[mx.array]:
     return [weights.sum(axis=-1), sums.reshape(*weights.shape[:-1], -1)]
 
 
+def _added(blocks: mx.array) -> mx.array:
+    """Add [B, KV, blocks, ...] up, one behind the other.
+
+    A CPU's sum does so. CUDA's has another order for few numbers of a block than for many.
+    """
+    if device.is_cpu():
+        return blocks.sum(axis=2)
+    return reduce(mx.add, (blocks[:, :, at] for at in range(blocks.shape[2])))
+
+
 def _blocks(positions: mx.array) -> mx.array:
     """Cut [B, KV, C, D] into [B, KV, blocks, 1, BLOCK, D]."""
     batch, heads, _, dim = positions.shape
@@ -301,14 +312,16 @@ def _source() -> str:
 
 _CALLS = {
     "attend": (
-        ["queries", "keys", "values", "mask", "lengths", "scale"],
+        ["queries", "keys", "values", "mask", "lengths"],
         ["attended", "parts"],
-        "ragged_attention<D>(queries, keys, values, mask, lengths, scale[0], attended, parts, "
+        {"scale": "float"},
+        "ragged_attention<D>(queries, keys, values, mask, lengths, scale, attended, parts, "
         "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);",
     ),
     "join": (
         ["parts", "lengths", "queries"],
         ["attended"],
+        {},
         "join_pieces<D>(parts, lengths, attended, parts_shape[0], parts_shape[1], parts_shape[2], "
         "parts_shape[3], queries_shape[2]);",
     ),
@@ -317,6 +330,6 @@ _CALLS = {
 
 @cache
 def _kernel(part: str) -> CudaKernel:
-    inputs, outputs, call = _CALLS[part]
+    inputs, outputs, numbers, call = _CALLS[part]
     name = f"{kernel_name()}_{part}"
-    return CudaKernel(name, inputs, outputs, header=_source(), source=call)
+    return CudaKernel(name, inputs, outputs, header=_source(), source=call, numbers=numbers)

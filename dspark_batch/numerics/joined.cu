@@ -47,7 +47,7 @@ __device__ void split_heads(
     const Number* key_weight,
     const float* periods,         // [TURNED / 2], of the turns
     const int* offsets,           // [slots], position of each slot's first token
-    const float* settings,        // epsilon, scale of positions, log2 of the base
+    float epsilon, float scale, float log2_base,  // of norms, of positions, of the turns
     Number* queries,              // [slots, heads, width, D]
     Number* keys,                 // [slots, kv_heads, capacity, D], as the next
     Number* values,
@@ -61,9 +61,9 @@ __device__ void split_heads(
       frequency = 1.0 / periods[i];
     } else {
       const float part = static_cast<float>(i) / static_cast<float>(HALF);
-      frequency = exp2f(-part * settings[2]);
+      frequency = exp2f(-part * log2_base);
     }
-    const float place = settings[1] * static_cast<float>(token + offsets[slot]);
+    const float place = scale * static_cast<float>(token + offsets[slot]);
     const float angle = place * frequency;
     cosines[i] = cosf(angle);
     sines[i] = sinf(angle);
@@ -81,7 +81,7 @@ __device__ void split_heads(
     if (is_there) run = run_at(joined + (static_cast<size_t>(row) * all + head) * D + lane * RUN);
     if constexpr (HAS_NORMS) {
       const float sum = sum_over<LANES>(squares_of(run, 0));
-      const float factor = rsqrtf(sum / static_cast<float>(D) + settings[0]);
+      const float factor = rsqrtf(sum / static_cast<float>(D) + epsilon);
       if (!is_value) {
         const Run weight = run_at((is_query ? query_weight : key_weight) + lane * RUN);
 #pragma unroll

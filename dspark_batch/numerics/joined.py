@@ -80,7 +80,6 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
     """
     batch = offsets.shape[0]
     weights = norms or (joined, joined)  # not read
-    settings = _settings(shape.epsilon, shape.scale, shape.base or 1.0)
     kernel = _kernel("heads_into_cache" if into else "heads")
     lane_groups = _THREADS // (shape.dim // _RUN)
     threads = _THREADS if shape.heads + 2 * shape.kv_heads >= lane_groups else 128
@@ -91,12 +90,16 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
         inputs=[
             joined,
             *weights,
-            settings if periods is None else periods,
+            offsets if periods is None else periods,  # the former is not read
             offsets,
-            settings,
-            _counts(width),
             *(into or ()),
         ],
+        numbers={
+            "epsilon": shape.epsilon,
+            "scale": shape.scale,
+            "log2_base": math.log2(shape.base or 1.0),
+            "width": width,
+        },
         template=[
             ("D", shape.dim),
             ("TURNED", shape.turned),
@@ -124,10 +127,8 @@ def owned(buffer: mx.array) -> mx.array:
     comes out is then written in place by one kernel, and read behind it only. MLX must launch
     kernels one by one for that; in a graph of kernels it would not see that one writes.
     """
-    index, nothing = _nothing(buffer.shape[-1], buffer.dtype)
-    index = mx.broadcast_to(index, (*buffer.shape[:2], 0, buffer.shape[3]))
-    nothing = mx.broadcast_to(nothing, (*buffer.shape[:2], 0, buffer.shape[3]))
-    return mx.put_along_axis(buffer, index, nothing, axis=2)
+    shape = (*buffer.shape[:2], 0, buffer.shape[3])
+    return mx.put_along_axis(buffer, *_nothing(shape, buffer.dtype), axis=2)
 
 
 def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> mx.array:
@@ -144,7 +145,8 @@ def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> 
     """
     size = joined.shape[-1] // 2
     (found,) = _kernel("gate")(
-        inputs=[joined, _counts(total, rows)],
+        inputs=[joined],
+        numbers={"total": total, "made": rows},
         template=[("SIZE", size), ("IS_WIDE", is_wide)],
         grid=(rows * size // _RUN, 1, 1),
         threadgroup=(_THREADS, 1, 1),
@@ -173,7 +175,8 @@ def add_and_normalise(
     size = left.shape[-1]
     threads = _threads_of(size)
     sums, normalised = _kernel("add")(
-        inputs=[left, right, weight, _settings(epsilon, 1.0, 1.0), _counts(total)],
+        inputs=[left, right, weight],
+        numbers={"epsilon": epsilon, "total": total},
         template=[
             ("SIZE", size),
             ("THREADS", threads),
@@ -199,23 +202,8 @@ def _threads_of(size: int) -> int:
 
 
 @cache
-def _settings(epsilon: float, scale: float, base: float) -> mx.array:
-    settings = mx.array([epsilon, scale, math.log2(base)], dtype=mx.float32)
-    mx.eval(settings)
-    return settings
-
-
-@cache
-def _counts(*counts: int) -> mx.array:
-    """Give numbers to a kernel that would be compiled anew for each if they were in its text."""
-    found = mx.array(counts, dtype=mx.int32)
-    mx.eval(found)
-    return found
-
-
-@cache
-def _nothing(dim: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    found = mx.zeros((1, 1, 0, dim), dtype=mx.int32), mx.zeros((1, 1, 0, dim), dtype=dtype)
+def _nothing(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    found = mx.zeros(shape, dtype=mx.int32), mx.zeros(shape, dtype=dtype)
     mx.eval(found)
     return found
 
@@ -231,38 +219,44 @@ def kernel_name() -> str:
 
 
 _SPLIT = "split_heads<D, TURNED, HAS_NORMS, HAS_PERIODS, {}>(joined, query_weight, key_weight, "
-_SPLIT += "periods, offsets, settings, queries, {}, HEADS, KV_HEADS, counts[0], {});"
-_OF_HEADS = ["joined", "query_weight", "key_weight", "periods", "offsets", "settings", "counts"]
+_SPLIT += "reinterpret_cast<const float*>(periods), offsets, epsilon, scale, log2_base, queries, "
+_SPLIT += "{}, HEADS, KV_HEADS, width, {});"
+_OF_HEADS = ["joined", "query_weight", "key_weight", "periods", "offsets"]
+_NUMBERS_OF_HEADS = {"epsilon": "float", "scale": "float", "log2_base": "float", "width": "int"}
 
-_CALLS = {
+_CALLS = {  # inputs, outputs, numbers, source
     "heads": (
         _OF_HEADS,
         ["queries", "keys", "values"],
-        _SPLIT.format("false", "keys, values", "counts[0]"),
+        _NUMBERS_OF_HEADS,
+        _SPLIT.format("false", "keys, values", "width"),
     ),
     "heads_into_cache": (
         [*_OF_HEADS, "keys", "values"],
         ["queries"],
+        _NUMBERS_OF_HEADS,
         _SPLIT.format(
             "true", "const_cast<Number*>(keys), const_cast<Number*>(values)", "keys_shape[2]"
         ),
     ),
     "gate": (
-        ["joined", "counts"],
+        ["joined"],
         ["gated"],
-        "gate<IS_WIDE>(joined, gated, counts[0], counts[1], SIZE);",
+        {"total": "int", "made": "int"},
+        "gate<IS_WIDE>(joined, gated, total, made, SIZE);",
     ),
     "add": (
-        ["left", "right", "weight", "settings", "counts"],
+        ["left", "right", "weight"],
         ["sums", "normalised_sums"],
-        "add_and_normalise<SIZE, THREADS, CHUNKS>(left, right, weight, settings[0], sums, "
-        "normalised_sums, counts[0]);",
+        {"epsilon": "float", "total": "int"},
+        "add_and_normalise<SIZE, THREADS, CHUNKS>(left, right, weight, epsilon, sums, "
+        "normalised_sums, total);",
     ),
 }
 
 
 @cache
 def _kernel(part: str) -> CudaKernel:
-    inputs, outputs, call = _CALLS[part]
+    inputs, outputs, numbers, call = _CALLS[part]
     name = f"{kernel_name()}_{part}"
-    return CudaKernel(name, inputs, outputs, header=_source(), source=call)
+    return CudaKernel(name, inputs, outputs, header=_source(), source=call, numbers=numbers)

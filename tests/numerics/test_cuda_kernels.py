@@ -1,6 +1,10 @@
 """What NVRTC and MLX are given for a kernel of ours; nothing here needs a GPU."""
 
+import hashlib
+import sys
+
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from dspark_batch.numerics import cuda_kernels
@@ -25,16 +29,24 @@ class _Mlx:
 def mlx(monkeypatch):
     stand_in = _Mlx()
     monkeypatch.setattr(mx, "fast", stand_in)
+    monkeypatch.setattr(cuda_kernels, "_finds_programs", lambda: False)
     return stand_in
 
 
 def _kernel():
-    source = "copy<N, T>(left, right[0], out, left_shape[1], left_shape[0], left_shape[1]);"
-    return CudaKernel("copy_1", ["left", "right"], ["out"], header="struct A {};", source=source)
+    return CudaKernel(
+        "copy_1",
+        ["left", "right"],
+        ["out"],
+        header="struct A {};",
+        source="copy<N, T>(left, right[0], out, scale, total, left_shape[1], left_shape[0]);",
+        numbers={"scale": "float", "total": "int"},
+    )
 
 
 def _run(kernel, *, dtype=mx.bfloat16, number=8):
     return kernel(
+        numbers={"total": 9, "scale": 0.1},
         inputs=[mx.zeros((3, 5), dtype), mx.zeros((1,), mx.int32)],
         template=[("N", number), ("T", dtype), ("IS_WIDE", True)],
         output_shapes=[(3, 5)],
@@ -55,12 +67,14 @@ def test_a_program_has_the_arrays_their_sizes_and_what_is_fixed(mlx, monkeypatch
     assert texts == [
         "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\nstruct A {};\n"
         f'extern "C" __global__ void {name}(const __nv_bfloat16* left, const int* right, '
-        "__nv_bfloat16* out, int left_shape_0, int left_shape_1) {\n"
+        "__nv_bfloat16* out, int scale_bits, int total, int left_shape_0, int left_shape_1) {\n"
         "constexpr int N = 8;\nusing T = __nv_bfloat16;\nconstexpr bool IS_WIDE = 1;\n"
-        "copy<N, T>(left, right[0], out, left_shape_1, left_shape_0, left_shape_1);\n}\n"
+        "const float scale = __int_as_float(scale_bits);\n"
+        "copy<N, T>(left, right[0], out, scale, total, left_shape_1, left_shape_0);\n}\n"
     ]
     assert way == "precompiled"
-    assert (given["compiled_source"], given["scalars"]) == (b"binary", [3, 5])
+    bits = int(np.float32(0.1).view(np.int32))
+    assert (given["compiled_source"], given["scalars"]) == (b"binary", [bits, 9, 3, 5])
     assert given["ensure_row_contiguous"] is True
     assert (given["grid"], given["threadgroup"]) == ((4, 1, 1), (2, 1, 1))
 
@@ -91,8 +105,70 @@ def test_what_nvrtc_cannot_compile_mlx_does(mlx, monkeypatch):
     way, about, given = mlx.called[0]
     assert way == "by MLX"
     assert "left_shape[1]" in about["source"]
-    assert about["input_names"] == ["left", "right"]
+    assert about["source"].startswith(
+        "const int total = ints[0];\nconst float scale = floats[0];\n"
+    )
+    assert about["input_names"] == ["left", "right", "ints", "floats"]
+    ints, floats = given["inputs"][2:]
+    assert (ints.tolist(), floats.tolist()) == ([9], [np.float32(0.1).item()])
     assert given["template"] == [("N", 8), ("T", mx.bfloat16), ("IS_WIDE", True)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(cuda_kernels, "_hash", lambda word: 0xAB)
+    return tmp_path / "kept"
+
+
+def test_a_program_lies_where_mlx_finds_it_by_a_word(folder, monkeypatch):
+    monkeypatch.setattr(cuda_kernels, "_finds_programs", lambda: True)
+    for binary in (b"another", b"program"):  # what lies there is never believed
+        word = cuda_kernels.word_for("copy_1", binary)
+
+    assert word == hashlib.sha256(b"program").hexdigest().encode()
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert content == {"copy_1_ab.ptx": b"program", "copy_1_ab.txt": b"copy_1\tcopy_1\n"}
+
+
+def test_where_mlx_does_not_find_programs_it_is_given_them(folder, monkeypatch):
+    monkeypatch.setattr(cuda_kernels, "_finds_programs", lambda: False)
+
+    assert cuda_kernels.word_for("copy_1", b"program") == b"program"
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(folder, monkeypatch):
+    monkeypatch.setattr(cuda_kernels, "_finds_programs", lambda: True)
+    folder.write_text("a file")
+
+    assert cuda_kernels.word_for("copy_1", b"program") == b"program"
+
+
+@pytest.mark.parametrize("value", [7, 0, RuntimeError("no kernel image")])
+def test_programs_are_found_if_one_ran(folder, mlx, monkeypatch, value):
+    def run(**given):
+        assert given["compiled_source"] == hashlib.sha256(b"program").hexdigest().encode()
+        if isinstance(value, Exception):
+            raise value
+        return [mx.array([value])]
+
+    monkeypatch.undo()
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(folder))
+    monkeypatch.setattr(cuda_kernels, "compiled", lambda text: b"program")
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", run)
+    cuda_kernels._finds_programs.cache_clear()
+
+    assert cuda_kernels._finds_programs() is (value == 7)
+
+    cuda_kernels._finds_programs.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has CUDA here")
+def test_words_are_hashed_as_the_standard_library_does():
+    # `std::hash<std::string>` of libstdc++ on a 64-bit machine, printed by a program in C++.
+    assert cuda_kernels._hash(b"word") == 0x8B2F30AD46B3E737
+    assert cuda_kernels._hash(b"0123456789abcdef0") == 0x37B1A20C7C6AD6E8
 
 
 def test_without_nvrtc_nothing_is_compiled(monkeypatch):
