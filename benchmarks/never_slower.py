@@ -32,7 +32,7 @@ from dspark_batch.engine.setup import set_up
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.pair import load_pair
 
-MAX_TOKENS = 64
+MAX_TOKENS, WARM_UP_TOKENS = 64, 16
 
 
 class Spoiled(DSparkDrafter):
@@ -59,6 +59,18 @@ def chance_for(tokens, block=7):
     return low
 
 
+def asked(options):
+    """Load the pair; give how many tokens a round should give, None as it does, and the prompts."""
+    if options.pair:
+        target, drafter = options.pair
+        pair, levels = load_pair(target=target, drafter=drafter), [None]
+        records = map(json.loads, options.prompts.read_text().splitlines()[: options.items])
+    else:
+        pair, levels, records = load_pair("tiny"), options.tokens, held_out_records(options.items)
+        pair.drafter.__class__ = Spoiled
+    return pair, levels, [record["prompt"] for record in records]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=100)
@@ -69,14 +81,8 @@ def main():
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     options = parser.parse_args()
-    if options.pair:
-        target, drafter = options.pair
-        pair, levels = load_pair(target=target, drafter=drafter), [None]
-        records = map(json.loads, options.prompts.read_text().splitlines()[: options.items])
-    else:
-        pair, levels, records = load_pair("tiny"), options.tokens, held_out_records(options.items)
-        pair.drafter.__class__ = Spoiled
-    work = requests(pair, [record["prompt"] for record in records], options.max_tokens)
+    pair, levels, prompts = asked(options)
+    work = requests(pair, prompts, options.max_tokens)
     results = []
     for slots in options.slots:
         setup = set_up(pair, slots=slots, num_items=len(work), max_tokens=options.max_tokens)
@@ -84,8 +90,9 @@ def main():
         for tokens in levels:
             if tokens is not None:
                 pair.drafter._kept = chance_for(tokens)
-            for k in range(pair.drafter.block_size + 1):  # warm up; verdicts are known then
-                list(Engine(pair, **where, draft_length=k).generate(work[:slots]))
+            for k in range(pair.drafter.block_size + 1):  # verdicts are known then
+                warm_up = requests(pair, prompts[:slots], min(WARM_UP_TOKENS, options.max_tokens))
+                list(Engine(pair, **where, draft_length=k).generate(warm_up))
             lengths = options.draft_lengths
             fixed = {str(k): Contestant(pair, work, **where, draft_length=k) for k in lengths}
             auto = Contestant(pair, work, **where, lengths=setup.lengths, costs=setup.costs)
