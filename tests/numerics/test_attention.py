@@ -328,6 +328,16 @@ def test_a_whole_hidden_block_leaves_only_what_is_visible():
     assert mx.abs(found - right(*arrays, 0.125, mask)).max() < ERROR[mx.float32]
 
 
+@pytest.mark.skipif(ON_CUDA, reason="a CPU's sum is what both are compared with")
+@pytest.mark.parametrize("blocks", [1, 2, 3, 33])
+@pytest.mark.parametrize("inner", [(1, 1, 16), (5, 40), (2, 3)])
+def test_blocks_are_added_in_order_on_every_device(monkeypatch, blocks, inner):
+    numbers = mx.random.normal((3, 2, blocks, *inner), key=mx.random.key(blocks))
+    expected = attention._added(numbers)
+    monkeypatch.setattr(attention.device, "is_cpu", lambda: False)
+    assert mx.array_equal(attention._added(numbers), expected)
+
+
 @pytest.mark.skipif(ON_CUDA or sys.platform != "linux", reason="elsewhere there is one BLAS")
 @pytest.mark.parametrize("variables", OTHERS, ids=lambda variables: "-".join(variables.values()))
 def test_bits_stay_with_other_kernels_and_threads(variables):

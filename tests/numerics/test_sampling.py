@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from chi_square import chi_square_excess
 
+from dspark_batch import device
 from dspark_batch.numerics.sampling import (
     Filters,
     Settings,
@@ -147,3 +148,14 @@ def test_one_logit_that_is_no_number_spoils_its_position_only(bad):
     logits = mx.zeros((2, 3, 5), dtype=mx.bfloat16)
     logits[1, 2, 4] = bad
     assert are_finite(logits).tolist() == [[True, True, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+@pytest.mark.parametrize("is_cpu", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_each_way_sees_what_is_no_number_wherever_it_stands(monkeypatch, value, is_cpu, dtype):
+    monkeypatch.setattr(device, "is_cpu", lambda: is_cpu)
+    for place in (0, 7, 300):
+        logits = mx.zeros((2, 301), dtype=dtype)
+        logits[1, place] = value
+        assert are_finite(logits).tolist() == [True, False]
