@@ -50,6 +50,7 @@ class NullTarget:
     """A target of one cache layer; the next token is the sum of all tokens so far."""
 
     facts = SimpleNamespace(vocab_size=VOCABULARY)
+    writes_in_place = False
 
     def make_cache(self, slots, positions):
         """Make keys and values for one layer."""

@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import qwen3
 
+from dspark_batch import device
 from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.models.joined_layers import join_draft_layers
@@ -50,6 +51,7 @@ SIZES = {
 
 def random_pair(name="4b", dtype=mx.bfloat16, seed=7):
     """Make a pair; returns it and the token [V] int32 that follows each token."""
+    device.keep_memory_free()
     size, key = SIZES[name], mx.random.key(seed)
     model_key, draft_key, order_key = mx.random.split(key, 3)
     model = qwen3.Model(_target_args(size))

@@ -35,6 +35,17 @@ def launches_one_by_one() -> bool:
     return is_cuda() and launching.is_one_by_one()
 
 
+def keep_memory_free() -> None:
+    """Let MLX hold back no more than an eighth of an NVIDIA GPU's memory for arrays to come.
+
+    Else it holds back all that was ever used. Where the GPU is full, MLX 0.32 gives some of it back
+    for each new array, and that waits for what the GPU is doing.
+    """
+    if is_cuda():
+        most = int(mx.device_info()["total_memory"]) // 8
+        mx.set_cache_limit(min(most, mx.set_cache_limit(most)))
+
+
 def cache_folder() -> Path:
     """Name the folder where this program keeps what it learned about machines and pairs.
 

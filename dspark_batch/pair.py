@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes as get_model_classes
 from mlx_lm.utils import load_config, load_model
 
+from dspark_batch import device
 from dspark_batch.drafters.calibration import kept_temperatures
 from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.drafters.dspark import DSparkDrafter
@@ -118,6 +119,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     """
     check_bits("--target-bits", target_bits)
     check_bits("--drafter-bits", None if drafter_bits == "auto" else drafter_bits)
+    device.keep_memory_free()
     family, target, drafter = _names(family, target, drafter)
     found = locate(target, with_code=trust_remote_code, on_download=on_download)
     drafts = locate(drafter, on_download=on_download) if drafter else None

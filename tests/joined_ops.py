@@ -25,7 +25,7 @@ def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into
     put = [
         mx.put_along_axis(a, index, b, axis=2) for a, b in zip(into, (keys, values), strict=True)
     ]
-    return queries, *mx.depends(put, [queries])
+    return queries, *(mx.depends(put, [queries]) if shape.heads else put)
 
 
 def gated(joined, total, rows, *, is_wide=False):

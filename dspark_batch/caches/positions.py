@@ -12,7 +12,6 @@ import mlx.core as mx
 
 from dspark_batch import device
 from dspark_batch.caches.slot_cache import Arrays, Extent, Joined
-from dspark_batch.numerics.joined import owned
 from dspark_batch.numerics.masks import ragged_causal
 
 
@@ -39,6 +38,7 @@ class PositionCache:
 
     What lies behind a slot's length is never visible and is overwritten by the next step, so a
     rollback moves no data. The buffers lack the positions of a beginning that all slots share.
+    They are row-contiguous, and no other array shares their memory: a kernel may write into them.
     """
 
     is_ragged = True  # attention over it is `numerics.attention.ragged_attention`
@@ -96,17 +96,19 @@ class PositionCache:
             return None, keys, values
         return self._beginning, self.keys, self.values
 
-    def owned(self) -> tuple[mx.array, mx.array] | None:
+    def buffers(self) -> tuple[mx.array, mx.array] | None:
         """Give both buffers for a kernel that writes a step into them; None: MLX has to write.
 
-        What the kernel leaves is to be held in their place. Before the first step there are none
-        yet, and MLX might make one of zeros for several layers.
+        What the kernel leaves is to be held in their place. MLX would copy them while a kernel in
+        flight reads them, which such a write does not disturb: it is behind what others read.
+        Before the first step there are none yet, and MLX might make one of zeros for several
+        layers.
         """
         if self.keys is None or self.values is None or self._beginning is not None:
             return None
         if not device.launches_one_by_one():
             return None
-        return owned(self.keys), owned(self.values)
+        return self.keys, self.values
 
     def make_mask(
         self, width: int, return_array: bool = False, window_size: int | None = None
@@ -234,7 +236,7 @@ def _chosen(buffer: mx.array, slots: Sequence[int]) -> mx.array:
 def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -> mx.array:
     buffer = _chosen(buffer, kept)[:, :, :capacity]
     missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
-    return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
+    return mx.contiguous(mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)]))
 
 
 def _taken(runs: Sequence[mx.array], index: mx.array) -> mx.array:

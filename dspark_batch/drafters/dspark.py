@@ -112,7 +112,7 @@ class DSparkDrafter(nn.Module):
             raise ValueError("the target gave no features, expected those of the tapped layers")
         fused, offset = self.fuse(features), context.lengths
         for layer, cache in zip(self.layers, _buffers(context), strict=True):
-            cache.update_and_fetch(*layer.keys_values(fused, offset))
+            layer.remember(fused, cache, offset)
 
     def propose(
         self, anchor: mx.array, context: SlotCache, num_drafts: int, choose: Choose

@@ -29,6 +29,10 @@ class DraftLayer(nn.Module):
         """Compute keys and values of fused context; see `BlockAttention.keys_values`."""
         return self.self_attn.keys_values(hidden, offset)
 
+    def remember(self, hidden: mx.array, cache: KeyValues, offset: mx.array) -> None:
+        """Write keys and values of fused context."""
+        cache.update_and_fetch(*self.keys_values(hidden, offset))
+
     def __call__(
         self, block: mx.array, cache: KeyValues, offset: mx.array, mask: mx.array
     ) -> mx.array:

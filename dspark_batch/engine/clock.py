@@ -1,13 +1,25 @@
 """Where the time of the engine goes."""
 
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 # Rounds. The first ones compile passes; a sample loses what a round gains by being queued.
 _FIRST_SAMPLE, _SAMPLE_EVERY = 16, 64
 _AT_ONCE_S = 1e-4  # a round that comes so quickly was over before the host asked for it
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A round that the device has."""
+
+    launched: float
+    has_prompts: bool  # that went along
+    is_sample: bool
+    late_s: float  # how long the host took to send it, while the one before might have ended
 
 
 class Clock:
@@ -31,38 +43,46 @@ class Clock:
         rounds: of the engine.
         slot_rounds: of all slots that were not free.
         prompt_tokens: that went through the target.
+        answers: that ended.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.round_s = self.prefill_s = self.idle_s = self.draft_s = self.verify_s = 0.0
         self.sampled_rounds = self.rounds = self.slot_rounds = self.prompt_tokens = 0
+        self.answers = 0
         self._usual_s = 0.0  # of a round without prompts
         self._has_prompts = self._is_sample = False
         self._next_sample = _FIRST_SAMPLE
         self._now = now
-        self._began = self._part_began = self._launched = self._asked = now()
+        self._began = self._part_began = self._asked = now()
+        self._sent: deque[_Sent] = deque()
+        self._drafts_sent: float | None = None
         self._follows = False  # the round another one, without a pause of the device
         self._waited_s = 0.0  # for the parts of this round
 
     def begin(self) -> None:
         """The time of the next round begins; with the end of a round it does so by itself."""
-        self._began = self._now()
-        self._has_prompts = self._is_sample = False
-        self._waited_s = 0.0
+        self._has_prompts = False
+        self._begin()
 
     def add_prompts(self) -> None:
         """Prompts go along."""
         self._has_prompts = True
 
+    def end_answers(self, number: int) -> None:
+        """So many answers ended."""
+        self.answers += number
+
     def leave_out(self, seconds: float) -> None:
         """Somebody else had the device for so long, since the round began."""
         self._began += seconds
-        self._launched += seconds
+        for sent in self._sent:
+            sent.launched += seconds
 
     @property
     def splits(self) -> bool:
         """Whether this round is a sample, or the next one may be."""
-        return self._is_sample or self.rounds >= self._next_sample
+        return any(sent.is_sample for sent in self._sent) or self.rounds >= self._next_sample
 
     def begin_parts(self, *left: mx.array) -> None:
         """The parts of the round begin; `left` is what may still run of the one before."""
@@ -82,13 +102,22 @@ class Clock:
         if self._is_sample:
             self.verify_s += self._part(results)
 
-    def launch(self, num_active: int, *, was_ahead: bool = False) -> None:
-        """The device gets the round; `was_ahead`: it had its drafts to make until now."""
-        self._launched = self._now()
-        idle_s = self._launched - self._began - self._waited_s
-        if was_ahead and self.sampled_rounds:
-            idle_s -= self.draft_s / self.sampled_rounds
-        self.idle_s += max(0.0, idle_s)
+    def send_drafts(self) -> None:
+        """The device gets drafts to make, of this round or of the next."""
+        self._drafts_sent = self._now()
+
+    def launch(self, num_active: int) -> None:
+        """The device gets a round; it may have the round before still."""
+        launched = self._now()
+        late_s = launched - self._began - self._waited_s
+        if self._drafts_sent is not None and self.sampled_rounds:
+            since = launched - max(self._began, self._drafts_sent)
+            late_s -= min(since, self.draft_s / self.sampled_rounds)
+        if not self._sent:
+            self.idle_s += max(0.0, late_s)
+        self._sent.append(_Sent(launched, self._has_prompts, self._is_sample, max(0.0, late_s)))
+        self._has_prompts = self._is_sample = False
+        self._drafts_sent = None
         self.rounds += 1
         self.slot_rounds += num_active
 
@@ -107,20 +136,23 @@ class Clock:
 
         None: prompts went along, it was a sample, or none came right before.
         """
-        over = self._now()
-        if over - self._asked < _AT_ONCE_S:
-            self.idle_s += self._asked - self._launched
+        over, sent = self._now(), self._sent.popleft()
+        if over - self._asked < _AT_ONCE_S:  # the next one, if it is there, may have come late
+            self.idle_s += self._sent[0].late_s if self._sent else self._asked - sent.launched
         total, follows, self._follows = over - self._began, self._follows, True
-        is_usual = not (self._has_prompts or self._is_sample)
-        if self._has_prompts:
+        is_usual = not (sent.has_prompts or sent.is_sample)
+        if sent.has_prompts:
             self.round_s += min(total, self._usual_s)
             self.prefill_s += max(0.0, total - self._usual_s)
         else:
             self.round_s += total
         if is_usual:
             self._usual_s = total
-        self.begin()
+        self._begin()
         return total if is_usual and follows else None
+
+    def _begin(self) -> None:
+        self._began, self._waited_s = self._now(), 0.0
 
     def _part(self, results: tuple[mx.array | None, ...]) -> float:
         """Wait for a part of the round; return what it took since the part before, in seconds."""

@@ -7,10 +7,12 @@
 
 `Engine.step` does this once, and leaves the round to the device: while it runs, the host decodes
 the answers that ended in the round before, and whoever called hands them over, and reads, renders
-and tokenises the next prompts. On a GPU the next round's drafts follow
-at once, and are made while the host commits; they are made anew if others sit in the slots then.
+and tokenises the next prompts. On a GPU the next round follows at once where nothing stops it: all
+that it needs of the one before is on the device. Who ended is noticed a round late then. Else the
+next drafts follow, and are made anew if others sit in the slots then.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListLike
 from contextlib import suppress
@@ -42,7 +44,7 @@ from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule, Scored
 from dspark_batch.numerics.scores import Scores
 from dspark_batch.pair import Pair
-from dspark_batch.tuning.pace import Acceptance, Costs, Pace, Step, Weights
+from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Pace, Step, Weights
 from dspark_batch.types import (
     Failure,
     Gauge,
@@ -56,6 +58,7 @@ from dspark_batch.types import (
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
 _LONGEST_JUMP = 8  # tokens that grammars force in a round without a drafter
+_LEAST_ROUNDS = 32  # of an answer, on average, beside which one more, for nothing, costs little
 
 
 def _always(item: Item) -> bool:
@@ -83,6 +86,15 @@ class _Drafted(NamedTuple):
     rule: Rule
     draft_length: int
     changes: int  # of the slots, until then
+
+
+class _Sent(NamedTuple):
+    """A round that the device has, or had."""
+
+    round: _Round
+    kind: Kind
+    sequences: list[Sequence | None]  # as they sat
+    most_kept: int  # tokens of a slot
 
 
 class _Step(NamedTuple):
@@ -130,6 +142,7 @@ class Engine:
         state_positions: what a slot remembers beside its positions, in positions of the same size.
         drafts_ahead: whether the device gets the next drafts to make before the host has read a
             round; None: if it is a GPU.
+        rounds_ahead: whether it gets the next round, too; None: if that copies no cache.
 
     Raises:
         UsageError: draft_length is more than the drafter's block, there is no confidence head, or
@@ -153,6 +166,7 @@ class Engine:
         prefix_positions: int = _PREFIX_POSITIONS,
         state_positions: int = 0,
         drafts_ahead: bool | None = None,
+        rounds_ahead: bool | None = None,
     ) -> None:
         self._draft_length = _draft_length(pair, draft_length)
         if self._draft_length > 0 and not pair.drafter.has_confidence:
@@ -164,8 +178,7 @@ class Engine:
         self._sampling = _known_rule(sampling)
         self._log_confidence = log_confidence and self._draft_length > 0
         self._temperatures = _temperatures(pair, self._draft_length)
-        self._shapes = shapes
-        self._num_slots = slots
+        self._shapes, self._num_slots = shapes, slots
         decide = sampling == "rejection"
         self._passes = Passes(pair.target, pair.drafter, drafts_decide=decide)
         self._acceptance = Acceptance(slots)
@@ -184,9 +197,10 @@ class Engine:
         )
         self._slots = Slots(pair, shapes, 1 + self._step.draft_length, state_positions)
         self._ended: list[Sequence | Failure] = []  # to be handed over
-        self._running: _Round | None = None  # the device has it; None: it has none
+        self._running: deque[_Sent] = deque()  # the device has them
         # A CPU is the host itself.
         self._drafts_ahead = not device.is_cpu() if drafts_ahead is None else drafts_ahead
+        self._rounds_ahead = self._passes.write_in_place if rounds_ahead is None else rounds_ahead
         self._next: _Drafted | None = None  # drafts made ahead
         self._texts: dict[int, str] = {}  # of single tokens
         self._clock = Clock()
@@ -202,6 +216,7 @@ class Engine:
             begin=self._begin,
             clock=self._clock,
             rests=lambda: not self._step.keeps_context,
+            settle=self._settle,
         )
 
     def generate(
@@ -249,26 +264,30 @@ class Engine:
         self._scheduler.window.add(request, is_urgent=urgent)
 
     def step(self, may_begin: MayBegin = _always) -> list[Outcome]:
-        """Commit the round that the device has, and send it the next one; return what ended.
+        """Commit a round that the device has, and send it the next one; return what ended.
 
-        Waits for a round at most, and not for the one that it sends. Without requests it does
-        nothing.
+        Waits for no round that it sends. Without requests it does nothing.
 
         Args:
             may_begin: asked about each item right before it is generated; after a no, requests
                 that wait are dropped without an outcome.
         """
-        running, self._running = self._running, None
-        if running is None:
+        if self._running:
+            self._commit_one()
+        else:
             self._clock.begin()
-        else:
-            self._commit(self._wait(running))
+        if not self._slots.active:
+            self._settle()
         self._scheduler.run(may_begin)
-        self._slots.shrink()
-        if self._slots.active:
-            self._running = self._launch()
-        else:
+        if self._slots.is_too_large:
+            self._settle()
+            self._slots.shrink()
+        if not self._slots.active:
             self._clock.wait()
+        elif not self._running:
+            self._launch()
+        if self._running:
+            self._go_ahead()
         return self._hand_over()
 
     def cancel(self, item: Item) -> None:
@@ -354,15 +373,33 @@ class Engine:
         self._ended.append(failure or sequence)
         return False
 
-    def _launch(self) -> _Round:
+    def _go_ahead(self) -> None:
+        """Send the next round, or its drafts, behind one that nobody has read."""
+        if len(self._running) == 1 and self._may_go_ahead():
+            self._launch()
+        elif len(self._running) == 1:
+            self._draft_ahead()
+
+    def _may_go_ahead(self) -> bool:
+        """Whether a round can be sent before the one that the device has is read."""
+        if not self._rounds_ahead or self._clock.splits or self._look_ups.is_on:
+            return False
+        if self._threshold > 0 or steers(self._slots.sequences):
+            return False  # the host has to see what came
+        is_dear = self._clock.slot_rounds < _LEAST_ROUNDS * self._clock.answers
+        if is_dear and self._scheduler.num_waiting:
+            return False
+        goes_on = any(sequence.num_left > 1 for sequence in self._slots.active)
+        most_kept = self._running[0].most_kept
+        return goes_on and self._slots.has_room(self._step.draft_length, most_kept)
+
+    def _launch(self) -> None:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
         self._look_ups.find(slots.sequences, self._step)
-        slots.fit(self._look_ups.kind.draft_length)
-        ahead, self._next = self._next, None
-        now = self._step.draft_length, slots.changes
-        is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
-        drafted = ahead if ahead is not None and is_current else self._draft_now()
+        unread = sum(sent.most_kept for sent in self._running)
+        slots.fit(self._look_ups.kind.draft_length, unread)
+        drafted = self._drafted()
         proposed, rule = drafted.proposed, drafted.rule
         drafts, verify_len = self._look_ups.over(*self._choose_verified(proposed))
         if any(self._look_ups.found) and drafted.draft_length and steers(slots.sequences):
@@ -382,10 +419,18 @@ class Engine:
             confidence = drafts[:, :0]
         scores = rule.scores if isinstance(rule, Scored) else None
         launched = _Round(drafts, verify_len, *verified[:3], confidence, proposed.is_sane, scores)
-        self._clock.launch(len(slots.active), was_ahead=is_current)
+        self._clock.launch(len(slots.active))
         mx.async_eval(launched, slots.cache.arrays())
-        self._draft_ahead()
-        return launched
+        mx.async_eval(slots.context.arrays())
+        sent = _Sent(launched, self._look_ups.kind, [*slots.sequences], 1 + num_drafts)
+        self._running.append(sent)
+
+    def _drafted(self) -> _Drafted:
+        """Take the drafts that were made ahead, if they fit; else draft."""
+        ahead, self._next = self._next, None
+        now = self._step.draft_length, self._slots.changes
+        is_current = ahead is not None and (ahead.draft_length, ahead.changes) == now
+        return ahead if ahead is not None and is_current else self._draft_now()
 
     def _draft(self) -> _Drafted:
         """Send the drafter's pass over all slots to the device; see `_propose`."""
@@ -395,6 +440,7 @@ class Engine:
         proposed = self._propose(rule)
         if proposed.tokens.size:  # the drafter runs while the host prepares the target's pass
             mx.async_eval(proposed.tokens)
+            self._clock.send_drafts()
         self._clock.drafted(proposed.tokens, proposed.is_sane)
         return _Drafted(proposed, rule, proposed.tokens.shape[1], slots.changes)
 
@@ -407,30 +453,39 @@ class Engine:
             return self._draft()
 
     def _draft_ahead(self) -> None:
-        """Extend the drafter's context, and send the next drafts behind a round nobody has read."""
+        """Send the next drafts behind a round that nobody has read."""
         is_known = not steers(self._slots.sequences)  # else who steers counts what is not read yet
         drafts = self._drafts_ahead and self._step.draft_length > 0
         if drafts and is_known and not self._clock.splits:
             self._slots.fit_next()
             with suppress(DrafterFault):  # met again where it counts, if it stays
                 self._next = self._draft()
-        mx.async_eval(self._slots.context.arrays())
 
-    def _wait(self, launched: _Round) -> _Step:
+    def _settle(self) -> None:
+        """Commit all rounds that the device has."""
+        while self._running:
+            self._commit_one()
+
+    def _commit_one(self) -> None:
+        """Commit the oldest round that the device has."""
+        sent = self._running.popleft()
+        self._commit(self._wait(sent), sent)
+
+    def _wait(self, sent: _Sent) -> _Step:
         """Wait for a round."""
         self._clock.ask()
-        mx.eval(launched)
-        self._learn_cost(launched.drafts.shape[1], self._clock.end())
-        *arrays, scores = launched
+        mx.eval(sent.round)
+        self._learn_cost(sent, self._clock.end())
+        *arrays, scores = sent.round
         fields: list[Any] = [*(array.tolist() for array in arrays), scores_of(scores)]
         return _Step(*fields)
 
-    def _commit(self, step: _Step) -> None:
-        """Commit a round to all sequences; free the slots of those that ended."""
+    def _commit(self, step: _Step, sent: _Sent) -> None:
+        """Commit a round to all who still sit; free the slots of those that ended."""
         ended: list[int] = []
-        for slot, sequence in enumerate(self._slots.sequences):
-            if sequence is None:
-                continue
+        for slot, sequence in enumerate(sent.sequences):
+            if sequence is None or self._slots.sequences[slot] is not sequence:
+                continue  # it ended in a round before, or was given up
             try:
                 is_finite = self._advance(step, slot, sequence)
                 failure = None if is_finite else _not_finite(sequence)
@@ -441,6 +496,7 @@ class Engine:
             else:
                 self._learn_acceptance(step, slot, sequence)
         self._slots.release(ended)
+        self._clock.end_answers(len(ended))
         self._choose_step()
 
     def _learn_acceptance(self, step: _Step, slot: int, sequence: Sequence) -> None:
@@ -454,10 +510,10 @@ class Engine:
         if self._pace is not None and is_served and not self._look_ups.kind.is_jump:
             self._acceptance.add(accepted, verified)
 
-    def _learn_cost(self, num_drafts: int, seconds: float | None) -> None:
+    def _learn_cost(self, sent: _Sent, seconds: float | None) -> None:
         """Learn what such a round takes; None: it says nothing about others."""
-        if seconds is not None and num_drafts == self._look_ups.kind.draft_length:
-            self.costs.add(self._look_ups.kind, seconds)
+        if seconds is not None and sent.round.drafts.shape[1] == sent.kind.draft_length:
+            self.costs.add(sent.kind, seconds)
 
     def _choose_step(self) -> None:
         """Choose the next round's draft length by what drafts were worth so far."""

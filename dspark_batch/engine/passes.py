@@ -10,6 +10,7 @@ import mlx.core as mx
 from dspark_batch import device
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.drafters.drafter import Drafter
+from dspark_batch.models.joined_layers import write_in_place
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.acceptance import accept_with_bonus
 from dspark_batch.numerics.rows import as_they_come
@@ -55,11 +56,14 @@ class Passes:
         make_cache: makes what the target remembers, for slots and positions.
         make_context: makes what the drafter remembers.
         vocab_size: of the target.
+        write_in_place: whether a pass behind one in flight writes where that one reads.
     """
 
     def __init__(self, target: Target, drafter: Drafter, *, drafts_decide: bool = False) -> None:
         self._drafter = drafter
         self.vocab_size = target.facts.vocab_size
+        drafts_in_place = write_in_place(getattr(drafter, "layers", ()))
+        self.write_in_place = target.writes_in_place and drafts_in_place
         self._for_drafter = nullcontext if drafts_decide else as_they_come
         self.make_cache, self.make_context = target.make_cache, drafter.make_cache
         self._made = made = _compiled if not device.is_cpu() else _as_it_is

@@ -192,6 +192,7 @@ class Scheduler:
             asked for; tells whether more are to come.
         clock: told of prompts.
         rests: whether the drafter loses all context just now.
+        settle: commits all rounds, before others sit down.
 
     Attributes:
         window: the requests that come next.
@@ -211,6 +212,7 @@ class Scheduler:
         begin: Callable[[Sequence, int, bool, ListLike[Score]], bool],
         clock: Clock,
         rests: Callable[[], bool],
+        settle: Callable[[], None],
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
         self._passes = passes
@@ -225,6 +227,7 @@ class Scheduler:
         self._begin = begin
         self._clock = clock
         self._rests = rests
+        self._settle = settle
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
         self._through: list[_Wave] = []  # first tokens not read yet
@@ -311,6 +314,8 @@ class Scheduler:
         if num_active and not is_worth_it and not self._ready[0].is_urgent:
             return
         self._num_unused = 0
+        self._settle()
+        num_free = min(self._most_slots - len(self._slots.active), _num(self._ready))
         while self._ready and num_free:
             wave = self._ready.pop(0)
             now, later = wave.sequences[:num_free], wave.sequences[num_free:]

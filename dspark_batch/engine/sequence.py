@@ -98,6 +98,11 @@ class Sequence:
         return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
     @property
+    def num_left(self) -> int:
+        """Tokens that it may have besides."""
+        return self.request.max_tokens - len(self.token_ids)
+
+    @property
     def is_told_numbers(self) -> bool:
         """Whether the scores of prefill are numbers, as far as there are any."""
         return all(isfinite(score.chosen) for score in self.told)
@@ -208,7 +213,7 @@ class Sequence:
         return self.token_ids[:-1] if ended else self.token_ids
 
     def _commit(self, tokens: list[int]) -> int:
-        room, strings = self.request.max_tokens - len(self.token_ids), self._stop_strings
+        room, strings = self.num_left, self._stop_strings
         stayed = 0
         for token in tokens[:room]:
             self.token_ids.append(token)

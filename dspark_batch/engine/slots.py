@@ -49,10 +49,13 @@ class Slots:
         """The sequences, without the free slots."""
         return [sequence for sequence in self.sequences if sequence is not None]
 
-    def fit(self, draft_length: int) -> None:
-        """Get ready for rounds with so many drafts: slots that a pass runs over, and their room."""
+    def fit(self, draft_length: int, unread: int = 0) -> None:
+        """Get ready for rounds with so many drafts: slots that a pass runs over, and their room.
+
+        Rounds that the host has not read may add so many tokens, `unread`, until then.
+        """
         self._widest = 1 + draft_length
-        room = self._room(self._longest())
+        room = self._room(self._longest() + unread)
         for cache in (self.cache, self.context):
             cache.reserve(room)
             cache.see(room)
@@ -60,6 +63,11 @@ class Slots:
     def fit_next(self) -> None:
         """Get ready for drafts behind a round like those of `fit` that the host has not read."""
         self.context.reserve(self._room(self._longest() + self._widest))
+
+    def has_room(self, draft_length: int, unread: int) -> bool:
+        """Whether `fit` would move nothing."""
+        room = self._longest() + unread + self._round_room(1 + draft_length)
+        return room <= min(self.cache.capacity, self.context.capacity)
 
     def positions(self) -> mx.array:
         """Give the answer positions that the next round decides first, [S] int32."""
@@ -118,16 +126,20 @@ class Slots:
         self.release(slots)
         return requests
 
-    def shrink(self) -> None:
-        """Give back slots and room that nobody needs, if it is a good part of them."""
+    @property
+    def is_too_large(self) -> bool:
+        """Whether nobody needs a good part of the slots or of their room."""
         active = self.active
         if not active:
-            return
-        slots = self._shapes.slots_for(len(active))
-        room = self._room(self._longest())
-        fewer = 4 * slots <= 3 * len(self.sequences)
-        if fewer or 4 * whole_steps(room) <= self.cache.capacity:
-            self._resize(slots, room)
+            return False
+        fewer = 4 * self._shapes.slots_for(len(active)) <= 3 * len(self.sequences)
+        return fewer or 4 * whole_steps(self._room(self._longest())) <= self.cache.capacity
+
+    def shrink(self) -> None:
+        """Give back slots and room that nobody needs, if it is a good part of them."""
+        if self.is_too_large:
+            slots = self._shapes.slots_for(len(self.active))
+            self._resize(slots, self._room(self._longest()))
 
     def expect(self, num_drafts: int) -> None:
         """Say what a round with so many drafts will keep, if it is known before."""
@@ -152,7 +164,10 @@ class Slots:
 
         The block always runs whole, and in some drafters the anchor stands in front of it.
         """
-        return cached_len + max(self._shapes.width(self._widest), 1 + self._block_size)
+        return cached_len + self._round_room(self._widest)
+
+    def _round_room(self, widest: int) -> int:
+        return max(self._shapes.width(widest), 1 + self._block_size)
 
     def _make_room_for(self, needed: int) -> None:
         slots = max(self._shapes.slots_for(needed), len(self.sequences))

@@ -79,6 +79,18 @@ def join_draft_layers(layers: Sequence[nn.Module], final_norm: nn.Module) -> int
     return _join(layers, final_norm, made)
 
 
+def write_in_place(layers: Sequence[nn.Module]) -> bool:
+    """Whether steps of these layers write into their caches while kernels in flight read them.
+
+    MLX's own writes copy a whole buffer then.
+    """
+    return device.launches_one_by_one() and all(_runs_joined(layer) for layer in layers)
+
+
+def _runs_joined(layer: nn.Module) -> bool:
+    return getattr(layer, "runs_joined", False)
+
+
 def _join(
     layers: Sequence[nn.Module],
     final_norm: nn.Module | None,
@@ -279,7 +291,7 @@ class _Pass:
         else:
             sums, joined = known.rows, self.qkv.filled(known.normalised, total)
         joined = joined.reshape(-1, joined.shape[-1])
-        own = cache.owned()
+        own = cache.buffers()
         queries, keys, values = self._heads(joined, cache.offset, width, own)
         if own is None:
             keys, values = cache.update_and_fetch(keys, values)
@@ -334,18 +346,22 @@ class _Pass:
             return None
         return attention.q_norm["weight"], attention.k_norm["weight"]
 
-    def keys_values(self, hidden: mx.array, offset: mx.array) -> tuple[mx.array, mx.array]:
-        """Make keys and values of hidden [B, T, E] from offset [B] on, [B, KV, T, D] each."""
-        joined = self._kv(hidden)
+    def remember(self, hidden: mx.array, cache: PositionCache) -> None:
+        """Write keys and values of hidden [B, T, E] behind each slot."""
+        joined, own = self._kv(hidden), cache.buffers()
         _, keys, values = split_heads(
             joined.reshape(-1, joined.shape[-1]),
             self.shape._replace(heads=0),
-            offset,
+            cache.offset,
             hidden.shape[1],
             norms=self._norms,
             periods=self._periods,
+            into=own,
         )
-        return keys, values
+        if own is None:
+            cache.update_and_fetch(keys, values)
+        else:
+            cache.leave([keys, values])
 
     @property
     def is_current(self) -> bool:
@@ -379,7 +395,7 @@ def _heads_of(layer: nn.Module) -> Heads | None:
         return None
     if not fits_gate(mlp.down_proj["weight"].shape[1]):
         return None
-    return None if getattr(layer, "runs_joined", False) else _heads_in(attention)
+    return None if _runs_joined(layer) else _heads_in(attention)
 
 
 def _heads_in(attention: nn.Module) -> Heads | None:
@@ -446,15 +462,13 @@ def _let_draft(layer: nn.Module, own: _Pass) -> None:
         result: mx.array = plain.__call__(self, block, cache, offset, mask)
         return result
 
-    def keys_values(
-        self: nn.Module, hidden: mx.array, offset: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        if offset.shape == hidden.shape[:1] and own.is_current:
-            return own.keys_values(hidden, offset)
-        result: tuple[mx.array, mx.array] = plain.keys_values(self, hidden, offset)
-        return result
+    def remember(self: nn.Module, hidden: mx.array, cache: object, offset: mx.array) -> None:
+        if isinstance(cache, PositionCache) and offset is cache.offset and own.is_current:
+            own.remember(hidden, cache)
+        else:
+            plain.remember(self, hidden, cache, offset)
 
-    methods = {"__call__": call, "keys_values": keys_values, "runs_joined": True}
+    methods = {"__call__": call, "remember": remember, "runs_joined": True}
     layer.__class__ = type(plain.__name__, (plain,), methods)
 
 
@@ -524,9 +538,11 @@ def _seen(own: _Pass) -> Iterator[list[mx.array]]:
 
 def _is_exact_context(own: _Pass, layer: nn.Module) -> bool:
     """Compare what a draft layer makes of context in the same way."""
-    hidden, offset = _random(len(_LENGTHS), _WIDTH, own.size), mx.array(_LENGTHS, dtype=mx.int32)
+    hidden, caches = _random(len(_LENGTHS), _WIDTH, own.size), [_filled(own) for _ in range(2)]
     with own.parts_standing_in(of_context=True), as_they_come():
-        return _are_equal(layer.keys_values(hidden, offset), own.keys_values(hidden, offset))
+        layer.remember(hidden, caches[0], caches[0].offset)
+        own.remember(hidden, caches[1])
+        return _are_equal(caches[0].held(), caches[1].held())
 
 
 def _are_equal(expected: Sequence[mx.array], found: Sequence[mx.array]) -> bool:
@@ -540,7 +556,7 @@ def _filled(own: _Pass) -> PositionCache:
     extent.lengths = mx.array(_LENGTHS, dtype=mx.int32)
     cache = PositionCache(extent)
     shape = (len(_LENGTHS), own.shape.kv_heads, _CAPACITY, own.shape.dim)
-    cache.hold([_random(*shape), _random(*shape, seed=2)])
+    cache.hold([1 * _random(*shape), 1 * _random(*shape, seed=2)])  # they will be written in place
     mx.eval(cache.held())
     return cache
 

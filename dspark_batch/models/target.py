@@ -22,7 +22,7 @@ from dspark_batch.caches.states import StateCache
 from dspark_batch.errors import ModelError
 from dspark_batch.models import qwen3_5
 from dspark_batch.models.attention import let_caches_choose
-from dspark_batch.models.joined_layers import join_layers
+from dspark_batch.models.joined_layers import join_layers, write_in_place
 from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.taps import Taps
@@ -255,6 +255,9 @@ class Target:
         model: from mlx-lm.
         tap_ids: layers whose outputs the drafter reads; empty for none.
         config: of the pair that it was loaded with; None if it was not loaded.
+
+    Attributes:
+        writes_in_place: see `models.joined_layers.write_in_place`.
     """
 
     def __init__(
@@ -264,6 +267,7 @@ class Target:
         join_layers(model.layers, text_model(model).get("model", {}).get("norm"))
         self.model = model
         self.config = config
+        self.writes_in_place = write_in_place(model.layers)
         self._taps = Taps(model.layers, tap_ids)
         let_caches_record(model)
         self._layers = layers_of(model)

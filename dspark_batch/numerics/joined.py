@@ -71,8 +71,10 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
         width: T.
         norms: [D] each, weights of RMS norms of query and key heads; None: there are none.
         periods: [turned / 2] float32, if there is no base.
-        into: keys and values of a cache, [B, KV, C, D] each, that nobody else has: they are
-            written in place from the offsets on, as `owned` says; None: others are made.
+        into: keys and values of a cache, [B, KV, C, D] each, row-contiguous: they are written in
+            place from the offsets on, though a kernel in flight may read what lies in front of
+            these. Whoever holds them sees it. MLX must launch kernels one by one for that; in a
+            graph of kernels it would not see that one writes. None: others are made.
 
     Returns:
         Queries [B, H, T, D], or anything if there are no such heads; keys and values,
@@ -118,17 +120,6 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
         return queries, keys, values
     keys, values = mx.depends(list(into), made)
     return made[0], keys, values
-
-
-def owned(buffer: mx.array) -> mx.array:
-    """Give a buffer that no other array shares: this one if nobody else has it, else a copy.
-
-    It is MLX's write of nothing: MLX takes the buffer over, or copies it, as for every write. What
-    comes out is then written in place by one kernel, and read behind it only. MLX must launch
-    kernels one by one for that; in a graph of kernels it would not see that one writes.
-    """
-    shape = (*buffer.shape[:2], 0, buffer.shape[3])
-    return mx.put_along_axis(buffer, *_nothing(shape, buffer.dtype), axis=2)
 
 
 def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> mx.array:
@@ -199,13 +190,6 @@ def _threads_of(size: int) -> int:
     runs = size // _RUN
     evenly = (n for n in (128, 64) if runs % n == 0 and runs // n <= _MOST_CHUNKS)
     return 64 if runs <= 64 else next(evenly, 128)
-
-
-@cache
-def _nothing(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    found = mx.zeros(shape, dtype=mx.int32), mx.zeros(shape, dtype=dtype)
-    mx.eval(found)
-    return found
 
 
 @cache

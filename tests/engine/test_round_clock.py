@@ -219,10 +219,49 @@ def test_while_the_device_makes_drafts_ahead_it_is_not_idle(every_round, clock, 
     assert (clock.sampled_rounds, clock.draft_s) == (1, 5.0)
     for takes, idle_s in ((7.0, 2.0), (4.0, 0.0)):
         before = clock.idle_s
+        clock.send_drafts()
         clock.begin()
         time.seconds += takes
-        clock.launch(1, was_ahead=True)
+        clock.launch(1)
         assert clock.idle_s - before == idle_s
+
+
+def test_it_is_not_idle_either_while_it_makes_them_and_the_host_prepares_the_rest(
+    every_round, clock, time
+):
+    one_round(clock, time)
+    one_round(clock, time)
+    before = clock.idle_s
+    clock.begin()
+    time.seconds += 1.0
+    clock.send_drafts()
+    time.seconds += 6.0  # the drafter takes 5
+    clock.launch(1)
+    assert clock.idle_s - before == 2.0
+
+
+def test_a_round_behind_another_one_counts_as_late_only_if_that_one_was_over(time):
+    clock = Clock(time)
+    clock.begin()
+    time.seconds += 1.0
+    clock.launch(1)
+    time.seconds += 1.0
+    clock.launch(1)  # nobody has read the first
+    assert clock.idle_s == 1.0
+    clock.ask()
+    time.seconds += 3.0
+    assert clock.end() is None  # the first one of all
+    clock.add_prompts()
+    time.seconds += 2.0
+    clock.launch(1)
+    clock.ask()
+    assert clock.end() == 2.0  # its prompts go along with the third
+    assert clock.idle_s == 3.0  # the second was over, at worst since the first was
+    time.seconds += 4.0
+    clock.ask()
+    time.seconds += 0.5
+    assert clock.end() is None
+    assert (clock.round_s, clock.prefill_s) == (5.0 + 2.0 + 2.0, 2.5)
 
 
 def test_a_round_takes_from_the_end_of_the_one_before_to_its_own(clock, time):

@@ -17,7 +17,6 @@ from dspark_batch.models import joined_layers
 from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.joined_layers import join_draft_layers, join_layers
 from dspark_batch.models.safe_layers import make_rows_safe
-from dspark_batch.numerics.joined import owned
 
 KERNELS = ("split_heads", "gated", "add_and_normalise")
 SIZES = {
@@ -210,27 +209,3 @@ def test_joined_draft_layers_have_the_bits_of_their_own_code():
     assert join_draft_layers(drafter.layers, drafter.norm) == 3
 
     assert _are_equal(expected, _drafted(drafter))
-
-
-def test_a_buffer_is_owned_where_it_lies_if_nobody_else_has_it():
-    buffer = mx.ones((4, 2, 64, 64)) + 1
-    mx.eval(buffer)
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-
-    buffer = owned(buffer)
-    mx.eval(buffer)
-
-    assert mx.get_peak_memory() - before < buffer.nbytes
-    assert (buffer == 2).all()
-
-
-def test_a_buffer_that_somebody_holds_is_owned_as_a_copy():
-    buffer = mx.ones((4, 2, 64, 64)) + 1
-    mx.eval(buffer)
-    before = mx.get_active_memory()
-
-    mine = owned(buffer)
-    mx.eval(mine)
-
-    assert mx.get_active_memory() - before >= buffer.nbytes

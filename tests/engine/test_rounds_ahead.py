@@ -1,0 +1,138 @@
+"""The next round is on the device before the host reads one: no byte changes."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from golden_cases import load_case
+from grids import grid
+from test_drafts_ahead import answers, equally_long, ids, work
+
+from dspark_batch.engine.engine import Engine
+from dspark_batch.types import Failure, Sampling
+
+
+def engine_that(*, ahead=True, **settings):
+    return Engine(load_case("qwen3_vanilla").pair, rounds_ahead=ahead, **settings)
+
+
+@cache
+def plainly(temperature):
+    return ids(engine_that(ahead=False, slots=7, draft_length=0), work(temperature))
+
+
+def in_flight(engine, monkeypatch):
+    """Collect how many rounds the device has whenever the host waits for one."""
+    wait, found = engine._wait, []
+    monkeypatch.setattr(
+        engine, "_wait", lambda sent: found.append(1 + len(engine._running)) or wait(sent)
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("temperature", "shape"), grid([0.0, 1.0], [(2, 3), (4, 7), (7, 0), (16, 7), (3, None)])
+)
+def test_answers_are_those_of_plain_decoding(temperature, shape):
+    slots, draft_length = shape
+    settings = {"draft_length": draft_length}
+    if draft_length is None:
+        settings = {"lengths": (0, 1, 3, 7), "costs": (1.0, 0.01, 0.2, 0.01)}
+    assert ids(engine_that(slots=slots, **settings), work(temperature)) == plainly(temperature)
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_statistics_are_those_of_rounds_that_are_read_first(rule):
+    late, ahead = (
+        {
+            n: (answer.token_ids, answer.num_accepted, answer.accept_lengths)
+            for n, answer in answers(engine, work(1.0)).items()
+        }
+        for is_ahead in (False, True)
+        for engine in [engine_that(ahead=is_ahead, slots=4, sampling=rule)]
+    )
+    assert ahead == late
+
+
+@pytest.mark.parametrize("draft_length", [0, 3])
+def test_the_device_has_a_round_behind_each_one_that_the_host_waits_for(draft_length, monkeypatch):
+    engine = engine_that(slots=2, draft_length=draft_length)
+    found = in_flight(engine, monkeypatch)
+    list(engine.generate(equally_long(2, 60)))
+    assert set(found) == {1, 2}
+    # Not behind samples of what the parts take, nor where buffers grow, nor at the end.
+    assert found.count(1) <= 7
+
+
+def test_nobody_sits_down_while_the_device_has_rounds(monkeypatch):
+    engine = engine_that(slots=3, draft_length=3)
+    found, enter, entered = in_flight(engine, monkeypatch), engine._slots.enter, []
+
+    def enters(*arguments):
+        entered.append(len(engine._running))
+        enter(*arguments)
+
+    monkeypatch.setattr(engine._slots, "enter", enters)
+    list(engine.generate(work(0.0)))
+    assert max(found) == 2
+    assert set(entered) == {0}
+
+
+@pytest.mark.parametrize(("longest", "most"), [(40, 2), (3, 1)])
+def test_short_answers_have_no_round_for_nothing_while_others_wait(longest, most, monkeypatch):
+    engine = engine_that(slots=2, draft_length=0)
+    waiting, launch = [], engine._launch
+
+    def launched():
+        if engine._running and engine._scheduler.num_waiting and engine._clock.answers:
+            waiting.append(1 + len(engine._running))
+        launch()
+
+    monkeypatch.setattr(engine, "_launch", launched)
+    list(engine.generate(equally_long(12, longest)))
+    assert max(waiting, default=1) == most
+
+
+def test_who_is_given_up_leaves_the_others_as_they_are(monkeypatch):
+    engine, requests = engine_that(slots=3, draft_length=3), equally_long(3, 40)
+    found = in_flight(engine, monkeypatch)
+    for request in requests:
+        engine.add(request)
+    outcomes = [outcome for _ in range(5) for outcome in engine.step()]
+    assert found[-1] == 2
+    engine.cancel(requests[1].item)
+    while not engine.is_idle:
+        outcomes += engine.step()
+    (given_up,) = [each for each in outcomes if isinstance(each, Failure)]
+    assert (given_up.item, given_up.code) == (requests[1].item, "cancelled")
+    alone = ids(engine_that(ahead=False), [requests[0], requests[2]])
+    assert {e.item.index: e.token_ids for e in outcomes if e is not given_up} == alone
+
+
+def test_every_pass_has_the_room_that_it_needs(monkeypatch):
+    engine = engine_that(slots=3, draft_length=3)
+    verify, rooms = engine._passes.verify, []
+
+    def verified(cache, tokens, *others):
+        rooms.append(cache.capacity - cache.lengths.max().item() - tokens.shape[1])
+        return verify(cache, tokens, *others)
+
+    monkeypatch.setattr(engine._passes, "verify", verified)
+    list(engine.generate(equally_long(6, 400)))
+    assert 0 <= min(rooms) < 8  # it was tight somewhere
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"repetition_penalty": 1.2}, {"logit_bias": ((7, 1.0),)}, {"min_tokens": 9}],
+)
+def test_whoever_looks_at_what_came_waits_for_it(sampling, monkeypatch):
+    requests = [replace(r, sampling=Sampling(**sampling)) for r in equally_long(3, 20)]
+    engine = engine_that(slots=3)
+    found = in_flight(engine, monkeypatch)
+    assert ids(engine, requests) == ids(engine_that(ahead=False), requests)
+    assert set(found) == {1}
+
+
+def test_on_a_cpu_rounds_are_read_first():
+    assert not Engine(load_case("qwen3_vanilla").pair)._rounds_ahead
