@@ -1,11 +1,12 @@
 """Drafts of any worth: the automatic draft length against each fixed one, none included.
 
     python -m benchmarks.never_slower [--items 100] [--slots 1 4 16] [--tokens 1.3 2 3 5 7]
-                                      [--draft-lengths 0 1 2 3 4 5 6 7]
+                                      [--draft-lengths 0 1 2 3 4 5 6 7] [--repeats 1]
 
 The bundled pair answers held-out items. Its drafts, nearly always right, are spoiled at random so
 that a round of seven gives about as many tokens as told. The contestants decode by turns of a tenth
-of a second in one process (`turns.py`); fixed draft lengths that are far behind leave early.
+of a second in one process (`turns.py`), each job `repeats` times from the start, of which the
+medians count; fixed draft lengths that are far behind leave early.
 `ratio` is the automatic draft length's tokens per second over those of the best fixed one: 1 is as
 good, less is slower. Verdicts are known, as behind a machine's first job, which tests them for half
 a second. Without DSPARK_BATCH_CACHE at an empty folder, costs may be known from earlier jobs, too.
@@ -18,6 +19,7 @@ Another pair answers the prompts of a file, with its drafts as they are.
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import dspark_batch  # noqa: F401  the BLAS, before MLX
@@ -25,7 +27,7 @@ import dspark_batch  # noqa: F401  the BLAS, before MLX
 import mlx.core as mx  # isort: skip
 
 from benchmarks.common import held_out_records, print_line, requests, surroundings
-from benchmarks.turns import Contestant, compete
+from benchmarks.turns import Contestant, compete_often
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
@@ -80,6 +82,7 @@ def main():
     parser.add_argument("--pair", nargs=2, metavar=("TARGET", "DRAFTER"))
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
+    parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     pair, levels, prompts = asked(options)
     work = requests(pair, prompts, options.max_tokens)
@@ -93,10 +96,13 @@ def main():
             for k in range(pair.drafter.block_size + 1):  # verdicts are known then
                 warm_up = requests(pair, prompts[:slots], min(WARM_UP_TOKENS, options.max_tokens))
                 list(Engine(pair, **where, draft_length=k).generate(warm_up))
-            lengths = options.draft_lengths
-            fixed = {str(k): Contestant(pair, work, **where, draft_length=k) for k in lengths}
-            auto = Contestant(pair, work, **where, lengths=setup.lengths, costs=setup.costs)
-            found = compete(fixed, auto, work)
+            make = partial(Contestant, pair, work, **where)
+            found = compete_often(
+                lambda make=make: {str(k): make(draft_length=k) for k in options.draft_lengths},
+                partial(make, lengths=setup.lengths, costs=setup.costs),
+                work,
+                options.repeats,
+            )
             results.append({"slots": slots, "tokens": tokens, **found})
             print(results[-1], file=sys.stderr, flush=True)
     print_line({"benchmark": "never_slower", **surroundings(), "results": results})

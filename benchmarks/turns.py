@@ -4,6 +4,7 @@ A machine that becomes slower, as virtual ones do for seconds or minutes, is slo
 """
 
 import time
+from statistics import median
 
 import mlx.core as mx
 
@@ -53,6 +54,36 @@ class Contestant:
 
     def _finished(self):
         return sum(map(len, self.answers.values()))
+
+
+def compete_often(make_fixed, make_auto, work, repeats):
+    """Let contestants compete some times, each time from the start; give medians.
+
+    The best of some noisy rates is too high, and the more so, the fewer readings of each there are.
+
+    Args:
+        make_fixed: makes the contestants by name.
+        make_auto: makes the one that is compared with the best of them.
+        work: the requests that each of them answers.
+        repeats: how often.
+
+    Returns:
+        As `compete`, and the `ratios` of each time.
+    """
+    found = [compete(make_fixed(), make_auto(), work) for _ in range(repeats)]
+    first = found[0]
+    rates = {
+        k: round(median(each["tokens_per_s"][k] for each in found), 1)
+        for k in first["tokens_per_s"]
+    }
+    best = max((k for k in rates if k != "auto"), key=rates.__getitem__)
+    return first | {
+        "tokens_per_s": rates,
+        "best_fixed": best,
+        "ratio": round(rates["auto"] / rates[best], 3),
+        "ratios": [each["ratio"] for each in found],
+        "identical": all(each["identical"] for each in found),
+    }
 
 
 def compete(fixed, auto, work):
