@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
-_HOPE = 1.05  # how much better an untried draft length may be than the costs say
+_HOPE = 1.03  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _TRIAL_ROUNDS = 3
 _NEARLY = 0.03  # drafts that promise less than the best by so much are as good for a beginning
@@ -31,7 +31,7 @@ _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a
 _LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds of the other kind are so much better
 _LEAST_IF_ODD, _ODD = 6, 2.0  # of them, where they take so much longer than by the rule
 # Rounds without drafts, and how much better they may be if so few were seen: another look.
-_DOUBTS = ((8, 2.0), (15, 1.15))
+_DOUBTS = ((8, 1.3), (15, 1.15))
 _LOOK_SHARE = 0.08  # of the time since a trial is what another look may take
 _LEAST_KEPT = 8  # rounds with drafts, before what rounds take is kept for other jobs
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
@@ -72,8 +72,8 @@ class _Seen(NamedTuple):
 
     @property
     def usual_s(self) -> float:
-        """The median."""
-        return median(self.seconds)
+        """The lower quartile: what disturbs a round, or is new to it, makes it slower."""
+        return sorted(self.seconds)[len(self.seconds) // 4]
 
 
 class Costs:
@@ -112,7 +112,7 @@ class Costs:
         seconds = max(seconds, _LEAST_S)
         self.seconds += seconds
         if self.is_known(kind):
-            self._slowness.append(seconds / self._seen[kind].usual_s)
+            self._slowness.append(seconds / median(self._seen[kind].seconds))
         times.append(seconds / self._slow_now)
         self._seen[kind] = _Seen(times, self.num_rounds)
         if len(times) <= _LEAST_SEEN or self.num_rounds % _ESTIMATE_EVERY == 0:

@@ -99,13 +99,16 @@ def test_before_any_round_the_rule_is_believed():
     assert not costs.is_known(Kind(4, 3))
 
 
-def test_a_kind_of_round_takes_the_median_of_its_last_times():
+def test_a_kind_of_round_takes_what_a_quarter_of_its_last_ones_stay_below():
     costs, kind = Costs(RULE_CPU), Kind(4, 3)
     for seconds in (5.0, 1.0, 90.0):
         assert not costs.is_known(kind)
         costs.add(kind, seconds)
     assert costs.is_known(kind)
-    assert costs.round_s(kind) == 5.0
+    assert costs.round_s(kind) == 1.0  # the first ones of a job are slow
+    for seconds in (4.0, 3.0, 5.0, 6.0, 7.0):
+        costs.add(kind, seconds)
+    assert costs.round_s(kind) == 4.0
 
 
 def test_a_kind_that_was_tried_in_a_slow_minute_is_not_slower():
