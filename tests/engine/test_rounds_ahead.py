@@ -122,6 +122,20 @@ def test_every_pass_has_the_room_that_it_needs(monkeypatch):
     assert 0 <= min(rooms) < 8  # it was tight somewhere
 
 
+def test_buffers_move_only_while_the_device_has_no_round(monkeypatch):
+    engine, moved = engine_that(slots=3, draft_length=3), []
+    for buffers in (engine._slots.cache, engine._slots.context):
+
+        def told(*arguments, resize=buffers._resize):
+            moved.append(len(engine._running))
+            resize(*arguments)
+
+        monkeypatch.setattr(buffers, "_resize", told)
+    list(engine.generate(equally_long(6, 400)))
+    assert len(moved) > 8
+    assert set(moved) == {0}  # else both would be in memory
+
+
 @pytest.mark.parametrize(
     "sampling",
     [{"repetition_penalty": 1.2}, {"logit_bias": ((7, 1.0),)}, {"min_tokens": 9}],
