@@ -78,7 +78,7 @@ def test_nobody_sits_down_while_the_device_has_rounds(monkeypatch):
     assert set(entered) == {0}
 
 
-@pytest.mark.parametrize(("longest", "most"), [(40, 2), (3, 1)])
+@pytest.mark.parametrize(("longest", "most"), [(36, 2), (3, 1)])
 def test_short_answers_have_no_round_for_nothing_while_others_wait(longest, most, monkeypatch):
     engine = engine_that(slots=2, draft_length=0)
     waiting, launch = [], engine._launch
@@ -89,7 +89,7 @@ def test_short_answers_have_no_round_for_nothing_while_others_wait(longest, most
         launch()
 
     monkeypatch.setattr(engine, "_launch", launched)
-    list(engine.generate(equally_long(12, longest)))
+    list(engine.generate(equally_long(7, longest)))
     assert max(waiting, default=1) == most
 
 
@@ -118,7 +118,7 @@ def test_every_pass_has_the_room_that_it_needs(monkeypatch):
         return verify(cache, tokens, *others)
 
     monkeypatch.setattr(engine._passes, "verify", verified)
-    list(engine.generate(equally_long(6, 400)))
+    list(engine.generate(equally_long(4, 150)))
     assert 0 <= min(rooms) < 8  # it was tight somewhere
 
 
@@ -131,8 +131,8 @@ def test_buffers_move_only_while_the_device_has_no_round(monkeypatch):
             resize(*arguments)
 
         monkeypatch.setattr(buffers, "_resize", told)
-    list(engine.generate(equally_long(6, 400)))
-    assert len(moved) > 8
+    list(engine.generate(equally_long(4, 150)))
+    assert len(moved) > 4
     assert set(moved) == {0}  # else both would be in memory
 
 
