@@ -236,7 +236,7 @@ def _chosen(buffer: mx.array, slots: Sequence[int]) -> mx.array:
 def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -> mx.array:
     buffer = _chosen(buffer, kept)[:, :, :capacity]
     missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
-    return mx.contiguous(mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)]))
+    return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
 
 
 def _taken(runs: Sequence[mx.array], index: mx.array) -> mx.array:

@@ -216,7 +216,7 @@ class Engine:
             begin=self._begin,
             clock=self._clock,
             rests=lambda: not self._step.keeps_context,
-            settle=self._settle,
+            commit_all=self._commit_all,
         )
 
     def generate(
@@ -277,10 +277,10 @@ class Engine:
         else:
             self._clock.begin()
         if not self._slots.active:
-            self._settle()
+            self._commit_all()
         self._scheduler.run(may_begin)
         if self._slots.is_too_large:
-            self._settle()
+            self._commit_all()
             self._slots.shrink()
         if not self._slots.active:
             self._clock.wait()
@@ -461,7 +461,7 @@ class Engine:
             with suppress(DrafterFault):  # met again where it counts, if it stays
                 self._next = self._draft()
 
-    def _settle(self) -> None:
+    def _commit_all(self) -> None:
         """Commit all rounds that the device has."""
         while self._running:
             self._commit_one()

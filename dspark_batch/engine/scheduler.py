@@ -192,7 +192,7 @@ class Scheduler:
             asked for; tells whether more are to come.
         clock: told of prompts.
         rests: whether the drafter loses all context just now.
-        settle: commits all rounds, before others sit down.
+        commit_all: commits all rounds that the device has, before others sit down.
 
     Attributes:
         window: the requests that come next.
@@ -212,7 +212,7 @@ class Scheduler:
         begin: Callable[[Sequence, int, bool, ListLike[Score]], bool],
         clock: Clock,
         rests: Callable[[], bool],
-        settle: Callable[[], None],
+        commit_all: Callable[[], None],
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
         self._passes = passes
@@ -227,7 +227,7 @@ class Scheduler:
         self._begin = begin
         self._clock = clock
         self._rests = rests
-        self._settle = settle
+        self._commit_all = commit_all
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
         self._through: list[_Wave] = []  # first tokens not read yet
@@ -305,24 +305,25 @@ class Scheduler:
 
     def _seat(self) -> None:
         """Give free slots to those who are ready, once it has cost as much to leave them free."""
-        num_active = len(self._slots.active)
-        num_free = min(self._most_slots - num_active, _num(self._ready))
-        if num_free == 0:
+        if self._num_to_seat == 0:
             return
-        self._num_unused += num_free
+        self._num_unused += self._num_to_seat
         is_worth_it = self._num_unused >= self._most_slots // _SEATING_SHARE
-        if num_active and not is_worth_it and not self._ready[0].is_urgent:
+        if self._slots.active and not is_worth_it and not self._ready[0].is_urgent:
             return
         self._num_unused = 0
-        self._settle()
-        num_free = min(self._most_slots - len(self._slots.active), _num(self._ready))
-        while self._ready and num_free:
+        self._commit_all()
+        while num_free := self._num_to_seat:
             wave = self._ready.pop(0)
             now, later = wave.sequences[:num_free], wave.sequences[num_free:]
             self._slots.enter([s for _, s in now], wave.filled, [n for n, _ in now])
-            num_free -= len(now)
             if later:
                 self._ready.insert(0, wave._replace(sequences=later))
+
+    @property
+    def _num_to_seat(self) -> int:
+        """Those who are ready and for whom there is a slot."""
+        return min(self._most_slots - len(self._slots.active), _num(self._ready))
 
     def _begin_wave(self, may_begin: MayBegin) -> bool:
         """Take the next requests from the window, if they are worth a pass."""

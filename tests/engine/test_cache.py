@@ -1,6 +1,9 @@
 """The law Undo: what was written and did not stay has not happened, bit for bit."""
 
+from itertools import pairwise
+
 import mlx.core as mx
+import numpy as np
 import pytest
 from golden_cases import load_case
 
@@ -30,6 +33,35 @@ def test_a_step_lands_behind_each_slots_own_length():
     for slot, length in enumerate([2, 9, 5]):
         assert mx.array_equal(keys[slot, :, length : length + 3], step[slot])
         assert mx.array_equal(keys[slot, :, :length], random_keys(0, 3, 9)[slot, :, :length])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.reserve(200),
+        lambda cache: cache.resize([0, 2], 2, 32),
+        lambda cache: cache.resize([0, 1, 2], 3, 16),
+        lambda cache: cache.insert([1], filled(2, [3, 4]), [1], [4]),
+        lambda cache: cache.begin_with([[cache.snapshot(n, 0, 2)] for n in (1, 1, 2)]),
+        lambda cache: cache.clear([0]),
+    ],
+)
+def test_a_kernel_may_write_into_buffers_whatever_was_done_to_them(change):
+    cache = filled(3, [2, 9, 5], capacity=128)
+    (layer,) = cache.layers
+    part = cache.snapshot(0, 0, 2)
+    change(cache)
+    found = [layer.keys, layer.values]
+    mx.eval(found, part.arrays)
+    assert all(memoryview(buffer).c_contiguous for buffer in found)  # else it gets a copy
+    spans = [_span(array) for array in (*found, *part.arrays)]
+    spans.sort()
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))  # nobody else has them
+
+
+def _span(array):
+    begin = np.frombuffer(memoryview(array), dtype=np.uint8).ctypes.data
+    return begin, begin + array.nbytes
 
 
 def test_buffers_grow_and_keep_what_they_hold():

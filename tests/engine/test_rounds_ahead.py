@@ -1,12 +1,11 @@
 """The next round is on the device before the host reads one: no byte changes."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 from golden_cases import load_case
 from grids import grid
-from test_drafts_ahead import answers, equally_long, ids, work
+from test_drafts_ahead import answers, equally_long, ids, plainly, work
 
 from dspark_batch.engine.engine import Engine
 from dspark_batch.types import Failure, Sampling
@@ -14,11 +13,6 @@ from dspark_batch.types import Failure, Sampling
 
 def engine_that(*, ahead=True, **settings):
     return Engine(load_case("qwen3_vanilla").pair, rounds_ahead=ahead, **settings)
-
-
-@cache
-def plainly(temperature):
-    return ids(engine_that(ahead=False, slots=7, draft_length=0), work(temperature))
 
 
 def in_flight(engine, monkeypatch):
