@@ -3,9 +3,10 @@
 import json
 import platform
 import subprocess
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import mlx.core as mx
 
@@ -14,6 +15,7 @@ from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parent.parent
+_EARLY = 4  # windows of the driver that end before a job has been on for one
 HELD_OUT = ROOT / "sample_inputs" / "heldout.jsonl"
 
 
@@ -47,6 +49,32 @@ def requests(pair: Pair, prompts, max_tokens, system=None):
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+@contextmanager
+def busy_share():
+    """Count how busy the GPU is meanwhile: what is yielded is called behind it.
+
+    That is the share of the time in which some kernel runs, as NVIDIA's driver counts it in windows
+    of some tenths of a second; None without such a driver.
+    """
+    words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        process = subprocess.Popen([*words, "-lms", "100"], stdout=subprocess.PIPE, text=True)
+    except OSError:
+        yield lambda: None
+        return
+    try:
+        yield lambda: round(mean(_ended(process) or [0]) / 100, 3)
+    finally:
+        process.kill()
+
+
+def _ended(process):
+    """End a process of `busy_share` and list what it said, less the windows that began before."""
+    process.terminate()
+    said, _ = process.communicate()
+    return [float(line) for line in said.split()[_EARLY:]]
 
 
 def spread(samples):

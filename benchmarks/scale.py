@@ -10,8 +10,9 @@ runs in full and its drafts are then replaced by the target's own continuation, 
 the paper's drafter is rejected (`benchmarks.rehearsal`). Every contestant answers `items-per-slot`
 random prompts per slot (64 to 192 tokens) with the same numbers of tokens, drawn evenly between LOW
 and HIGH, in one process with one model; tokens per second are those of the whole job, prefill
-included, after a warm-up of one and a half items per slot, with answers of all lengths.
-All must say the tokens that this target is known to say; `wrong` counts the answers that differ.
+included, after a warm-up of one and a half items per slot, with answers of all lengths;
+`busy_share` is the share of the job in which the GPU ran some kernel. All must say the tokens that
+this target is known to say; `wrong` counts the answers that differ.
 
 The floor of a round: each matrix and each cached position read once, at the device's bandwidth, or
 the operations at its matrix rate, whichever takes longer; for verifying, drafting, and extending
@@ -33,7 +34,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import BatchGenerator
 
-from benchmarks.common import print_line, surroundings
+from benchmarks.common import busy_share, print_line, surroundings
 from benchmarks.random_pair import SIZES, num_parameters, random_pair
 from benchmarks.rates import measured_rates, nominal_rates
 from benchmarks.rehearsal import PROFILES, accept_length, rehearse
@@ -112,9 +113,11 @@ class Scale:
         work = self.work(slots * self.options.items_per_slot, self.options.answer_tokens, seed=20)
         mx.synchronize()
         mx.reset_peak_memory()
-        began = time.perf_counter()
-        answers, told = run(work)
-        seconds = time.perf_counter() - began
+        with busy_share() as share:
+            began = time.perf_counter()
+            answers, told = run(work)
+            seconds = time.perf_counter() - began
+            told["busy_share"] = share()
         tokens = sum(map(len, answers))
         return {
             "items": len(work),
