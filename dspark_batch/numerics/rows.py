@@ -69,7 +69,9 @@ VERDICTS: Verdicts = {}  # of this process; `tuning.verdicts` keeps them on the 
 
 _is_free = False  # rows run as they come
 _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
-_least: dict[tuple[Product, int, Ladder], int | None] = {}  # asked for in each layer of each step
+# What is asked for in each layer of each step.
+_pieces: dict[tuple[Product, int, Ladder], tuple[int, ...]] = {}
+_least: dict[tuple[Product, int, Ladder], int | None] = {}
 
 
 def over_safe_rows(product: Product, hidden: mx.array, multiply: Multiply) -> mx.array:
@@ -175,13 +177,16 @@ def pieces(product: Product, count: int) -> tuple[int, ...]:
     The least safe count that holds all rows is taken, if there is one that is not much too large.
     Else as many of the largest safe count as fit, and one for the rest.
     """
-    found: list[int] = []
-    while count > 0:
-        least = _least_safe(product, count)
-        piece = least if least is not None else _largest_safe(product, count)
-        found.append(piece)
-        count -= piece
-    return tuple(found)
+    key = (product, count, _ladder(product))
+    if key not in _pieces:
+        found: list[int] = []
+        while count > 0:
+            least = _least_safe(product, count)
+            piece = least if least is not None else _largest_safe(product, count)
+            found.append(piece)
+            count -= piece
+        _pieces[key] = tuple(found)
+    return _pieces[key]
 
 
 def is_safe(product: Product, count: int) -> bool:
@@ -206,6 +211,7 @@ def forget() -> None:
     VERDICTS.clear()
     _references.clear()
     _least.clear()
+    _pieces.clear()
 
 
 def _counts(product: Product, total: int) -> tuple[int, ...]:
