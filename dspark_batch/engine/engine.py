@@ -182,7 +182,7 @@ class Engine:
         decide = sampling == "rejection"
         self._passes = Passes(pair.target, pair.drafter, drafts_decide=decide)
         self._acceptance = Acceptance(slots)
-        self.costs = Costs(costs)
+        self.costs = Costs(costs, _upkeep(pair))
         self._step = Step(self._draft_length)
         self._pace: Pace | None = None  # None: the draft length is fixed
         if lengths and draft_length is None and sampling != "rejection":
@@ -215,7 +215,7 @@ class Engine:
             sequence=self._sequence,
             begin=self._begin,
             clock=self._clock,
-            rests=lambda: not self._step.keeps_context,
+            step=lambda: self._step,
             commit_all=self._commit_all,
         )
 
@@ -682,6 +682,17 @@ def _draft_length(pair: Pair, asked: int | None) -> int:
             f"Use 0 to {block_size}, or leave it out."
         )
     return block_size if asked is None else asked
+
+
+def _upkeep(pair: Pair) -> float:
+    """Say, by a rule, which share of a plain round goes into the drafter's context.
+
+    A tapped layer, and two layers of the drafter, read as many weights as a twelfth of a layer of
+    the target has.
+    """
+    drafter = pair.drafter
+    read = len(drafter.tap_ids) + drafter.num_layers / 2
+    return read / (read + 12 * pair.target.facts.num_layers)
 
 
 def _longest_jump(asked: int | None) -> int:

@@ -71,7 +71,8 @@ class LookUps:
         if is_jump and not (self.is_on and num_drafts):
             known = [len(run) for run, s in zip(runs, sequences, strict=True) if s]
             num_drafts = self._costs.worth(known, len(sequences), self._jumps)
-        self.kind = Kind(len(sequences), num_drafts, is_jump=is_jump and num_drafts > 0)
+        is_jump, rests = is_jump and num_drafts > 0, num_drafts == 0 and not step.keeps_context
+        self.kind = Kind(len(sequences), num_drafts, is_jump, rests)
         if self.is_on and num_drafts > 0:
             self._look_up(sequences, num_drafts)
         for slot, run in enumerate(runs):

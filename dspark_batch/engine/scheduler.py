@@ -23,6 +23,7 @@ from dspark_batch.engine.slots import Slots
 from dspark_batch.numerics.rules import Scored
 from dspark_batch.numerics.sampling import are_finite
 from dspark_batch.numerics.scores import Scores
+from dspark_batch.tuning.pace import Step
 from dspark_batch.types import Item, Request, SamplingRule
 
 MayBegin: TypeAlias = Callable[[Item], bool]
@@ -191,7 +192,7 @@ class Scheduler:
         begin: takes a first token, whether it was chosen from numbers, and its score if that was
             asked for; tells whether more are to come.
         clock: told of prompts.
-        rests: whether the drafter loses all context just now.
+        step: whether the drafter keeps its context just now, or may be asked again.
         commit_all: commits all rounds that the device has, before others sit down.
 
     Attributes:
@@ -211,7 +212,7 @@ class Scheduler:
         sequence: Callable[[Waiting], Sequence],
         begin: Callable[[Sequence, int, bool, ListLike[Score]], bool],
         clock: Clock,
-        rests: Callable[[], bool],
+        step: Callable[[], Step],
         commit_all: Callable[[], None],
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -226,7 +227,7 @@ class Scheduler:
         self._sequence = sequence
         self._begin = begin
         self._clock = clock
-        self._rests = rests
+        self._step = step
         self._commit_all = commit_all
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
@@ -340,7 +341,8 @@ class Scheduler:
             self._begun = [self._sequence(waiting) for waiting in begun]
             prompts = [Prompt.of(waiting.request) for waiting in begun]
             # Whom many follow will have gone before drafts pay again.
-            is_asked = not self._rests() or len(self.window) < self._most_slots
+            may_return = self._step().may_return and len(self.window) < self._most_slots
+            is_asked = self._step().keeps_context or may_return
             self._filling = prefill(
                 self._passes, self._shapes, prompts, self._prefixes, with_context=is_asked
             )

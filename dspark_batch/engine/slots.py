@@ -55,10 +55,12 @@ class Slots:
         Rounds that the host has not read may add so many tokens, `unread`, until then.
         """
         self._widest = 1 + draft_length
-        room = self._room(self._longest() + unread)
+        longest = self._longest() + unread
+        room = self._room(longest)
         for cache in (self.cache, self.context):
             cache.reserve(room)
-            cache.see(room)
+        self.cache.see(longest + self._shapes.width(self._widest))
+        self.context.see(room)
 
     def fit_next(self) -> None:
         """Get ready for drafts behind a round like those of `fit` that the host has not read."""

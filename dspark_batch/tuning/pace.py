@@ -29,6 +29,7 @@ _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do b
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
 _LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds of the other kind are so much better
+_CLEAR_ALONE = 1.6  # how much better, for a single slot, where they are meant for a job's end
 _LEAST_IF_ODD, _ODD = 6, 2.0  # of them, where they take so much longer than by the rule
 # Rounds without drafts, and how much better they may be if so few were seen: another look.
 _DOUBTS = ((8, 1.3), (15, 1.15))
@@ -51,6 +52,7 @@ class Kind(NamedTuple):
     slots: int  # over which its passes run
     draft_length: int
     is_jump: bool = False  # whether its drafts are known without a drafter's pass
+    rests: bool = False  # whether the drafter rests, so that its context is not kept
 
     @property
     def is_drafted(self) -> bool:
@@ -87,6 +89,8 @@ class Costs:
 
     Args:
         rule: what the parts of a round cost, in any unit.
+        upkeep: the share of a round without drafts in which the drafter's context is kept; what a
+            round takes without, while none was seen.
 
     Attributes:
         num_rounds: that were seen.
@@ -94,8 +98,9 @@ class Costs:
         seconds: that they took.
     """
 
-    def __init__(self, rule: Weights) -> None:
+    def __init__(self, rule: Weights, upkeep: float = 0.0) -> None:
         self._rule = np.maximum(np.array(rule), 1e-9)
+        self._upkeep = upkeep
         self._seen: dict[Kind, _Seen] = {}
         self.num_rounds = self.num_drafted = 0
         self.seconds = 0.0
@@ -144,6 +149,8 @@ class Costs:
         """Expect the seconds of a round, or its cost by the rule while none was seen."""
         if self.is_known(kind):
             return self._seen[kind].usual_s
+        if kind.rests:
+            return (1 - self._upkeep) * self.round_s(kind._replace(rests=False))
         return float(np.dot(self.weights(), kind.parts))
 
     def worth(self, runs: ListLike[int], slots: int, lengths: Iterable[int]) -> int:
@@ -182,13 +189,17 @@ class Costs:
         if not fresh:
             return self._rule
         parts = np.array([kind.parts for kind in fresh])
-        seconds = np.array([self._seen[kind].usual_s for kind in fresh])
+        seconds = np.array([self._with_context_s(kind) for kind in fresh])
         rule = self._rule * np.median(seconds / (parts @ self._rule))
         # In shares: each kind's seconds are 1, and so is each part of the rule.
         rows = np.vstack([parts * rule / seconds[:, None], _RULE_WEIGHT * np.eye(len(rule))])
         wanted = np.concatenate([np.ones(len(fresh)), np.full(len(rule), _RULE_WEIGHT)])
         shares, *_ = np.linalg.lstsq(rows, wanted, rcond=None)
         return rule * np.maximum(shares, _LEAST_SHARE)
+
+    def _with_context_s(self, kind: Kind) -> float:
+        """Say what a round of a kind that was seen takes, or would if the context was kept."""
+        return self._seen[kind].usual_s / ((1 - self._upkeep) if kind.rests else 1)
 
     def _fresh(self, kind: Kind) -> _Seen | None:
         seen = self._seen.get(kind)
@@ -249,6 +260,7 @@ class Step:
 
     draft_length: int
     keeps_context: bool = True  # whether the drafter is kept ready
+    may_return: bool = True  # whether one that is not may be asked at the end of the job
 
 
 class Pace:
@@ -279,6 +291,7 @@ class Pace:
         self._tried_s = 0.0  # of rounds, until the last trial began
         self._rested = 0  # rounds since drafts did not pay; 0: they pay
         self._rest = _FIRST_REST
+        self._alone: bool | None = None  # would drafts pay for a single slot? None: not asked yet
         self._drafted = tuple(k for k in self._lengths if k)
         self.step = Step(self._first(slots))
 
@@ -311,22 +324,24 @@ class Pace:
         if self._looks_again(slots, best, rates):
             return self._tried(0)
         if best == 0 and may_rest and self._costs.is_known(kind, _SURE_SEEN):
-            self._rested = 1
-            return Step(0, keeps_context=False)
+            self._alone = None
+            return self._resting(slots, served)
         is_new = best != self.step.draft_length and not self._costs.is_known(kind)
         if is_new and self._costs.num_drafted >= _LEAST_DRAFTED:
             return self._tried(best)  # one round says little
         return Step(best)
 
     def _pays_alone(self) -> bool:
-        """Whether a single slot is expected to gain clearly by drafts."""
-        rates = self._rates(1)
-        return max(rates.values()) > _CLEAR * rates[0]
+        """Whether a single slot is expected to gain clearly by drafts; a rest changes nothing."""
+        if self._alone is None or not self._rested:
+            rates = self._rates(1)
+            self._alone = max(rates.values()) > _CLEAR_ALONE * rates[0]
+        return self._alone
 
     def _resting(self, slots: int, served: int) -> Step:
         self._rested += 1
         if self._rested <= self._rest:
-            return Step(0, keeps_context=False)
+            return Step(0, keeps_context=False, may_return=self._pays_alone())
         if 2 * served < slots:
             return Step(0)
         self._rested, self._rest = 0, min(2 * self._rest, _LONGEST_REST)
@@ -397,10 +412,10 @@ class Pace:
         return most if is_cheap and self._costs.is_known(usual) else None
 
     def _rates(self, slots: int) -> dict[int, float]:
-        """Expect tokens per second of a slot, by draft length."""
+        """Expect tokens per second of a slot, by draft length; without drafts, those of a rest."""
         survival = self._acceptance.survival(self._lengths[-1])
         return {
-            k: accept_length(survival, 1 + k) / self._costs.round_s(Kind(slots, k))
+            k: accept_length(survival, 1 + k) / self._costs.round_s(Kind(slots, k, rests=k == 0))
             for k in self._lengths
         }
 

@@ -145,7 +145,7 @@ def test_the_pace_learns_what_jumps_cost_and_nothing_of_their_drafts(rests):
     jumps = {kind for kind in kinds if kind.is_jump}
     assert jumps
     assert all(kind.draft_length > 0 for kind in jumps)
-    assert Kind(3, 0) in kinds
+    assert Kind(3, 0, rests=True) in kinds
     assert {kind for kind in kinds if kind.is_drafted} <= {Kind(3, 7)}  # the first round
     assert all(reached <= 3 for _, reached in engine._acceptance._seen)
 

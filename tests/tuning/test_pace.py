@@ -356,18 +356,18 @@ def test_drafts_that_look_disturbed_are_not_given_up_at_once():
 
 def round_s(slots, draft_length):
     """Give a round's seconds, where drafts cost many slots much and few slots little."""
-    return 2.0 + 0.1 * slots * (1 + draft_length) + (draft_length > 0)
+    return 2.0 + 0.15 * slots * (1 + draft_length) + (draft_length > 0)
 
 
 def decode(pace, costs, acceptance, rounds, slots, *, ends):
-    """Run rounds whose every second draft is accepted; return the steps."""
+    """Run rounds of which 0 to 4 drafts would be accepted; return the steps."""
     steps = []
     for number in range(rounds):
         step = pace.next(slots, slots, ends=ends)
         steps.append(step)
         costs.add(Kind(slots, step.draft_length), round_s(slots, step.draft_length))
         for slot in range(slots if step.keeps_context else 0):
-            acceptance.add(min((number + slot) % 2, step.draft_length), step.draft_length)
+            acceptance.add(min((number + slot) % 5, step.draft_length), step.draft_length)
     return steps
 
 
@@ -380,6 +380,40 @@ def test_a_drafter_that_rests_is_kept_ready_for_the_thin_end_of_a_job():
     assert all(step.keeps_context for step in newcomers)
     assert newcomers[-1].draft_length == 0  # with all slots drafts do not pay
     assert decode(pace, costs, acceptance, 12, 2, ends=True)[-1].draft_length > 0
+
+
+def test_a_rest_is_for_the_whole_job_where_drafts_gain_a_single_slot_little():
+    pace, costs, acceptance = made(slots=32)
+    for number in range(60):
+        step = pace.next(32, 32, ends=number > 40)
+        costs.add(
+            Kind(32, step.draft_length, rests=not step.keeps_context), 2.0 + step.draft_length
+        )
+        for slot in range(32 if step.keeps_context else 0):
+            acceptance.add(min((number + slot) % 2, step.draft_length), step.draft_length)
+    assert step == Step(0, keeps_context=False, may_return=False)
+
+
+def test_plain_rounds_are_worth_what_they_are_while_the_drafter_rests():
+    costs = Costs(RULE_CPU, upkeep=0.1)
+    for _ in range(3):
+        costs.add(Kind(4, 0), 2.0)
+    assert costs.round_s(Kind(4, 0, rests=True)) == pytest.approx(1.8)
+    pace = Pace(costs, Acceptance(4), LENGTHS, 4)
+    assert 2.0 * pace._rates(4)[0] == pytest.approx(1 / 0.9)
+    for _ in range(3):
+        costs.add(Kind(4, 0, rests=True), 1.5)
+    assert costs.round_s(Kind(4, 0, rests=True)) == pytest.approx(1.5)
+    assert costs.round_s(Kind(4, 0)) == pytest.approx(2.0)
+
+
+def test_a_long_rest_says_what_rounds_with_a_context_take():
+    costs = Costs(RULE_CPU, upkeep=0.2)
+    for _ in range(600):  # nothing else is remembered
+        costs.add(Kind(4, 0, rests=True), 4.0)
+    whole = sum(RULE_CPU[part] * Kind(4, 0).parts[part] for part in range(4))
+    drafted = sum(RULE_CPU[part] * Kind(4, 7).parts[part] for part in range(4))
+    assert costs.round_s(Kind(4, 7)) == pytest.approx(5.0 * drafted / whole, rel=0.01)
 
 
 def test_a_drafter_that_pays_for_nobody_rests_at_the_end_of_a_job_too():
