@@ -169,6 +169,25 @@ def test_rounds_behind_a_long_slot_attend_to_what_the_others_need(attended):
     assert attended[-1] == 32
 
 
+@on_a_cpu
+def test_a_target_attends_no_farther_than_its_own_pass_goes(monkeypatch):
+    case, seen, see = load_case("qwen3_vanilla"), {}, SlotCache.see
+
+    def noted(self, positions):
+        see(self, positions)
+        seen.setdefault(id(self), set()).add(self.layers[0].num_seen)
+
+    monkeypatch.setattr(SlotCache, "see", noted)
+    ids = (case.prompt("greedy0") * 20)[:20]
+    asked = Request(Item(0, "0", "digest-0", "test"), ids, 10)
+    engine = Engine(case.pair, slots=1, draft_length=1)
+    (completion,) = engine.generate([asked])
+    longest = len(ids) + len(completion.token_ids) - 1  # before the last round
+    assert longest + 2 <= 32 < longest + case.pair.drafter.block_size
+    assert seen[id(engine._slots.cache)] == {32}
+    assert max(seen[id(engine._slots.context)]) == 64  # a block of the drafter goes farther
+
+
 def test_all_layers_count_with_the_same_array():
     extent = Extent(2, 8)
     assert extent.places(3) is extent.places(3)

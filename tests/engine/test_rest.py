@@ -8,7 +8,7 @@ from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.scheduler import Scheduler
 from dspark_batch.pair import load_pair
-from dspark_batch.tuning.pace import Pace, Step
+from dspark_batch.tuning.pace import Kind, Pace, Step
 from dspark_batch.types import Item, Request
 
 AT_REST = Step(0, keeps_context=False)
@@ -29,7 +29,10 @@ def requests():
 
 @pytest.fixture
 def rests(monkeypatch):
-    """Let the drafter rest for some rounds, and draft behind them; note what each wave has."""
+    """Let the drafter rest for some rounds, and draft behind them; note what each wave has.
+
+    Returns the notes, and a list whose one step may be another.
+    """
     rounds, waves, end = iter(range(10**6)), [], Scheduler._end_wave
 
     extended, extend = [], Passes.extend
@@ -45,15 +48,17 @@ def rests(monkeypatch):
         waves.append((told, written, len(self.window)))
 
     def step(self, slots, served, ends):
-        return AT_REST if next(rounds) < REST else Step(3)
+        return at_rest[0] if next(rounds) < REST else Step(3)
 
+    at_rest = [AT_REST]
     monkeypatch.setattr(Pace, "next", step)
     monkeypatch.setattr(Passes, "extend", noted)
     monkeypatch.setattr(Scheduler, "_end_wave", ended)
-    return waves
+    return waves, at_rest
 
 
 def test_only_those_have_a_context_whom_the_drafter_may_be_asked_about(rests):
+    rests, _ = rests
     settings = {"slots": SLOTS, "lengths": (0, 3), "costs": (1.0, 0.0, 0.3, 0.0)}
     said = {a.item.index: a for a in Engine(pair(), **settings).generate(requests())}
     plain = {a.item.index: a for a in Engine(pair(), draft_length=0).generate(requests())}
@@ -65,3 +70,21 @@ def test_only_those_have_a_context_whom_the_drafter_may_be_asked_about(rests):
     drafted = [sum(answer.num_drafted) for _, answer in sorted(said.items())]
     assert 0 in drafted
     assert sum(drafted) > 0
+
+
+def test_where_drafts_pay_for_nobody_the_last_ones_have_no_context_either(rests):
+    waves, at_rest = rests
+    at_rest[:] = [Step(0, keeps_context=False, may_return=False)]
+    settings = {"slots": SLOTS, "lengths": (0, 3), "costs": (1.0, 0.0, 0.3, 0.0)}
+    list(Engine(pair(), **settings).generate(requests()))
+    first, *later = (written for _, written, _ in waves)
+    assert first  # it began before any round said so
+    assert later
+    assert not any(later)
+
+
+def test_an_engine_knows_by_rule_what_a_context_costs():
+    for draft_length, share in ((None, (3 + 1) / (3 + 1 + 12 * 6)), (0, 0.0)):  # 3 taps
+        costs = Engine(pair(), slots=2, draft_length=draft_length).costs
+        kept, rests = (costs.round_s(Kind(2, 0, rests=rests)) for rests in (False, True))
+        assert rests == pytest.approx((1 - share) * kept)

@@ -394,6 +394,17 @@ def test_a_rest_is_for_the_whole_job_where_drafts_gain_a_single_slot_little():
     assert step == Step(0, keeps_context=False, may_return=False)
 
 
+def test_each_rest_asks_anew_whether_the_drafter_may_return():
+    pace, costs, acceptance = made(slots=32)
+    assert decode(pace, costs, acceptance, 60, 32, ends=False)[-1].may_return
+    for _ in range(700):  # from now on no draft is accepted
+        step = pace.next(32, 32)
+        costs.add(Kind(32, step.draft_length), round_s(32, step.draft_length))
+        for _ in range(32 if step.keeps_context else 0):
+            acceptance.add(0, step.draft_length)
+    assert step == Step(0, keeps_context=False, may_return=False)
+
+
 def test_plain_rounds_are_worth_what_they_are_while_the_drafter_rests():
     costs = Costs(RULE_CPU, upkeep=0.1)
     for _ in range(3):
