@@ -49,7 +49,7 @@ MOST_GROWTH_MB = 2.0  # whatever the number of items
 class NullTarget:
     """A target of one cache layer; the next token is the sum of all tokens so far."""
 
-    facts = SimpleNamespace(vocab_size=VOCABULARY)
+    facts = SimpleNamespace(vocab_size=VOCABULARY, num_layers=1)
     writes_in_place = False
 
     def make_cache(self, slots, positions):
