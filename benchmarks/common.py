@@ -15,8 +15,8 @@ from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parent.parent
-_EARLY = 4  # windows of the driver that end before a job has been on for one
 HELD_OUT = ROOT / "sample_inputs" / "heldout.jsonl"
+_EARLY = 4  # windows of the driver that end before a job has been on for one
 
 
 def surroundings():
@@ -65,16 +65,17 @@ def busy_share():
         yield lambda: None
         return
     try:
-        yield lambda: round(mean(_ended(process) or [0]) / 100, 3)
+        yield lambda: _mean_share(process)
     finally:
         process.kill()
 
 
-def _ended(process):
-    """End a process of `busy_share` and list what it said, less the windows that began before."""
+def _mean_share(process):
+    """End a process of `busy_share`; give the mean of its windows, less those that began before."""
     process.terminate()
     said, _ = process.communicate()
-    return [float(line) for line in said.split()[_EARLY:]]
+    percent = [float(line) for line in said.split()[_EARLY:]]
+    return round(mean(percent) / 100, 3) if percent else None
 
 
 def spread(samples):

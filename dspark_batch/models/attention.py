@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
+from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +14,8 @@ from dspark_batch.models import gemma2, mla
 from dspark_batch.numerics.attention import ragged_attention
 
 _NAME = scaled_dot_product_attention.__name__
+# The cache that gave the keys of a step, by the identity of these, for as long as they are there.
+_caches: dict[int, tuple[ref[mx.array], ref[Any]]] = {}
 # Of families whose own code cannot attend over slots of different lengths.
 _FORWARDS = gemma2.FORWARDS | mla.FORWARDS  # class of an attention module -> its pass
 
@@ -45,10 +48,16 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
 ) -> mx.array:
     """Attend as mlx-lm does, or over a ragged cache by `ragged_attention`.
 
+    A layer without a cache may read the keys and values of another layer, as the last ones of
+    Gemma 4 do: it attends as that one does.
+
     Raises:
         ValueError: a mask of a step over a ragged cache says something else than what is visible.
     """
+    if cache is None:
+        cache = _cache_of(keys)
     if getattr(cache, "is_ragged", False):
+        _remember(keys, cache)
         if not isinstance(mask, mx.array) or mask.dtype != mx.bool_:
             raise ValueError("its attention has a mask of its own")
         beginning, keys, values = cache.split(keys, values)
@@ -62,6 +71,17 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )
+
+
+def _remember(keys: mx.array, cache: object) -> None:
+    name = id(keys)
+    _caches[name] = ref(keys, lambda _: _caches.pop(name, None)), ref(cache)
+
+
+def _cache_of(keys: mx.array) -> Any:  # noqa: ANN401  ours
+    """Find the ragged cache that gave keys; None: none did."""
+    found = _caches.get(id(keys))
+    return found[1]() if found is not None and found[0]() is keys else None
 
 
 def _replaced(plain: type, forward: Callable[..., mx.array]) -> type:

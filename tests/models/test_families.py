@@ -1,5 +1,6 @@
 """Every family of mlx-lm is decoded as mlx-lm decodes it, or refused in a sentence."""
 
+import gc
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dspark_batch.engine.conformance import conformance
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.errors import ModelError
+from dspark_batch.models import attention as attending
 from dspark_batch.pair import load_pair, load_reading
 from dspark_batch.types import Item, Request
 
@@ -26,7 +28,8 @@ PROMPTS = [
     for number, length in enumerate((3, 21, 11, 5, 26, 9, 17))
 ]
 NUM_TOKENS = 6
-ONE_SHAPE = {"seed_oss, tied"}  # its head is a product that we do not see
+# Its head is a product that we do not see; kernels for AVX2 give it equal bits all the same.
+MAY_HAVE_ONE_SHAPE = {"seed_oss, tied"}
 NAMES = families.often(families.RIGHT)
 
 
@@ -95,7 +98,7 @@ def test_a_family_is_decoded_as_by_mlx_lm(tmp_path, name):
     for used, all_slots in ((None, (1, 7)), (str(drafter), (2, 3))):
         pair = load_pair(target=str(target), drafter=used, dtype="float32")
         shapes = conformance(pair.target).shapes
-        assert (shapes == Shapes()) == (name not in ONE_SHAPE)
+        assert shapes == Shapes() or name in MAY_HAVE_ONE_SHAPE
         for slots in all_slots:
             some = PROMPTS[: 2 * slots]
             assert by_us(pair, slots, shapes, some) == expected[: len(some)], (slots, used)
@@ -273,3 +276,26 @@ def test_a_number_type_that_experts_do_not_have_here_is_refused(tmp_path):
     target = make.write_target(tmp_path / "target", families.RIGHT["mixtral"])
     with pytest.raises(ModelError, match=r"cannot run it here .*Try --dtype float32"):
         load_pair(target=str(target), dtype="bfloat16")
+
+
+def test_layers_that_read_the_keys_of_others_attend_as_those_do(tmp_path, monkeypatch):
+    target = make.write_target(tmp_path, families.RIGHT["gemma4_text, with shared keys"])
+    target = load_pair(target=str(target), dtype="float32").target
+    attended, whole = [], attending.ragged_attention
+
+    def noted(queries, *others, **more):
+        attended.append(queries.shape[0])
+        return whole(queries, *others, **more)
+
+    monkeypatch.setattr(attending, "ragged_attention", noted)
+    cache = target.make_cache(3, 8)
+    mx.eval(target(mx.zeros((3, 2), mx.int32), cache))
+    assert attended == [3] * families.LAYERS
+    cache.keep(mx.array([2, 1, 0]))
+    mx.eval(target(mx.zeros((3, 1), mx.int32), cache))  # over keys of its own
+    assert attended == [3] * (2 * families.LAYERS)
+    target.by_itself(mx.zeros((1, 4), mx.int32))
+    assert len(attended) == 2 * families.LAYERS  # no cache of ours gave these
+    del cache
+    gc.collect()
+    assert not [keys for keys, _ in attending._caches.values() if keys() is not None]
