@@ -23,13 +23,17 @@ class Weights(nn.Module):
     """Has no forward pass."""
 
 
+class Cache(SimpleNamespace):
+    """Stands in for one."""
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 def test_attention_is_ours_where_the_cache_is_ragged(ragged, monkeypatch):
     ours = []
     monkeypatch.setattr(attention, "ragged_attention", lambda *given, **more: ours.append(True))
     model = Attention()
     let_caches_choose(model)
-    cache = SimpleNamespace(offset=None, lengths=None, num_seen=3)
+    cache = Cache(offset=None, lengths=None, num_seen=3)
     if ragged:
         cache.is_ragged = True
         cache.split = lambda keys, values: (None, keys, values)
