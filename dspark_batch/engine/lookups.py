@@ -71,8 +71,9 @@ class LookUps:
         if is_jump and not (self.is_on and num_drafts):
             known = [len(run) for run, s in zip(runs, sequences, strict=True) if s]
             num_drafts = self._costs.worth(known, len(sequences), self._jumps)
-        is_jump, rests = is_jump and num_drafts > 0, num_drafts == 0 and not step.keeps_context
-        self.kind = Kind(len(sequences), num_drafts, is_jump, rests)
+        rests = num_drafts == 0 and not step.keeps_context
+        is_jump = is_jump and num_drafts > 0
+        self.kind = Kind(len(sequences), num_drafts, is_jump=is_jump, rests=rests)
         if self.is_on and num_drafts > 0:
             self._look_up(sequences, num_drafts)
         for slot, run in enumerate(runs):
