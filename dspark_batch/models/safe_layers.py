@@ -1,6 +1,6 @@
 """Makes the linear layers of a model multiply over safe rows; see `numerics.rows`."""
 
-from functools import cache
+from functools import cache, partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,9 +11,11 @@ from dspark_batch.numerics.rows import (
     Multiply,
     Product,
     are_as_they_come,
+    in_strips,
     over_safe_heads,
     over_safe_rows,
 )
+from dspark_batch.numerics.strips import Strips
 
 
 def make_rows_safe(model: nn.Module) -> None:
@@ -95,7 +97,8 @@ class _SafeRouter(nn.Module):
             dtypes[:] = experts.dtype, weights.dtype
             return mx.concatenate([each[0].astype(mx.float32) for each in (experts, weights)], -1)
 
-        experts, weights = mx.split(_by_rows(self, hidden, chosen), 2, axis=-1)
+        product = _product(self, hidden.shape[-1], hidden.dtype)
+        experts, weights = mx.split(over_safe_rows(product, hidden, chosen), 2, axis=-1)
         return experts.astype(dtypes[0]), weights.astype(dtypes[1])
 
 
@@ -120,7 +123,19 @@ def _is_router(module: nn.Module) -> bool:
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: Multiply) -> mx.array:
     product = _product(layer, hidden.shape[-1], hidden.dtype)
+    if not are_as_they_come() and (strips := in_strips(product)):
+        product, multiply = strips, partial(_over_strips, layer)
     return over_safe_rows(product, hidden, multiply)
+
+
+def _over_strips(layer: nn.Module, rows: mx.array) -> mx.array:
+    """Multiply rows [M, K] by the strips of a layer, which are made once for a weight."""
+    strips = getattr(layer, "_strips", None)
+    if strips is None or layer["weight"] is not strips.weight:
+        layer._strips = strips = Strips(layer["weight"])
+        layer["weight"] = strips.weight
+    results: mx.array = strips.multiply(rows)
+    return results + layer["bias"] if "bias" in layer else results
 
 
 def _product(layer: nn.Module, size: int, dtype: mx.Dtype) -> Product:

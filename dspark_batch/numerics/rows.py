@@ -19,12 +19,14 @@ import mlx.core as mx
 import numpy as np
 
 from dspark_batch import device
+from dspark_batch.numerics.strips import Strips
 
 Multiply: TypeAlias = Callable[[mx.array], mx.array]  # [M, K] to [M, N], or with leading axes
 
 _DISTINCT = 256  # rows of a random weight; more are repeated
 _LEAST_VALUES = 256  # of one row that are compared, over several trials if the row is short
 _TRIALS, _MOST_TRIALS = 2, 16
+_LARGE, _LARGE_STRIPS = 16, 24  # rows
 
 
 class Product(NamedTuple):
@@ -38,6 +40,7 @@ class Product(NamedTuple):
     quantised: tuple[int, int, str] | None = None  # bits, group size, mode; None: it is not
     is_attention: bool = False  # of a slot's queries, say: any number of matrices run in a batch
     matrices: int = 1  # of a batch, each with a weight of its own
+    in_strips: bool = False  # of columns; see `numerics.strips`
 
 
 class Ladder(NamedTuple):
@@ -55,6 +58,8 @@ _GPU = Ladder(
     (2, 4, 8, 16, 32, 48, 64, 96, *range(128, 512, 64), *range(512, 2049, 128)),
     (512, 256, 128, 64, 32, 16, 8, 4, 2, 1),
 )
+# A tile of AVX2 kernels has twelve rows, and a rest of up to three is added in the same order.
+_CPU_STRIPS = Ladder((2, 3, *(12 * n + rest for n in range(1, 23) for rest in (0, 3))), (48, 24, 1))
 # Few rows are the rule here, and whatever is more becomes several matrices.
 _CPU_ATTENTION = Ladder((1, 2, 4, 8, 16), (16, 8, 4, 2, 1))
 _GPU_ATTENTION = Ladder(
@@ -72,6 +77,7 @@ _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits 
 # What is asked for in each layer of each step.
 _pieces: dict[tuple[Product, int, Ladder], tuple[int, ...]] = {}
 _least: dict[tuple[Product, int, Ladder], int | None] = {}
+_in_strips: dict[Product, Product | None] = {}
 
 
 def over_safe_rows(product: Product, hidden: mx.array, multiply: Multiply) -> mx.array:
@@ -189,6 +195,25 @@ def pieces(product: Product, count: int) -> tuple[int, ...]:
     return _pieces[key]
 
 
+def in_strips(product: Product) -> Product | None:
+    """Say which product gives the same in strips; None: the product itself has rows enough.
+
+    It does not if rows have other bits in other places of a product of 16 rows or more, while they
+    have the same ones in strips. Only a CPU has strips.
+    """
+    if product not in _in_strips:
+        strips = product._replace(in_strips=True)
+        large = [count for count in _CPU.references if count >= _LARGE]
+        helps = (
+            device.is_cpu()
+            and product.quantised is None
+            and not any(is_safe(product, count) for count in large)
+            and is_safe(strips, _LARGE_STRIPS)
+        )
+        _in_strips[product] = strips if helps else None
+    return _in_strips[product]
+
+
 def is_safe(product: Product, count: int) -> bool:
     """Whether every row of a product of so many rows has the bits of the reference count."""
     product = _of_reference(product) if product.matrices == 1 else product
@@ -212,6 +237,7 @@ def forget() -> None:
     _references.clear()
     _least.clear()
     _pieces.clear()
+    _in_strips.clear()
 
 
 def _counts(product: Product, total: int) -> tuple[int, ...]:
@@ -245,6 +271,8 @@ def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
 
 def _ladder(product: Product) -> Ladder:
     if device.is_cpu():
+        if product.in_strips:
+            return _CPU_STRIPS
         return _CPU_ATTENTION if product.is_attention else _CPU
     return _GPU_ATTENTION if product.is_attention else _GPU
 
@@ -362,6 +390,8 @@ def _sample(product: Product) -> Multiply:
 
         return quantised
     mx.eval(weight)
+    if product.in_strips:
+        return Strips(weight).multiply
     if bias is None:
         return lambda rows: _matmul(product, rows, weight)
     return lambda rows: mx.addmm(bias, rows, weight.T)

@@ -106,6 +106,57 @@ def test_the_size_of_each_product_is_asked_about(model, monkeypatch):
     assert {p.dtype for p in asked} == {"float32"}
 
 
+# In strips, where rows of large products depend on their place
+
+
+@pytest.fixture
+def in_strips(monkeypatch):
+    """Let every dense product run in strips."""
+    every = [rows.Product("float32", 64, width, has_bias=width == 40) for width in (64, 40, 70)]
+    monkeypatch.setattr(rows, "_in_strips", {p: p._replace(in_strips=True) for p in every})
+
+
+def strips_of(model):
+    return [module for module in model.modules() if getattr(module, "_strips", None)]
+
+
+def test_in_strips_a_model_says_what_it_said_within_rounding(model, in_strips):
+    before = model(TOKENS)
+    make_rows_safe(model)
+    after = model(TOKENS)
+    assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(before, after, strict=True))
+    assert strips_of(model) == [model.biased, model.plain, model.embed]
+    with as_they_come():
+        assert [bits(a) for a in before] == [bits(a) for a in model(TOKENS)]
+
+
+def test_strips_are_no_parameters_and_change_none(model, in_strips):
+    before = dict(tree_flatten(model.parameters()))
+    make_rows_safe(model)
+    mx.eval(model(TOKENS))
+    after = dict(tree_flatten(model.parameters()))
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(after[name], array) for name, array in before.items())
+
+
+def test_mlx_lms_own_way_makes_no_strips(model, in_strips):
+    make_rows_safe(model)
+    with as_they_come():
+        mx.eval(model(TOKENS))
+    assert strips_of(model) == []
+
+
+def test_strips_are_made_once_for_a_weight(model, in_strips):
+    make_rows_safe(model)
+    mx.eval(model(TOKENS))
+    known = [module._strips for module in strips_of(model)]
+    mx.eval(model(TOKENS))
+    assert [module._strips for module in strips_of(model)] == known
+    model.update({"plain": {"weight": mx.zeros((64, 64))}})  # as loading other weights does
+    logits = model(TOKENS)[1].reshape(-1, 70)
+    assert mx.array_equal(logits, mx.broadcast_to(logits[:1], logits.shape))  # all tokens are alike
+
+
 @pytest.mark.parametrize("is_quantised", [False, True])
 def test_experts_give_a_token_its_bits_whoever_else_wants_them(is_quantised):
     mx.random.seed(8)  # noqa: TID251  weights only

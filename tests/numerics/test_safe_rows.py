@@ -346,7 +346,7 @@ ENVIRONMENTS = {
     "haswell_with_two_threads": {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "2"},
     "mlx's_own": {"DSPARK_BATCH_BLAS": "bundled"},
 }
-OFTEN = ("haswell_with_two_threads", "mlx's_own")  # a process each
+OFTEN = ("haswell", "haswell_with_two_threads", "mlx's_own")  # a process each
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one BLAS")
