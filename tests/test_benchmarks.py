@@ -34,6 +34,7 @@ RUNS = {
     "never_slower": "--items 2 --slots 2 --tokens 2 --draft-lengths 7",
     "one_digest": "--runs 1 --items 3 --blas auto",
     "prefix": "--items 2 --system-tokens 16 --own-tokens 8 --repeats 1 --dtype float32",
+    "products": "--sizes 48x40 --rows 1 20 --turns 1",
     "round": "--toy --slots 2 --context 40 --capacity 64",
     "safe_rows": "--toy --shapes 2x0 --rounds 8 --grid",
     "sampling": "--items 1 --temperatures 1",

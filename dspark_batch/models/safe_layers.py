@@ -129,7 +129,10 @@ def _by_rows(layer: nn.Module, hidden: mx.array, multiply: Multiply) -> mx.array
 
 
 def _over_strips(layer: nn.Module, rows: mx.array) -> mx.array:
-    """Multiply rows [M, K] by the strips of a layer, which are made once for a weight."""
+    """Multiply rows [M, K] by the strips of a layer, which are made once for a weight.
+
+    Whoever changes a weight replaces it; nobody writes into it.
+    """
     strips = getattr(layer, "_strips", None)
     if strips is None or layer["weight"] is not strips.weight:
         layer._strips = strips = Strips(layer["weight"])

@@ -59,6 +59,7 @@ _GPU = Ladder(
     (512, 256, 128, 64, 32, 16, 8, 4, 2, 1),
 )
 # A tile of AVX2 kernels has twelve rows, and a rest of up to three is added in the same order.
+# Where the reference would be a single row, strips are not used.
 _CPU_STRIPS = Ladder((2, 3, *(12 * n + rest for n in range(1, 23) for rest in (0, 3))), (48, 24, 1))
 # Few rows are the rule here, and whatever is more becomes several matrices.
 _CPU_ATTENTION = Ladder((1, 2, 4, 8, 16), (16, 8, 4, 2, 1))
@@ -261,10 +262,11 @@ def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
     it fills up with, and does not compile, so there it is as few zeros as there are rows missing.
     """
     size = hidden.shape[-1]
+    if device.is_cpu():
+        rows = mx.contiguous(hidden.reshape(-1, size))  # rows that lie as columns have other kernels
+        return mx.pad(rows, [(0, count - total), (0, 0)]) if count > total else rows
     if count == total:
         return hidden.reshape(-1, size)
-    if device.is_cpu():
-        return mx.pad(hidden.reshape(-1, size), [(0, count - total), (0, 0)])
     copies = mx.broadcast_to(hidden, (-(-count // total), *hidden.shape)) * 1
     return copies.reshape(-1, size)[:count]
 

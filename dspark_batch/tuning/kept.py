@@ -16,7 +16,7 @@ from dspark_batch.numerics import attention, joined, rows
 from dspark_batch.tuning.pace import Weights
 from dspark_batch.types import Json
 
-_FORMAT = 2  # of what is kept; what has another one is ignored
+_FORMAT = 3  # of what is kept; what has another one is ignored
 
 # Products whose bits are compared with the kept ones. Long rows: short ones often have equal bits.
 _COMPARED = tuple(rows.Product(dtype, 3000, 64) for dtype in ("float32", "bfloat16"))

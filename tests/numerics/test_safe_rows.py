@@ -327,6 +327,22 @@ def test_so_they_have_for_every_count(dtype, size):
     assert differences(Product(dtype, *size), range(1, 301)) == []
 
 
+@pytest.mark.skipif(not device.is_cpu(), reason="a GPU's kernels are tried as they are")
+@pytest.mark.parametrize(("size", "width", "count"), [(70, 2, 4), (730, 6, 48)])
+def test_rows_that_lie_as_columns_have_the_bits_of_others(size, width, count):
+    for seed in range(5):
+        some, weight = (
+            mx.random.normal((total, size), key=mx.random.key(10 * seed + total))
+            for total in (count, width)
+        )
+        product = Product("float32", size, width)
+        found, expected = (
+            over_safe_rows(product, rows_of, lambda rows, weight=weight: rows @ weight.T)
+            for rows_of in (mx.contiguous(some.T).T, some)
+        )
+        assert mx.array_equal(found, expected)
+
+
 def test_the_check_sees_products_that_run_as_they_come(monkeypatch):
     def as_it_comes(product, count):
         return (count,)
