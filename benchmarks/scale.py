@@ -11,8 +11,9 @@ the paper's drafter is rejected (`benchmarks.rehearsal`). Every contestant answe
 random prompts per slot (64 to 192 tokens) with the same numbers of tokens, drawn evenly between LOW
 and HIGH, in one process with one model; tokens per second are those of the whole job, prefill
 included, after a warm-up of one and a half items per slot, with answers of all lengths;
-`busy_share` is the share of the job in which the GPU ran some kernel. All must say the tokens that
-this target is known to say; `wrong` counts the answers that differ.
+`busy_share` is the share of the job in which the GPU ran some kernel, as its driver counts it, and
+`idle_share` what is missing to the share that the driver counts while the GPU never waits. All must
+say the tokens that this target is known to say; `wrong` counts the answers that differ.
 
 The floor of a round: each matrix and each cached position read once, at the device's bandwidth, or
 the operations at its matrix rate, whichever takes longer; for verifying, drafting, and extending
@@ -36,7 +37,7 @@ from mlx_lm.generate import BatchGenerator
 
 from benchmarks.common import busy_share, print_line, surroundings
 from benchmarks.random_pair import SIZES, num_parameters, random_pair
-from benchmarks.rates import measured_rates, nominal_rates
+from benchmarks.rates import busy_share_of_a_full_device, measured_rates, nominal_rates
 from benchmarks.rehearsal import PROFILES, accept_length, rehearse
 from dspark_batch.engine.engine import Engine
 from dspark_batch.numerics.rows import as_they_come
@@ -273,6 +274,13 @@ def add_floors(scale, rates):
                 reading[f"share_of_floor_{name}"] = round(floor_ms / reached_ms, 3)
 
 
+def add_idle(scale, full):
+    """Say of each reading how long the GPU waited; `full` is what is counted if it does not."""
+    for reading in scale.readings:
+        if full and reading.get("busy_share") is not None:
+            reading["idle_share"] = round(max(0.0, 1 - reading["busy_share"] / full), 3)
+
+
 # What must hold
 
 
@@ -364,6 +372,8 @@ def main():
     rates = {"measured": measured_rates(options.toy), "nominal": nominal_rates()}
     run_all(scale)
     add_floors(scale, rates)
+    full = busy_share_of_a_full_device(options.toy)
+    add_idle(scale, full)
     print_line(
         {
             "benchmark": "scale",
@@ -375,6 +385,7 @@ def main():
             "prompt_tokens": scale.prompt_tokens,
             "answer_tokens": options.answer_tokens,
             "items_per_slot": options.items_per_slot,
+            "busy_share_of_a_full_device": full,
             "rates": {
                 name: found and {"matmul_tflops": found[0] / 1e12, "gb_per_s": found[1] / 1e9}
                 for name, found in rates.items()

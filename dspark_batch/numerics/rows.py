@@ -263,7 +263,9 @@ def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
     """
     size = hidden.shape[-1]
     if device.is_cpu():
-        rows = mx.contiguous(hidden.reshape(-1, size))  # rows that lie as columns have other kernels
+        rows = mx.contiguous(
+            hidden.reshape(-1, size)
+        )  # rows that lie as columns have other kernels
         return mx.pad(rows, [(0, count - total), (0, 0)]) if count > total else rows
     if count == total:
         return hidden.reshape(-1, size)
