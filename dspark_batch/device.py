@@ -35,6 +35,13 @@ def launches_one_by_one() -> bool:
     return is_cuda() and launching.is_one_by_one()
 
 
+def num_cores() -> int:
+    """Count the processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux; a container may have fewer than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_memory_free() -> None:
     """Let MLX hold back no more than an eighth of an NVIDIA GPU's memory for arrays to come.
 

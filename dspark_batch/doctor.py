@@ -99,6 +99,10 @@ def _compute() -> dict[str, str]:
     facts = {"device": str(name), "matmul": f"{_gflops():,.0f} GFLOPS (float32)"}
     if sys.platform == "linux" and not on_gpu:
         facts |= {"blas": blas.identity(), "because": blas.LOADED.why}
+        facts["cores"] = (
+            f"{device.num_cores()}, of which a process computes with {blas.num_threads() or 1}; "
+            "--workers N starts N processes"
+        )
     return facts
 
 

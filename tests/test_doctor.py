@@ -1,12 +1,13 @@
 """The doctor finds what is wrong, says what to do, and tells no secret."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dspark_batch import blas, doctor
+from dspark_batch import blas, device, doctor
 from dspark_batch.cli.main import main
 from dspark_batch.models import pairs
 
@@ -72,6 +73,24 @@ def test_the_blas_is_told_with_its_kernel_its_threads_and_why(monkeypatch, capsy
     out = capsys.readouterr().out
     assert "blas             OpenBLAS 0.3.31, kernel Zen, threads 1" in out
     assert "because          the system has it" in out
+
+
+def test_cores_that_no_process_uses_are_told(monkeypatch, capsys):
+    on_a_cpu(monkeypatch)
+    monkeypatch.setattr(device, "num_cores", lambda: 16)
+    monkeypatch.setattr(blas, "num_threads", lambda: 2)
+    assert main(["doctor"]) == 0
+    said = "cores            16, of which a process computes with 2; --workers N starts N processes"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody says which cores are ours")
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 9})
+    assert device.num_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert device.num_cores() == 64
 
 
 def test_the_slow_blas_is_no_news_to_who_chose_it(monkeypatch):

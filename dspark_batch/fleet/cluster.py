@@ -199,14 +199,14 @@ def _processors() -> tuple[str, int]:
     import mlx.core as mx
 
     if device.is_cpu():
-        return "cores", os.cpu_count() or 1
+        return "cores", device.num_cores()
     count = mx.device_count(mx.gpu)
     return ("GPU" if count == 1 else "GPUs"), count
 
 
 def _needs_here(workers: int) -> Mapping[str, float]:
     what, most = _processors()
-    cores = os.cpu_count() or 1
+    cores = device.num_cores()
     if what == "cores":
         return {"CPU": max(1, most // workers)}
     return {"GPU": 1, "CPU": max(1, cores // workers)}
@@ -220,7 +220,7 @@ def begin_local(workers: int) -> None:
     _hush()
     ray.init(
         address="local",
-        num_cpus=max(workers, os.cpu_count() or 1),
+        num_cpus=max(workers, device.num_cores()),
         num_gpus=0 if what == "cores" else most,
         include_dashboard=False,
         log_to_driver=False,
