@@ -6,7 +6,7 @@ from mlx_lm.models import activations
 from dspark_batch.numerics.exponential import swiglu
 
 
-def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into=None):
+def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into=None, start=0):
     batch, dim = offsets.shape[0], shape.dim
     heads = joined[: batch * width].reshape(batch, width, -1, dim)
     ends = [shape.heads, shape.heads + shape.kv_heads]
@@ -21,7 +21,7 @@ def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into
     )
     if into is None:
         return queries, keys, values
-    index = (offsets[:, None] + mx.arange(width))[:, None, :, None]
+    index = (offsets[:, None] + mx.arange(width) - start)[:, None, :, None]
     put = [
         mx.put_along_axis(a, index, b, axis=2) for a, b in zip(into, (keys, values), strict=True)
     ]

@@ -65,6 +65,11 @@ class PositionCache:
         """How many positions of the buffers a step may see."""
         return self._extent.seen
 
+    @property
+    def start(self) -> int:
+        """The first position in the buffers: behind the beginning that all slots share."""
+        return self._beginning.keys.shape[1] if self._beginning else 0
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return all positions of both.
 
@@ -75,7 +80,7 @@ class PositionCache:
             self.keys = _empty(keys, self._own_capacity)
             self.values = _empty(values, self._own_capacity)
         position = self._extent.lengths[:, None] + self._extent.places(keys.shape[2])
-        index = (position - self._start)[:, None, :, None]
+        index = (position - self.start)[:, None, :, None]
         self.keys = mx.put_along_axis(self.keys, index, keys, axis=2)
         self.values = mx.put_along_axis(self.values, index, values, axis=2)
         if self._beginning is None:
@@ -89,9 +94,11 @@ class PositionCache:
     ) -> tuple[KeysValues | None, mx.array, mx.array]:
         """Say what of keys and values all slots share; None: nothing; and what each one has.
 
-        Whoever made other arrays of those of `update_and_fetch` gets these back, whole.
+        Whoever made other arrays of those of `update_and_fetch` gets these back, whole. What a
+        kernel left in place of `buffers` is what each slot has.
         """
-        is_ours = self._fetched is not None and self._fetched() is keys
+        is_whole = self._fetched is not None and self._fetched() is keys
+        is_ours = is_whole or keys is self.keys
         if not is_ours or self.keys is None or self.values is None:
             return None, keys, values
         return self._beginning, self.keys, self.values
@@ -99,12 +106,14 @@ class PositionCache:
     def buffers(self) -> tuple[mx.array, mx.array] | None:
         """Give both buffers for a kernel that writes a step into them; None: MLX has to write.
 
+        They begin with the position `start`.
+
         What the kernel leaves is to be held in their place. MLX would copy them while a kernel in
         flight reads them, which such a write does not disturb: it is behind what others read.
         Before the first step there are none yet, and MLX might make one of zeros for several
         layers.
         """
-        if self.keys is None or self.values is None or self._beginning is not None:
+        if self.keys is None or self.values is None:
             return None
         if not device.launches_one_by_one():
             return None
@@ -141,7 +150,7 @@ class PositionCache:
 
     def share(self, positions: int, slot: int) -> None:
         """Keep the first positions of all slots once, those of a slot."""
-        if self.keys is None or self.values is None or positions == self._start:
+        if self.keys is None or self.values is None or positions == self.start:
             return
         beginning = self.snapshot(slot, 0, positions) if positions else None
         slots = range(self.keys.shape[0])
@@ -169,7 +178,7 @@ class PositionCache:
                 self._beginning = other.snapshot(chosen[0], 0, self._extent.shared)
             self.keys = _empty(other.keys, self._own_capacity, self._extent.lengths.shape[0])
             self.values = _empty(other.values, self._own_capacity, self._extent.lengths.shape[0])
-        keys, values = other._behind(self._start, chosen)
+        keys, values = other._behind(self.start, chosen)
         self.keys[slots] = _resized(keys, range(len(chosen)), len(chosen), self._own_capacity)
         self.values[slots] = _resized(values, range(len(chosen)), len(chosen), self._own_capacity)
 
@@ -201,19 +210,14 @@ class PositionCache:
     def _behind(self, start: int, slots: Sequence[int]) -> Arrays:
         """List keys and values of some slots from a position on."""
         found = [_chosen(each, slots) for each in self.left()]
-        if self._beginning is None or start >= self._start:
-            return [each[:, :, start - self._start :] for each in found]
+        if self._beginning is None or start >= self.start:
+            return [each[:, :, start - self.start :] for each in found]
         pairs = zip(self._beginning.arrays, found, strict=True)
         return [_in_front(shared[:, start:], each) for shared, each in pairs]
 
     @property
-    def _start(self) -> int:
-        """The position of the first one in the buffers."""
-        return self._beginning.keys.shape[1] if self._beginning else 0
-
-    @property
     def _own_capacity(self) -> int:
-        return self._extent.capacity - self._start
+        return self._extent.capacity - self.start
 
 
 def _in_front(shared: mx.array, own: mx.array) -> mx.array:

@@ -46,7 +46,8 @@ def conformance(target: Target) -> Conformance:
     All slots at once and eight tokens wide, of which two stay, behind a step that was taken back;
     and one slot alone, token by token, with more room behind its end. Logits and what is remembered
     must be equal. If they are not, although every product runs over safe rows, the target has an
-    operation whose bits depend on the shape of a pass. Then all of its passes have one shape.
+    operation whose bits depend on the shape of a pass. Then all of its passes have one shape. So
+    they have if the target does not call its head, but multiplies by the head's weight itself.
 
     Equal bits may be equally wrong, so the logits must also be near those of mlx-lm's own pass.
 
@@ -69,6 +70,8 @@ def _compared(target: Target) -> Conformance:
         bench = _Bench(target, shapes)
         together = bench.run((0, 1, 2), _ANSWER, taken_back=True)
         alone = bench.run((1,), 1)
+        if shapes.fixed is None and not target.multiplies_by_its_head:
+            continue  # with some kernels these few tokens do not show it
         if _agree(together[1], alone[0]):
             divergence, distance = bench.divergence(together)
             _refuse_far(distance, together[0].logits.dtype)

@@ -292,7 +292,7 @@ class _Pass:
             sums, joined = known.rows, self.qkv.filled(known.normalised, total)
         joined = joined.reshape(-1, joined.shape[-1])
         own = cache.buffers()
-        queries, keys, values = self._heads(joined, cache.offset, width, own)
+        queries, keys, values = self._heads(joined, cache.offset, width, own, cache.start)
         if own is None:
             keys, values = cache.update_and_fetch(keys, values)
         else:
@@ -333,10 +333,17 @@ class _Pass:
         offsets: mx.array,
         width: int,
         into: tuple[mx.array, mx.array] | None = None,
+        start: int = 0,
     ) -> tuple[mx.array, mx.array, mx.array]:
-        norms, periods = self._norms, self._periods
         return split_heads(
-            joined, self.shape, offsets, width, norms=norms, periods=periods, into=into
+            joined,
+            self.shape,
+            offsets,
+            width,
+            norms=self._norms,
+            periods=self._periods,
+            into=into,
+            start=start,
         )
 
     @property
@@ -357,6 +364,7 @@ class _Pass:
             norms=self._norms,
             periods=self._periods,
             into=own,
+            start=cache.start,
         )
         if own is None:
             cache.update_and_fetch(keys, values)

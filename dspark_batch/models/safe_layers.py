@@ -29,8 +29,9 @@ def make_rows_safe(model: nn.Module) -> None:
             if isinstance(module, kind) and not isinstance(module, safe):
                 plain = type(module)
                 module.__class__ = type(plain.__name__, (safe, plain), {})
-        if _is_router(module):
-            module.__class__ = type(type(module).__name__, (_SafeRouter, type(module)), {})
+        for is_one, safe in ((_is_router, _SafeRouter), (_has_raw_head, _SafeHead)):
+            if is_one(module) and not isinstance(module, safe):
+                module.__class__ = type(type(module).__name__, (safe, type(module)), {})
 
 
 class _SafeLinear(nn.Module):
@@ -102,6 +103,14 @@ class _SafeRouter(nn.Module):
         return experts.astype(dtypes[0]), weights.astype(dtypes[1])
 
 
+class _SafeHead(nn.Module):
+    """A model whose head is its embedding, by whose weight its own code multiplies."""
+
+    def __call__(self, inputs: mx.array, cache: object = None) -> mx.array:
+        logits: mx.array = self.model.embed_tokens.as_linear(self.model(inputs, cache))
+        return logits
+
+
 _SAFE = {
     nn.Linear: _SafeLinear,
     nn.QuantizedLinear: _SafeLinear,
@@ -119,6 +128,13 @@ def _is_router(module: nn.Module) -> bool:
     code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
     is_matrix = "weight" in module and module.weight.ndim == 2
     return is_matrix and code is not None and {"weight", "T"} <= set(code.co_names)
+
+
+def _has_raw_head(module: nn.Module) -> bool:
+    """Whether a module says `@ self.model.embed_tokens.weight.T`, and has no head besides."""
+    names = getattr(getattr(type(module).__call__, "__code__", None), "co_names", ())
+    is_raw = {"model", "embed_tokens", "weight", "T"} <= {*names}
+    return is_raw and "lm_head" not in module and "output" not in module
 
 
 def _by_rows(layer: nn.Module, hidden: mx.array, multiply: Multiply) -> mx.array:

@@ -315,6 +315,14 @@ class Target:
             logits = mx.take_along_axis(logits, at[..., None], axis=1)
         return logits, features
 
+    @property
+    def multiplies_by_its_head(self) -> bool:
+        """Whether the last step whose logits were wanted in places called the head that we know.
+
+        Else the model's code multiplies by the head's weight itself, over as many rows as come.
+        """
+        return self._head.has_narrowed
+
     def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""
         return self._run(tokens, make_prompt_cache(self.model))

@@ -75,7 +75,7 @@ def ragged_attention(  # noqa: PLR0913  what attention is over
             softcap=softcap,
             beginning=beginning,
         )
-    return attention_by_kernel(queries, keys, values, scale, mask, lengths)
+    return attention_by_kernel(queries, keys, values, scale, mask, lengths, beginning=beginning)
 
 
 def attention_by_kernel(  # noqa: PLR0913  what attention is over
@@ -86,6 +86,7 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     mask: mx.array,
     lengths: mx.array,
     *,
+    beginning: Beginning | None = None,
     splits: int | None = None,
 ) -> mx.array:
     """Attend as `ragged_attention` does, by the CUDA kernel.
@@ -99,13 +100,14 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
         values: and
         scale: and
         mask: and
-        lengths: as `ragged_attention` has them.
+        lengths: and
+        beginning: as `ragged_attention` has them.
         splits: of the positions; None: as many as there are pieces, where else few blocks of
             threads would have all the work, as in a step of few tokens of few slots.
     """
     batch, heads, width, dim = queries.shape
-    kv_heads, capacity = keys.shape[1:3]
-    rows, pieces = heads // kv_heads * width, -(-capacity // _PIECE)
+    kv_heads, start = keys.shape[1], beginning[0].shape[1] if beginning else 0
+    rows, pieces = heads // kv_heads * width, -(-(start + keys.shape[2]) // _PIECE)
     num_warps = -(-rows // _ROWS)
     warps = min(_MOST_WARPS, num_warps)
     groups = -(-num_warps // warps)
@@ -115,8 +117,8 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     attended = (batch, width, heads, dim)
     threads = 32 * warps
     found, sums = _kernel("attend")(
-        inputs=[queries, keys, values, mask, lengths],
-        numbers={"scale": scale},
+        inputs=[queries, keys, values, *(beginning or (keys, values)), mask, lengths],
+        numbers={"scale": scale, "start": start},
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, groups * splits),
         threadgroup=(threads, 1, 1),
@@ -201,8 +203,8 @@ def _products(  # noqa: PLR0913  what attention is over
     sums = _sums(exp(own - highest[:, :, None, ..., None]), values)
     if beginning is not None:
         weights = exp(shared - _together(highest)[:, :, None, ..., None])
-        # In front of a slot's own blocks: MLX adds in order, so there it is one block.
-        first = [_apart(each.sum(axis=2)) for each in _sums(weights, beginning[1][None])]
+        # In front of a slot's own blocks: they are added in order, so there it is one block.
+        first = [_apart(_added(each)) for each in _sums(weights, beginning[1][None])]
         pairs = zip(first, sums, strict=True)
         sums = [mx.concatenate([one[:, :, None], own], axis=2) for one, own in pairs]
     total, attended = map(_added, sums)
@@ -282,9 +284,10 @@ def _name(array: mx.array) -> str:
 def has_beginnings() -> bool:
     """Whether attention here reads a beginning of many slots once, and no bit changes.
 
-    A CPU adds blocks one after the other, so it may have added those of the beginning before.
+    Blocks are added one after the other, so those of the beginning may have been added before; and
+    our kernel reads them where they are. Nobody has tried it on Metal.
     """
-    return device.is_cpu()
+    return device.is_cpu() or device.is_cuda()
 
 
 def kernel_name() -> str:
@@ -312,11 +315,12 @@ def _source() -> str:
 
 _CALLS = {
     "attend": (
-        ["queries", "keys", "values", "mask", "lengths"],
+        ["queries", "keys", "values", "first_keys", "first_values", "mask", "lengths"],
         ["attended", "parts"],
-        {"scale": "float"},
-        "ragged_attention<D>(queries, keys, values, mask, lengths, scale, attended, parts, "
-        "queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], keys_shape[2]);",
+        {"scale": "float", "start": "int"},
+        "ragged_attention<D>(queries, keys, values, first_keys, first_values, mask, lengths, "
+        "scale, attended, parts, queries_shape[1], keys_shape[1], queries_shape[2], "
+        "mask_shape[2], start + keys_shape[2], start);",
     ),
     "join": (
         ["parts", "lengths", "queries"],

@@ -51,7 +51,7 @@ __device__ void split_heads(
     Number* queries,              // [slots, heads, width, D]
     Number* keys,                 // [slots, kv_heads, capacity, D], as the next
     Number* values,
-    int heads, int kv_heads, int width, int capacity) {
+    int heads, int kv_heads, int width, int capacity, int start) {  // position of the first key
   constexpr int LANES = D / RUN, HALF = TURNED / 2, APART = HALF / RUN;
   __shared__ float cosines[HALF], sines[HALF];
   const int row = blockIdx.x, slot = row / width, token = row % width;
@@ -73,7 +73,7 @@ __device__ void split_heads(
   const int lane = threadIdx.x % LANES, all = heads + 2 * kv_heads, at_once = blockDim.x / LANES;
   const int partner = lane < APART ? lane + APART : lane - APART;
   const bool turns = lane < 2 * APART, is_first = lane < APART;
-  const int position = INTO_CACHE ? offsets[slot] + token : token;
+  const int place = INTO_CACHE ? offsets[slot] + token - start : token;
   for (int first = 0; first < all; first += at_once) {
     const int head = first + threadIdx.x / LANES;
     const bool is_there = head < all, is_query = head < heads, is_value = head >= heads + kv_heads;
@@ -106,8 +106,8 @@ __device__ void split_heads(
     } else {
       const int kv_head = is_value ? head - heads - kv_heads : head - heads;
       const size_t group = static_cast<size_t>(slot) * kv_heads + kv_head;
-      if (position >= capacity) continue;  // nothing outside a slot's own room is touched
-      to = (is_value ? values : keys) + (group * capacity + position) * D;
+      if (place < 0 || place >= capacity) continue;  // nothing outside a slot's own room is touched
+      to = (is_value ? values : keys) + (group * capacity + place) * D;
     }
     *reinterpret_cast<Run*>(to + lane * RUN) = run;
   }

@@ -60,6 +60,7 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
     norms: tuple[mx.array, mx.array] | None = None,
     periods: mx.array | None = None,
     into: tuple[mx.array, mx.array] | None = None,
+    start: int = 0,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Make rotated queries and keys, and values, of a joined product of each token.
 
@@ -75,6 +76,7 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
             place from the offsets on, though a kernel in flight may read what lies in front of
             these. Whoever holds them sees it. MLX must launch kernels one by one for that; in a
             graph of kernels it would not see that one writes. None: others are made.
+        start: the position of the first one in that cache.
 
     Returns:
         Queries [B, H, T, D], or anything if there are no such heads; keys and values,
@@ -101,6 +103,7 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
             "scale": shape.scale,
             "log2_base": math.log2(shape.base or 1.0),
             "width": width,
+            "start": start,
         },
         template=[
             ("D", shape.dim),
@@ -204,9 +207,10 @@ def kernel_name() -> str:
 
 _SPLIT = "split_heads<D, TURNED, HAS_NORMS, HAS_PERIODS, {}>(joined, query_weight, key_weight, "
 _SPLIT += "reinterpret_cast<const float*>(periods), offsets, epsilon, scale, log2_base, queries, "
-_SPLIT += "{}, HEADS, KV_HEADS, width, {});"
+_SPLIT += "{}, HEADS, KV_HEADS, width, {}, start);"
 _OF_HEADS = ["joined", "query_weight", "key_weight", "periods", "offsets"]
-_NUMBERS_OF_HEADS = {"epsilon": "float", "scale": "float", "log2_base": "float", "width": "int"}
+_NUMBERS_OF_HEADS = {"epsilon": "float", "scale": "float", "log2_base": "float"}
+_NUMBERS_OF_HEADS |= {"width": "int", "start": "int"}
 
 _CALLS = {  # inputs, outputs, numbers, source
     "heads": (

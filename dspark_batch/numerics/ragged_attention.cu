@@ -3,7 +3,7 @@
 // One block of threads serves one key head of one slot. Its rows are the query heads that share
 // the key head, times the tokens of the step; a warp takes 16 of them. Keys and values come in
 // tiles of a few positions, once for all rows, from the first position to the slot's last one and
-// no further. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
+// no further. The first positions may lie once for all slots. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
 // sums begin anew with every piece, run over its tiles in their order, and are then joined with
 // those of the pieces before.
 //
@@ -97,14 +97,16 @@ __device__ inline int place_of(int position, int chunk) {
 template <int D>
 __device__ void ragged_attention(
     const __nv_bfloat16* queries,  // [slots, heads, width, D]
-    const __nv_bfloat16* keys,     // [slots, kv_heads, capacity, D]
-    const __nv_bfloat16* values,   // [slots, kv_heads, capacity, D]
+    const __nv_bfloat16* keys,     // [slots, kv_heads, capacity - start, D]
+    const __nv_bfloat16* values,   // [slots, kv_heads, capacity - start, D]
+    const __nv_bfloat16* first_keys,    // [kv_heads, start, D], of all slots
+    const __nv_bfloat16* first_values,  // [kv_heads, start, D]
     const bool* mask,              // [slots, 1, width or 1, capacity]
     const int* lengths,            // [slots], cached positions before the step
     float scale,
     __nv_bfloat16* attended,  // [slots, width, heads, D]; not written by several splits
     float* parts,  // [slots, kv_heads, pieces or 1, rows, PART]
-    int heads, int kv_heads, int width, int mask_width, int capacity) {
+    int heads, int kv_heads, int width, int mask_width, int capacity, int start) {
   constexpr int TILE = TILE_OF<D>;
   __shared__ __align__(16) __nv_bfloat16 tiles[STAGES][2][TILE * D];
   const int lane = threadIdx.x % 32, slot = blockIdx.x, kv_head = blockIdx.y;
@@ -136,12 +138,17 @@ __device__ void ragged_attention(
     visible[i] = mask + (static_cast<size_t>(slot) * mask_width + token) * capacity;
   }
   auto fetch_tile = [&](int tile) {
+    const bool is_first = tile * TILE < start;  // whole tiles are
+    const __nv_bfloat16 *some_keys = is_first ? first_keys : keys;
+    const __nv_bfloat16 *some_values = is_first ? first_values : values;
+    const size_t begin = is_first ? static_cast<size_t>(kv_head) * start
+                                  : group * (capacity - start) - start;
     for (int i = threadIdx.x; i < TILE * D / 8; i += blockDim.x) {
       int in_tile = i / (D / 8), chunk = i % (D / 8), position = tile * TILE + in_tile;
-      size_t from = (group * capacity + min(position, capacity - 1)) * D + chunk * 8;
+      size_t from = (begin + min(position, capacity - 1)) * D + chunk * 8;
       int to = place_of<D>(in_tile, chunk);
-      fetch(&tiles[tile % STAGES][0][to], keys + from, position < capacity);
-      fetch(&tiles[tile % STAGES][1][to], values + from, position < capacity);
+      fetch(&tiles[tile % STAGES][0][to], some_keys + from, position < capacity);
+      fetch(&tiles[tile % STAGES][1][to], some_values + from, position < capacity);
     }
   };
 

@@ -225,6 +225,13 @@ RIGHT = {
     "llama4_text": family(
         "llama4_text", intermediate_size_mlp=48, no_rope_layers=[1, 0, 1, 1], use_qk_norm=True
     ),
+    "llama4_text, tied": family(
+        "llama4_text",
+        intermediate_size_mlp=48,
+        no_rope_layers=[1, 0, 1, 1],
+        use_qk_norm=True,
+        tie_word_embeddings=True,
+    ),
     "mimo_v2_flash": family(
         "mimo_v2_flash",
         add_full_attention_sink_bias=False,

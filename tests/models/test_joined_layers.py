@@ -61,13 +61,19 @@ def _caches(model):
     return extent, [PositionCache(extent) for _ in model.layers]
 
 
-def _steps(model, tokens=((1, 2, 3), (4, 5, 6))):
-    """Run two steps, of which two tokens stay each; give logits and caches."""
+def _steps(model, tokens=((1, 2, 3), (4, 5, 6)), shared=0):
+    """Run two steps, of which two tokens stay each; give logits and caches.
+
+    Behind the first one, slots share the first positions, which are zeros.
+    """
     extent, caches = _caches(model)
+    extent.lengths = extent.lengths + shared
     found = []
     for _ in range(2):
         found.append(model(mx.array(tokens), cache=caches))
         extent.lengths = extent.lengths + 2
+        for cache in caches:
+            cache.share(shared, 0)
     found += [array for cache in caches for array in cache.held()]
     mx.eval(found)
     return found
@@ -83,10 +89,12 @@ def test_joined_layers_have_the_bits_of_the_models_own_code(module):
     model = _model(module)
     tokens = mx.array([[1, 2, 3], [4, 5, 6]])
     expected, by_itself = _steps(model), model(tokens, cache=make_prompt_cache(model))
+    with_beginning = _steps(model, shared=32)
 
     assert join_layers(model.layers, model.model.norm) == 3
 
     assert _are_equal(expected, _steps(model))
+    assert _are_equal(with_beginning, _steps(model, shared=32))
     assert mx.array_equal(model(tokens, cache=make_prompt_cache(model)), by_itself)
 
 

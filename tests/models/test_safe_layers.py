@@ -106,6 +106,43 @@ def test_the_size_of_each_product_is_asked_about(model, monkeypatch):
     assert {p.dtype for p in asked} == {"float32"}
 
 
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(70, 64)
+
+    def __call__(self, tokens, cache):
+        return self.embed_tokens(tokens)
+
+
+class RawHead(nn.Module):
+    """Multiplies by its embedding's weight, as seed_oss does."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = Body()
+
+    def __call__(self, inputs, cache=None):
+        return self.model(inputs, cache) @ self.model.embed_tokens.weight.T
+
+
+def test_a_head_that_is_a_raw_product_runs_over_safe_rows(monkeypatch):
+    mx.random.seed(7)  # noqa: TID251  weights only
+    model, asked = RawHead(), []
+    before = model(TOKENS)
+    make_rows_safe(model)
+    monkeypatch.setattr(rows, "pieces", lambda product, count: asked.append(product) or (count,))
+    assert mx.allclose(model(TOKENS), before, atol=1e-5)
+    assert [(p.size, p.width) for p in asked] == [(64, 70)]
+
+
+def test_a_model_with_a_head_beside_its_embedding_keeps_its_code():
+    model = RawHead()
+    model.lm_head = nn.Linear(64, 70)
+    make_rows_safe(model)
+    assert type(model) is RawHead
+
+
 # In strips, where rows of large products depend on their place
 
 

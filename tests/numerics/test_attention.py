@@ -260,7 +260,7 @@ def begun(dtype, size, slots, width, *, blocks=(3, 2)):
     return queries, beginning, behind, whole, lengths
 
 
-@pytest.mark.skipif(not has_beginnings(), reason="only a CPU reads a beginning once")
+@pytest.mark.skipif(not has_beginnings(), reason="nobody has tried it on Metal")
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
@@ -319,6 +319,32 @@ def test_the_number_of_splits_changes_no_bit(size):
     for splits in (2, 3, 5, 12, 40, None):
         found = attention_by_kernel(*arrays, 0.125, mask, lengths, splits=splits)
         assert mx.array_equal(found, known)
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="the kernel is CUDA's")
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_neither_does_a_beginning(size):
+    arrays, lengths = slots_of(mx.bfloat16, size, 3000)
+    queries, keys, values = arrays
+    same = [mx.broadcast_to(each[:1], each.shape) for each in (keys, values)]
+    for start in (256, 1024, 2816):
+        whole = [
+            mx.concatenate([one[:, :, :start], each[:, :, start:]], axis=2)
+            for one, each in zip(same, (keys, values), strict=True)
+        ]
+        beginning = tuple(mx.contiguous(each[0, :, :start]) for each in whole)
+        behind = [mx.contiguous(each[:, :, start:]) for each in whole]
+        for width in (6, 1):
+            mask = ragged_causal(lengths, width, keys.shape[2])
+            seen = mx.maximum(lengths, start)  # a slot that is empty stands behind the beginning
+            where = (0.125, mask, seen)
+            for splits in (1, 3, None):
+                some = queries[:, :, :width]
+                known = attention_by_kernel(some, *whole, *where, splits=splits)
+                found = attention_by_kernel(
+                    some, *behind, *where, splits=splits, beginning=beginning
+                )
+                assert mx.array_equal(found, known)
 
 
 def test_a_whole_hidden_block_leaves_only_what_is_visible():

@@ -44,14 +44,15 @@ def test_heads_have_the_bits_of_norm_and_rotation(kind, has_norms, slots_tokens)
     assert all(map(_same, expected[start:], found[start:]))
 
 
-def test_heads_go_into_the_cache_where_each_slot_ends():
+@pytest.mark.parametrize("start", [0, 256, 768])
+def test_heads_go_into_the_cache_where_each_slot_ends(start):
     shape = KINDS["qwen3"]
     product = _random(16 * 8, 48 * 128)
-    offsets = mx.arange(16, dtype=mx.int32) * 31 % 500
+    offsets = start + mx.arange(16, dtype=mx.int32) * 31 % 500
     before, cache = ([_random(16, 8, 512, 128, seed=seed) for seed in (3, 4)] for _ in range(2))
 
-    expected = joined_ops.split_heads(product, shape, offsets, 8, into=before)
-    found = joined.split_heads(product, shape, offsets, 8, into=cache)
+    expected = joined_ops.split_heads(product, shape, offsets, 8, into=before, start=start)
+    found = joined.split_heads(product, shape, offsets, 8, into=cache, start=start)
 
     assert all(map(_same, expected, found))
     assert all(map(_same, cache, found[1:]))  # in place
