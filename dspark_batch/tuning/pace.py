@@ -22,7 +22,7 @@ _NEARLY = 0.03  # drafts that promise less than the best by so much are as good 
 _TRIAL_SHARE = 0.6  # of the time until then is what a trial may take: a short job tries little
 _LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
 _LAST_ROUNDS = 7  # that say how slow the machine is just now
-_LASTING_ROUNDS, _LASTING = 47, 0.05  # as slow for so long: what rounds take was known badly
+_LASTING_ROUNDS, _LASTING = 47, 0.05  # as slow for so long: what was known is of another time
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
 _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
@@ -71,6 +71,7 @@ class _Seen(NamedTuple):
 
     seconds: deque[float]
     number: int  # of the last one
+    count: int  # of all
 
     @property
     def usual_s(self) -> float:
@@ -118,17 +119,27 @@ class Costs:
         self.seconds += seconds
         if self.is_known(kind):
             self._slowness.append(seconds / median(self._seen[kind].seconds))
-        times.append(seconds / self._slow_now)
-        self._seen[kind] = _Seen(times, self.num_rounds)
+        times.append(seconds / median([*self._slowness][-_LAST_ROUNDS:]))
+        self._seen[kind] = _Seen(times, self.num_rounds, known.count + 1 if known else 1)
+        lasting = median(self._slowness)
+        if abs(lasting - 1) > _LASTING:
+            self._begin_anew(kind, lasting)
         if len(times) <= _LEAST_SEEN or self.num_rounds % _ESTIMATE_EVERY == 0:
             self._weights = None
 
-    @property
-    def _slow_now(self) -> float:
-        """How slow the machine is just now; 1: it is not, or what rounds take is known badly."""
-        lately = list(self._slowness)
-        is_lasting = abs(median(lately) - 1) > _LASTING
-        return 1.0 if is_lasting else median(lately[-_LAST_ROUNDS:])
+    def _begin_anew(self, kind: Kind, slowness: float) -> None:
+        """Take a kind of round to be as slow as it has been for long.
+
+        If it was well known before, the machine has changed, and all other kinds are so slow, too.
+        Else what it takes was known badly.
+        """
+        has_changed = self._seen[kind].count >= _LASTING_ROUNDS + _MOST_SEEN
+        for each in list(self._seen) if has_changed else [kind]:
+            seconds, *rest = self._seen[each]
+            times = deque((slowness * one for one in seconds), maxlen=_MOST_SEEN)
+            self._seen[each] = _Seen(times, *rest)
+        self._slowness.extend([1.0] * _LASTING_ROUNDS)
+        self._weights = None
 
     @property
     def has_plain(self) -> bool:

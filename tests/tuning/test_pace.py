@@ -136,6 +136,18 @@ def test_a_kind_that_was_learnt_just_when_a_slow_moment_ended_is_learnt_again():
     assert costs.round_s(usual) == pytest.approx(1.0)
 
 
+def test_a_machine_that_stays_slow_is_slow_for_kinds_that_nobody_sees():
+    costs, usual, plain = Costs(RULE_CPU), Kind(1, 7), Kind(1, 0)
+    for kind, count in ((usual, 80), (plain, 5), (usual, 20)):
+        for _ in range(count):
+            costs.add(kind, 1.0 if kind is usual else 0.6)
+    for slow in (2.0, 1.0):
+        for _ in range(60):
+            costs.add(usual, slow * 1.0)
+        assert costs.round_s(usual) == pytest.approx(slow)
+        assert costs.round_s(plain) == pytest.approx(slow * 0.6)
+
+
 def test_what_rounds_take_stays_what_it_is_however_the_machine_swings():
     costs, kind = Costs(RULE_CPU), Kind(1, 7)
     for n in range(5000):
@@ -221,12 +233,14 @@ MACHINES = {
 CHANCES = {1.3: 0.25, 2: 0.5, 3: 0.68, 5: 0.87, 7: 0.965}
 
 
-def seconds_of_job(machine, chance, slots, draft_length, seed, *, items=100, busy=0.0):
+def seconds_of_job(
+    machine, chance, slots, draft_length, seed, *, items=100, busy=0.0, slow=()
+):
     """Simulate a job; a draft length of None is chosen by the pace.
 
     A pass runs over all slots, the free ones too, until a quarter of them is free: as `Slots` does.
     Keeping the drafter ready costs a twentieth of a pass. Each time is off by up to a tenth, and
-    `busy` of the rounds take ten times as long.
+    `busy` of the rounds take ten times as long, and those of the ranges `slow` twice as long.
     """
     random = Random(seed)
     costs, acceptance = Costs(machine.rule), Acceptance(slots)
@@ -246,6 +260,7 @@ def seconds_of_job(machine, chance, slots, draft_length, seed, *, items=100, bus
         seconds += 0.05 * machine.round_s(held, 0) * step.keeps_context
         seen = seconds * random.uniform(0.9, 1.1)
         seen *= 10 if random.random() < busy else 1
+        seen *= 2 if any(costs.num_rounds in some for some in slow) else 1
         took += seconds
         for each in active:
             kept = min(drafts, int(log(1 - random.random()) / log(chance))) if each[1] else 0
@@ -280,6 +295,13 @@ def seconds_at(draft_length, machine, chance, slots, seed):
 @pytest.mark.parametrize("tokens", CHANCES)
 def test_a_job_takes_at_most_5_percent_longer_than_with_the_best_draft_length(name, tokens, slots):
     assert share_of_best(MACHINES[name], CHANCES[tokens], slots, seeds=range(1 + slots // 3)) > 0.95
+
+
+@pytest.mark.parametrize("tokens", CHANCES)
+@pytest.mark.parametrize("slots", [1, 4])
+def test_so_it_does_on_a_machine_that_is_slow_for_long(slots, tokens):
+    slow = [range(begin, begin + length) for begin, length in ((150, 60), (400, 40), (700, 300))]
+    assert share_of_best(MACHINES["cpu"], CHANCES[tokens], slots, seeds=range(3), slow=slow) > 0.95
 
 
 @pytest.mark.slow
