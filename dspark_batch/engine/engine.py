@@ -520,8 +520,7 @@ class Engine:
         active = self._slots.active
         if self._pace is not None and active:
             served = sum(sequence.is_served for sequence in active)
-            ends = self._scheduler.num_waiting < len(active)
-            self._step = self._pace.next(len(self._slots.sequences), served, ends=ends)
+            self._step = self._pace.next(len(self._slots.sequences), served)
 
     def _advance(self, step: _Step, slot: int, sequence: Sequence) -> bool:
         """Commit a round to one slot; return whether what it committed came from numbers."""

@@ -192,7 +192,7 @@ class Scheduler:
         begin: takes a first token, whether it was chosen from numbers, and its score if that was
             asked for; tells whether more are to come.
         clock: told of prompts.
-        step: whether the drafter keeps its context just now, or may be asked again.
+        step: whether the drafter keeps its context just now.
         commit_all: commits all rounds that the device has, before others sit down.
 
     Attributes:
@@ -340,9 +340,7 @@ class Scheduler:
         if begun:
             self._begun = [self._sequence(waiting) for waiting in begun]
             prompts = [Prompt.of(waiting.request) for waiting in begun]
-            # Whom many follow will have gone before drafts pay again.
-            may_return = self._step().may_return and len(self.window) < self._most_slots
-            is_asked = self._step().keeps_context or may_return
+            is_asked = self._step().keeps_context
             self._filling = prefill(
                 self._passes, self._shapes, prompts, self._prefixes, with_context=is_asked
             )

@@ -21,6 +21,7 @@ _TRIAL_ROUNDS = 3
 _NEARLY = 0.03  # drafts that promise less than the best by so much are as good for a beginning
 _TRIAL_SHARE = 0.6  # of the time until then is what a trial may take: a short job tries little
 _LEAST_SEEN, _MOST_SEEN = 3, 31  # rounds of a kind, that say what such a round takes
+_TELLING = 8  # rounds of a kind, before it says how slow the machine is
 _LAST_ROUNDS = 7  # that say how slow the machine is just now
 _LASTING_ROUNDS, _LASTING = 47, 0.05  # as slow for so long: what was known is of another time
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
@@ -29,10 +30,9 @@ _ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do b
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
 _LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds of the other kind are so much better
-_CLEAR_ALONE = 1.6  # how much better, for a single slot, where they are meant for a job's end
 _LEAST_IF_ODD, _ODD = 6, 2.0  # of them, where they take so much longer than by the rule
 # Rounds without drafts, and how much better they may be if so few were seen: another look.
-_DOUBTS = ((8, 1.3), (15, 1.15))
+_DOUBTS = ((6, 1.7), (8, 1.3), (15, 1.15))
 _LOOK_SHARE = 0.08  # of the time since a trial is what another look may take
 _LEAST_KEPT = 8  # rounds with drafts, before what rounds take is kept for other jobs
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
@@ -71,7 +71,7 @@ class _Seen(NamedTuple):
 
     seconds: deque[float]
     number: int  # of the last one
-    count: int  # of all
+    total: int  # how many there were
 
     @property
     def usual_s(self) -> float:
@@ -117,10 +117,10 @@ class Costs:
         times = known.seconds if known else deque(maxlen=_MOST_SEEN)
         seconds = max(seconds, _LEAST_S)
         self.seconds += seconds
-        if self.is_known(kind):
+        if self.is_known(kind, _TELLING):
             self._slowness.append(seconds / median(self._seen[kind].seconds))
         times.append(seconds / median([*self._slowness][-_LAST_ROUNDS:]))
-        self._seen[kind] = _Seen(times, self.num_rounds, known.count + 1 if known else 1)
+        self._seen[kind] = _Seen(times, self.num_rounds, known.total + 1 if known else 1)
         lasting = median(self._slowness)
         if abs(lasting - 1) > _LASTING:
             self._begin_anew(kind, lasting)
@@ -133,7 +133,7 @@ class Costs:
         If it was well known before, the machine has changed, and all other kinds are so slow, too.
         Else what it takes was known badly.
         """
-        has_changed = self._seen[kind].count >= _LASTING_ROUNDS + _MOST_SEEN
+        has_changed = self._seen[kind].total >= _LASTING_ROUNDS + _MOST_SEEN
         for each in list(self._seen) if has_changed else [kind]:
             seconds, *rest = self._seen[each]
             times = deque((slowness * one for one in seconds), maxlen=_MOST_SEEN)
@@ -271,7 +271,6 @@ class Step:
 
     draft_length: int
     keeps_context: bool = True  # whether the drafter is kept ready
-    may_return: bool = True  # whether one that is not may be asked at the end of the job
 
 
 class Pace:
@@ -282,8 +281,7 @@ class Pace:
     without drafts is cheap, and is tried after a round or two. When no drafts pay, the drafter
     rests: its context is not kept, which takes time, too. After 512 rounds, and each time after
     twice as many, it is kept for newcomers again. Once half of the slots can draft, drafts are
-    tried. Newcomers that are a job's last ones have it kept, too: they will be few at its end, and
-    where few decode drafts pay sooner.
+    tried.
 
     Args:
         costs: of rounds.
@@ -302,25 +300,22 @@ class Pace:
         self._tried_s = 0.0  # of rounds, until the last trial began
         self._rested = 0  # rounds since drafts did not pay; 0: they pay
         self._rest = _FIRST_REST
-        self._alone: bool | None = None  # would drafts pay for a single slot? None: not asked yet
         self._drafted = tuple(k for k in self._lengths if k)
         self.step = Step(self._first(slots))
 
-    def next(self, slots: int, served: int, *, ends: bool = False) -> Step:
+    def next(self, slots: int, served: int) -> Step:
         """Choose the draft length of the next round.
 
         Args:
             slots: over which its passes run.
             served: sequences that can draft, of those that decode.
-            ends: whether fewer wait than decode, so that slots will be free.
         """
-        self.step = self._next(slots, served, ends)
+        self.step = self._next(slots, served)
         return self.step
 
-    def _next(self, slots: int, served: int, ends: bool) -> Step:
-        may_rest = not (ends and self._pays_alone())
-        if self._rested and (may_rest or 2 * served < slots):
-            return self._resting(slots, served) if may_rest else Step(0)
+    def _next(self, slots: int, served: int) -> Step:
+        if self._rested:
+            return self._resting(slots, served)
         if self._trial:
             return Step(self._trial.pop())
         rates = self._rates(slots)
@@ -334,25 +329,17 @@ class Pace:
         kind = Kind(slots, best)
         if self._looks_again(slots, best, rates):
             return self._tried(0)
-        if best == 0 and may_rest and self._costs.is_known(kind, _SURE_SEEN):
-            self._alone = None
+        if best == 0 and self._costs.is_known(kind, _SURE_SEEN):
             return self._resting(slots, served)
         is_new = best != self.step.draft_length and not self._costs.is_known(kind)
         if is_new and self._costs.num_drafted >= _LEAST_DRAFTED:
             return self._tried(best)  # one round says little
         return Step(best)
 
-    def _pays_alone(self) -> bool:
-        """Whether a single slot is expected to gain clearly by drafts; a rest changes nothing."""
-        if self._alone is None or not self._rested:
-            rates = self._rates(1)
-            self._alone = max(rates.values()) > _CLEAR_ALONE * rates[0]
-        return self._alone
-
     def _resting(self, slots: int, served: int) -> Step:
         self._rested += 1
         if self._rested <= self._rest:
-            return Step(0, keeps_context=False, may_return=self._pays_alone())
+            return Step(0, keeps_context=False)
         if 2 * served < slots:
             return Step(0)
         self._rested, self._rest = 0, min(2 * self._rest, _LONGEST_REST)

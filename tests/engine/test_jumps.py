@@ -67,7 +67,7 @@ def _no_round_says_what_it_took(monkeypatch):
 @pytest.fixture
 def rests(monkeypatch):
     """Let the drafter rest from the first round on."""
-    monkeypatch.setattr(Pace, "next", lambda self, slots, served, ends: AT_REST)
+    monkeypatch.setattr(Pace, "next", lambda self, slots, served: AT_REST)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -132,7 +132,7 @@ def test_nobody_jumps_who_decodes_plainly_or_by_the_rejection_rule(settings):
 
 
 def test_a_trial_round_without_drafts_has_none(monkeypatch):
-    monkeypatch.setattr(Pace, "next", lambda self, slots, served, ends: Step(0))
+    monkeypatch.setattr(Pace, "next", lambda self, slots, served: Step(0))
     said = answers(True, lengths=(0, 7), costs=(1.0, 0.0, 0.3, 0.0))
     assert said[3].num_drafted[1:] == (0,) * (len(said[3].num_drafted) - 1)
 
