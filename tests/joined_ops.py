@@ -22,6 +22,7 @@ def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into
     if into is None:
         return queries, keys, values
     index = (offsets[:, None] + mx.arange(width) - start)[:, None, :, None]
+    assert mx.all((index >= 0) & (index < into[0].shape[2])), "MLX would write anywhere"
     put = [
         mx.put_along_axis(a, index, b, axis=2) for a, b in zip(into, (keys, values), strict=True)
     ]

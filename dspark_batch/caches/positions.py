@@ -48,7 +48,8 @@ class PositionCache:
         self.keys: mx.array | None = None  # None: nothing written yet
         self.values: mx.array | None = None
         self._beginning: KeysValues | None = None  # of all slots; None: they share none
-        self._fetched: ref[mx.array] | None = None  # whole keys of the last step; None: `keys` are
+        # Whole keys and values of the last step; None: `keys` and `values` are.
+        self._fetched: tuple[ref[mx.array], ref[mx.array]] | None = None
 
     @property
     def offset(self) -> mx.array:
@@ -86,8 +87,9 @@ class PositionCache:
         if self._beginning is None:
             return self.keys, self.values
         keys = _in_front(self._beginning.keys, self.keys)
-        self._fetched = ref(keys)  # or it would hold the buffers
-        return keys, _in_front(self._beginning.values, self.values)
+        values = _in_front(self._beginning.values, self.values)
+        self._fetched = ref(keys), ref(values)  # or it would hold the buffers
+        return keys, values
 
     def split(
         self, keys: mx.array, values: mx.array
@@ -97,9 +99,10 @@ class PositionCache:
         Whoever made other arrays of those of `update_and_fetch` gets these back, whole. What a
         kernel left in place of `buffers` is what each slot has.
         """
-        is_whole = self._fetched is not None and self._fetched() is keys
-        is_ours = is_whole or keys is self.keys
-        if not is_ours or self.keys is None or self.values is None:
+        whole_keys, whole_values = (each() for each in self._fetched or (_nothing, _nothing))
+        is_whole = keys is whole_keys and values is whole_values
+        is_left = keys is self.keys and values is self.values
+        if not (is_whole or is_left) or self.keys is None or self.values is None:
             return None, keys, values
         return self._beginning, self.keys, self.values
 
@@ -218,6 +221,10 @@ class PositionCache:
     @property
     def _own_capacity(self) -> int:
         return self._extent.capacity - self.start
+
+
+def _nothing() -> None:
+    """Give what a reference to nothing gives."""
 
 
 def _in_front(shared: mx.array, own: mx.array) -> mx.array:

@@ -101,8 +101,8 @@ class Slots:
         shared = self._shared_with(newcomers)
         owner = next((n for n, s in enumerate(self.sequences) if s is not None), 0)
         self.cache.share(shared, owner)
-        # A context behind a fault may lack its beginning.
-        is_known = all(s.fallback is None for s in (*newcomers, *self.active))
+        # A context behind a fault or a rest may lack its beginning.
+        is_known = all(s.is_served for s in (*newcomers, *self.active))
         self.context.share(shared if is_known else 0, owner)
         self.cache.insert(slots, filled.cache, chosen, lengths)
         self.context.insert(slots, filled.context, chosen, lengths)

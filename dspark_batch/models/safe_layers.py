@@ -123,6 +123,13 @@ _SAFE = {
 }
 
 
+# Of seed_oss, llama4_text and minicpm: their raw head, the other one, and which of them it is.
+_OF_RAW_HEADS = {
+    *("model", "embed_tokens", "weight", "T", "tie_word_embeddings"),
+    *("lm_head", "output", "args", "hidden_size", "dim_model_base"),
+}
+
+
 def _is_router(module: nn.Module) -> bool:
     """Whether a module of mlx-lm says `x @ self.weight.T` instead of having a linear layer."""
     code = getattr(type(module).__call__, "__code__", None)  # None: not written in Python
@@ -131,9 +138,9 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def _has_raw_head(module: nn.Module) -> bool:
-    """Whether a module says `@ self.model.embed_tokens.weight.T`, and has no head besides."""
-    names = getattr(getattr(type(module).__call__, "__code__", None), "co_names", ())
-    is_raw = {"model", "embed_tokens", "weight", "T"} <= {*names}
+    """Whether a module says `@ self.model.embed_tokens.weight.T` and no more, without a head."""
+    names = {*getattr(getattr(type(module).__call__, "__code__", None), "co_names", ())}
+    is_raw = {"model", "embed_tokens", "weight", "T"} <= names <= _OF_RAW_HEADS
     return is_raw and "lm_head" not in module and "output" not in module
 
 

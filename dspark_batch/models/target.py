@@ -222,8 +222,10 @@ def embedding_of(text: nn.Module) -> nn.Module:
 
 
 def _embedding_in(text: nn.Module) -> nn.Module | None:
+    """Find the one with the fewest rows that has enough: others may be of positions."""
     found = (m for _, m in _outside_layers(text) if isinstance(m, _EMBEDDINGS))
-    return next((m for m in found if m.weight.shape[0] >= text.args.vocab_size), None)
+    fitting = (m for m in found if m.weight.shape[0] >= text.args.vocab_size)
+    return min(fitting, key=lambda m: m.weight.shape[0], default=None)
 
 
 def head_of(text: nn.Module) -> nn.Module:

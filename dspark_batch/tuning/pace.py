@@ -133,7 +133,7 @@ class Costs:
         If it was well known before, the machine has changed, and all other kinds are so slow, too.
         Else what it takes was known badly.
         """
-        has_changed = self._seen[kind].total >= _LASTING_ROUNDS + _MOST_SEEN
+        has_changed = self._seen[kind].total >= _MOST_SEEN
         for each in list(self._seen) if has_changed else [kind]:
             seconds, *rest = self._seen[each]
             times = deque((slowness * one for one in seconds), maxlen=_MOST_SEEN)

@@ -13,6 +13,7 @@ from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.shapes import Shapes, common_len
+from dspark_batch.engine.slots import Slots
 from dspark_batch.types import Item, Request, Sampling
 
 BLOCK = 32  # of these tests
@@ -222,6 +223,22 @@ class FailsAt:
         if self._left == 0:
             raise ValueError("features of no use")
         self._whole.extend(context, features)
+
+
+def test_contexts_share_nothing_while_one_is_there_whose_drafter_rested(monkeypatch):
+    """Its slot holds what a former owner left."""
+    pair, shares = load_case("qwen3_vanilla").pair, []
+    plain, enter = Engine(pair, slots=6), Slots.enter
+
+    def entered(slots, newcomers, *rest):
+        newcomers[0].has_context = False
+        monkeypatch.setattr(slots.context, "share", lambda count, owner: shares.append(count))
+        enter(slots, newcomers, *rest)
+        assert slots.cache.shared > 0
+
+    monkeypatch.setattr(Slots, "enter", entered)
+    next(iter(plain.generate(asked(SYSTEMS["one"], seed=5, items=6))))
+    assert set(shares) == {0}
 
 
 def test_contexts_share_nothing_while_one_is_there_that_the_drafter_could_not_make():

@@ -437,7 +437,7 @@ REFUSED = {
 
 # One of each kind of layer; the others run with the slow tests.
 OFTEN = {
-    *("llama, tied, with windows", "qwen3_moe", "gemma2", "gemma4_text, with shared keys"),
+    *("llama, tied, with windows", "qwen3_moe", "gemma2", "gemma4_text, with shared keys", "gpt2"),
     *("gpt_oss", "deepseek_v3", "minicpm3", "cohere2", "phimoe", "llama4_text", "seed_oss, tied"),
     *("qwen3_5_moe", "mamba2", "granitemoehybrid", "lfm2", "falcon_h1", "nemotron_h"),
 }

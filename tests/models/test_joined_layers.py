@@ -196,8 +196,13 @@ def _drafter():
     return drafter
 
 
-def _drafted(drafter):
+def _drafted(drafter, shared=0):
+    """Draft three times behind 34 positions that are alike, of which slots may share the first."""
     context = drafter.make_cache(2, 64)
+    features = mx.random.normal((1, 34, 512), key=mx.random.key(9)).astype(mx.bfloat16)
+    drafter.extend(context, mx.broadcast_to(features, (2, 34, 512)))
+    context.keep(mx.array([34, 34], dtype=mx.int32))
+    context.share(shared, 0)
     found = []
     for i in range(3):
         features = mx.random.normal((2, 2, 512), key=mx.random.key(i)).astype(mx.bfloat16)
@@ -212,8 +217,9 @@ def _drafted(drafter):
 @pytest.mark.usefixtures("_stand_ins")
 def test_joined_draft_layers_have_the_bits_of_their_own_code():
     drafter = _drafter()
-    expected = _drafted(drafter)
+    expected, over_beginning = _drafted(drafter), _drafted(drafter, shared=32)
 
     assert join_draft_layers(drafter.layers, drafter.norm) == 3
 
     assert _are_equal(expected, _drafted(drafter))
+    assert _are_equal(over_beginning, _drafted(drafter, shared=32))

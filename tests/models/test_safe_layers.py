@@ -136,6 +136,20 @@ def test_a_head_that_is_a_raw_product_runs_over_safe_rows(monkeypatch):
     assert [(p.size, p.width) for p in asked] == [(64, 70)]
 
 
+class CappedHead(RawHead):
+    def __call__(self, inputs, cache=None):
+        logits = self.model(inputs, cache) @ self.model.embed_tokens.weight.T
+        return mx.tanh(logits * 3.0)
+
+
+def test_a_head_that_does_more_keeps_its_code():
+    model = CappedHead()
+    before = model(TOKENS)
+    make_rows_safe(model)
+    assert type(model) is CappedHead
+    assert mx.allclose(model(TOKENS), before)
+
+
 def test_a_model_with_a_head_beside_its_embedding_keeps_its_code():
     model = RawHead()
     model.lm_head = nn.Linear(64, 70)
