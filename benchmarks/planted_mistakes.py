@@ -38,7 +38,11 @@ TESTS = {
         *("tests/engine/test_setup.py", "tests/engine/test_states.py"),
     ],
     "angles": ["tests/models/test_rotations.py"],
-    "sharing": ["tests/engine/test_sharing.py", "tests/numerics/test_attention.py"],
+    "sharing": [
+        *("tests/engine/test_sharing.py", "tests/numerics/test_attention.py"),
+        "tests/models/test_joined_layers.py",
+    ],
+    "strips": ["tests/numerics/test_strips.py", "tests/models/test_safe_layers.py"],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes
