@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 _CLOSE = 0.03  # a draft length that is better by less is not worth a change
-_HOPE = 1.03  # how much better an untried draft length may be than the costs say
+_HOPE = 1.07  # how much better an untried draft length may be than the costs say
 _HOPE_PLAIN = 2.0  # the same for no drafts: the rule knows least how they compare
 _TRIAL_ROUNDS = 3
 _NEARLY = 0.03  # drafts that promise less than the best by so much are as good for a beginning
