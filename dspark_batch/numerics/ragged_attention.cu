@@ -3,9 +3,9 @@
 // One block of threads serves one key head of one slot. Its rows are the query heads that share
 // the key head, times the tokens of the step; a warp takes 16 of them. Keys and values come in
 // tiles of a few positions, once for all rows, from the first position to the slot's last one and
-// no further. The first positions may lie once for all slots. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
-// sums begin anew with every piece, run over its tiles in their order, and are then joined with
-// those of the pieces before.
+// no further. The first positions may lie once for all slots. Tiles make up pieces of PIECE
+// positions, which whoever compiles this says. A row's sums begin anew with every piece, run over
+// its tiles in their order, and are then joined with those of the pieces before.
 //
 // Few blocks of threads leave most of a GPU idle. Then the pieces of a slot are split over several
 // blocks, which write the sums of each piece, and `join_pieces` joins them in the same order by the

@@ -197,10 +197,10 @@ def pieces(product: Product, count: int) -> tuple[int, ...]:
 
 
 def in_strips(product: Product) -> Product | None:
-    """Say which product gives the same in strips; None: the product itself has rows enough.
+    """Say which product gives the same in strips; None: strips are not needed, or do not help.
 
-    It does not if rows have other bits in other places of a product of 16 rows or more, while they
-    have the same ones in strips. Only a CPU has strips.
+    They are needed if rows have other bits in other places of every product of 16 rows or more, and
+    help if 24 rows have the same ones in strips. Only a CPU has strips.
     """
     if product not in _in_strips:
         strips = product._replace(in_strips=True)
@@ -263,9 +263,7 @@ def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
     """
     size = hidden.shape[-1]
     if device.is_cpu():
-        rows = mx.contiguous(
-            hidden.reshape(-1, size)
-        )  # rows that lie as columns have other kernels
+        rows = mx.contiguous(hidden.reshape(-1, size))  # those that lie as columns have others
         return mx.pad(rows, [(0, count - total), (0, 0)]) if count > total else rows
     if count == total:
         return hidden.reshape(-1, size)
