@@ -1,5 +1,6 @@
 """From a pair, and what the user fixed, to how a job begins: by rules."""
 
+import gc
 import json
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -197,6 +198,7 @@ def test_a_drafter_that_fails_is_no_hindrance(pair):
 def active_bytes(make):
     """What MLX has in memory after a call more than before, and what the call returned."""
     most = mx.set_cache_limit(0)  # or small arrays would get larger buffers that are there
+    gc.collect()  # or what an earlier test left in a cycle might go meanwhile
     mx.synchronize()
     before = mx.get_active_memory()
     made = make()
