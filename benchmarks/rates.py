@@ -24,7 +24,7 @@ def nominal_rates():
 def measured_rates(is_toy=False):
     """Return operations per second of one big bf16 product and bytes per second of a copy.
 
-    Each is the fastest of a second, since a device takes some time to reach its clock.
+    Each is the fastest median of three in a second: a device may not be at its clock at first.
     """
     size, length = (256, 1 << 16) if is_toy else (8192, 1 << 29)
     left, right = (mx.random.normal((size, size), key=mx.random.key(i)) for i in (1, 2))
@@ -56,7 +56,7 @@ def busy_share_of_a_full_device(is_toy=False):
 
 
 def least_seconds_of(make, is_toy=False):
-    """Take the least time of making and evaluating arrays, of all tries in a second."""
+    """Take the least of `seconds_of`, of three tries each, in a second."""
     ended = time.perf_counter() + (0.1 if is_toy else 1.0)
     least = float("inf")
     while time.perf_counter() < ended:

@@ -86,6 +86,20 @@ NO_MODELS = {*JOB, *BASE, "merge", "cli", "__init__", "__main__"}  # nor anythin
 HEAVY = {"mlx", "mlx_lm", "transformers", "torch", "numpy"}
 # Decides from seconds, so it must see nothing else.
 PACE = {"numpy", "collections", "dataclasses", "math", "statistics", "typing"}
+# What computes bytes asks nobody how late it is; these two only tell what took how long.
+COMPUTES = {
+    "numerics",
+    "caches",
+    "models",
+    "drafters",
+    "engine",
+    "tuning",
+    "pair",
+    "device",
+    "blas",
+}
+TELLS_SECONDS = {"engine/clock.py", "engine/sequence.py"}
+CLOCKS = {"time", "datetime", "timeit"}
 # What other commands and options need, and a plain run with `-q` would wait for.
 OTHERS = {
     "rich",
@@ -185,6 +199,15 @@ def test_who_decides_from_seconds_knows_nothing_else():
     pace = PACKAGE / "tuning" / "pace.py"
     roots = {name.split(".")[0] for name in imported_modules(pace.read_text())}
     assert roots <= PACE
+
+
+def test_what_computes_reads_no_clock():
+    asks = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if part_of(path) in COMPUTES and imported_modules(path.read_text()) & CLOCKS
+    }
+    assert asks == TELLS_SECONDS
 
 
 def test_only_the_server_knows_http():

@@ -99,8 +99,8 @@ class PositionCache:
         Whoever made other arrays of those of `update_and_fetch` gets these back, whole. What a
         kernel left in place of `buffers` is what each slot has.
         """
-        whole_keys, whole_values = (each() for each in self._fetched or (_nothing, _nothing))
-        is_whole = keys is whole_keys and values is whole_values
+        whole = [each() for each in self._fetched or ()]
+        is_whole = bool(whole) and keys is whole[0] and values is whole[1]
         is_left = keys is self.keys and values is self.values
         if not (is_whole or is_left) or self.keys is None or self.values is None:
             return None, keys, values
@@ -221,10 +221,6 @@ class PositionCache:
     @property
     def _own_capacity(self) -> int:
         return self._extent.capacity - self.start
-
-
-def _nothing() -> None:
-    """Give what a reference to nothing gives."""
 
 
 def _in_front(shared: mx.array, own: mx.array) -> mx.array:

@@ -26,7 +26,8 @@ Multiply: TypeAlias = Callable[[mx.array], mx.array]  # [M, K] to [M, N], or wit
 _DISTINCT = 256  # rows of a random weight; more are repeated
 _LEAST_VALUES = 256  # of one row that are compared, over several trials if the row is short
 _TRIALS, _MOST_TRIALS = 2, 16
-_LARGE, _LARGE_STRIPS = 16, 24  # rows
+# Rows of a product that is large: without strips; with them, where there is no count of 16.
+_LARGE, _LARGE_STRIPS = 16, 24
 
 
 class Product(NamedTuple):
@@ -263,7 +264,8 @@ def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:
     """
     size = hidden.shape[-1]
     if device.is_cpu():
-        rows = mx.contiguous(hidden.reshape(-1, size))  # those that lie as columns have others
+        # Rows that lie in memory as columns are multiplied by other kernels.
+        rows = mx.contiguous(hidden.reshape(-1, size))
         return mx.pad(rows, [(0, count - total), (0, 0)]) if count > total else rows
     if count == total:
         return hidden.reshape(-1, size)

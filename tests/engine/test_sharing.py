@@ -148,6 +148,18 @@ def test_a_beginning_lies_in_memory_once():
     assert before - after == 2 * 96 * cache.bytes_per_position
 
 
+def test_attention_gets_the_parts_of_what_was_fetched_and_of_nothing_else():
+    cache = seated(load_case("qwen3_vanilla").pair, slots=len(PROMPTS), room=160, shared=96)
+    layer, own = cache.layers[0], cache.capacity - 96
+    step = mx.ones((len(PROMPTS), *layer.keys.shape[1:2], 1, layer.keys.shape[3]))
+    keys, values = layer.update_and_fetch(step, step)
+    beginning, *parts = layer.split(keys, values)
+    assert beginning.keys.shape[1] == 96
+    assert [part.shape[2] for part in parts] == [own, own]
+    for others in ((keys, values * 2), (keys * 2, values), (layer.keys, values)):
+        assert layer.split(*others) == (None, *others)
+
+
 def test_it_stays_while_somebody_is_there_and_goes_with_the_last(pair):
     cache, known = seated(pair, shared=96), seated(pair)
     cache.clear([0, 2])
