@@ -39,3 +39,14 @@ def add_and_normalise(left, right, weight, epsilon, total, rows):
     sums = left[:total] + right[:total]
     normalised = mx.fast.rms_norm(sums, weight, epsilon)
     return sums, mx.take(normalised, mx.arange(rows) % total, axis=0)
+
+
+def insert_slots(into, others, chosen, slots):
+    capacity = into[0].shape[2]
+    found = []
+    for mine, theirs in zip(into, others, strict=True):
+        rows = theirs[chosen][:, :, :capacity]
+        rows = mx.pad(rows, [(0, 0), (0, 0), (0, capacity - rows.shape[2]), (0, 0)])
+        index = mx.broadcast_to(slots.reshape(-1, 1, 1, 1), rows.shape)
+        found.append(mx.put_along_axis(mine, index, rows, axis=0))
+    return tuple(found)

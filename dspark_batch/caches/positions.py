@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from dspark_batch import device
 from dspark_batch.caches.slot_cache import Arrays, Extent, Joined
+from dspark_batch.numerics.joined import fits_slots, insert_slots
 from dspark_batch.numerics.masks import ragged_causal
 
 
@@ -181,6 +182,12 @@ class PositionCache:
                 self._beginning = other.snapshot(chosen[0], 0, self._extent.shared)
             self.keys = _empty(other.keys, self._own_capacity, self._extent.lengths.shape[0])
             self.values = _empty(other.values, self._own_capacity, self._extent.lengths.shape[0])
+        if (into := self.buffers()) and fits_slots(*into):
+            keys, values = other._behind(self.start, range(other.keys.shape[0]))
+            self.keys, self.values = insert_slots(
+                into, (keys, values), mx.array(list(chosen), dtype=mx.int32), slots
+            )
+            return
         keys, values = other._behind(self.start, chosen)
         self.keys[slots] = _resized(keys, range(len(chosen)), len(chosen), self._own_capacity)
         self.values[slots] = _resized(values, range(len(chosen)), len(chosen), self._own_capacity)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 # Rounds. The first ones compile passes; a sample loses what a round gains by being queued.
-_FIRST_SAMPLE, _SAMPLE_EVERY = 16, 64
+_FIRST_SAMPLE, _SAMPLE_EVERY = 16, 1024
 _AT_ONCE_S = 1e-4  # a round that comes so quickly was over before the host asked for it
 
 
@@ -25,9 +25,9 @@ class _Sent:
 class Clock:
     """Splits the engine's time, from the end of one round to the end of the next.
 
-    A round is queued as a whole, so nobody sees what its parts take. Round 17, 33, 65, and then
-    every 64th is a sample: its parts run one after the other, each one waited for. Evaluating
-    earlier changes no value.
+    A round is queued as a whole, so nobody sees what its parts take. Round 17, 33, 65 and
+    so on, and later every 1024th, is a sample: its parts run one after the other, each one waited
+    for. Evaluating earlier changes no value.
 
     Args:
         now: seconds.

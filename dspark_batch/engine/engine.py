@@ -216,6 +216,7 @@ class Engine:
             begin=self._begin,
             clock=self._clock,
             step=lambda: self._step,
+            sits_behind=lambda some: self._rounds_ahead and self._slots.has_seats(some),
             commit_all=self._commit_all,
         )
 

@@ -193,6 +193,7 @@ class Scheduler:
             asked for; tells whether more are to come.
         clock: told of prompts.
         step: whether the drafter keeps its context just now.
+        sits_behind: whether some can sit down behind a round that nobody has read.
         commit_all: commits all rounds that the device has, before others sit down.
 
     Attributes:
@@ -213,6 +214,7 @@ class Scheduler:
         begin: Callable[[Sequence, int, bool, ListLike[Score]], bool],
         clock: Clock,
         step: Callable[[], Step],
+        sits_behind: Callable[[ListLike[Sequence]], bool],
         commit_all: Callable[[], None],
     ) -> None:
         self.window = Window(max(_LEAST_WINDOW, 2 * most_slots), prefixes)
@@ -228,6 +230,7 @@ class Scheduler:
         self._begin = begin
         self._clock = clock
         self._step = step
+        self._sits_behind = sits_behind
         self._commit_all = commit_all
         self._begun: list[Sequence] = []  # their prompts are on their way through the target
         self._filling: Generator[None, None, Prefilled] | None = None  # of those
@@ -305,15 +308,20 @@ class Scheduler:
         self._ready.sort(key=lambda wave: not wave.is_urgent)  # and who came first
 
     def _seat(self) -> None:
-        """Give free slots to those who are ready, once it has cost as much to leave them free."""
+        """Give free slots to those who are ready.
+
+        Where the device has to wait for it, once it has cost as much to leave them free.
+        """
         if self._num_to_seat == 0:
             return
         self._num_unused += self._num_to_seat
-        is_worth_it = self._num_unused >= self._most_slots // _SEATING_SHARE
-        if self._slots.active and not is_worth_it and not self._ready[0].is_urgent:
-            return
+        ready = [sequence for wave in self._ready for _, sequence in wave.sequences]
+        if not self._sits_behind(ready[: self._num_to_seat]):
+            is_worth_it = self._num_unused >= self._most_slots // _SEATING_SHARE
+            if self._slots.active and not is_worth_it and not self._ready[0].is_urgent:
+                return
+            self._commit_all()
         self._num_unused = 0
-        self._commit_all()
         while num_free := self._num_to_seat:
             wave = self._ready.pop(0)
             now, later = wave.sequences[:num_free], wave.sequences[num_free:]

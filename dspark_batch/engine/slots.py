@@ -90,6 +90,16 @@ class Slots:
         room = self._room(longest + self._widest) + self._state_positions
         return slots * room - (slots - 1) * shared * self._shapes.share(len(requests))
 
+    def has_seats(self, newcomers: ListLike[Sequence]) -> bool:
+        """Whether `enter` would move nothing of those who are there."""
+        num_free = self.sequences.count(None)
+        if not self.active or len(newcomers) > num_free:
+            return False
+        longest = max(sequence.cached_len for sequence in newcomers)
+        has_room = longest <= min(self.cache.capacity, self.context.capacity)
+        now = self.cache.shared, self.context.shared
+        return has_room and self._to_share(newcomers) == now
+
     def enter(
         self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
     ) -> None:
@@ -98,15 +108,15 @@ class Slots:
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
-        shared = self._shared_with(newcomers)
         owner = next((n for n, s in enumerate(self.sequences) if s is not None), 0)
-        self.cache.share(shared, owner)
-        # A context behind a fault or a rest may lack its beginning.
-        is_known = all(s.is_served for s in (*newcomers, *self.active))
-        self.context.share(shared if is_known else 0, owner)
+        shared = self._to_share(newcomers)
+        for cache, positions in zip((self.cache, self.context), shared, strict=True):
+            cache.share(positions, owner)
         self.cache.insert(slots, filled.cache, chosen, lengths)
         self.context.insert(slots, filled.context, chosen, lengths)
-        self.anchors[mx.array(slots)] = mx.array([s.token_ids[-1] for s in newcomers])
+        # In a new array: who waits for the round that gave the old one waits for no more than that.
+        first = mx.array([s.token_ids[-1] for s in newcomers], dtype=mx.int32)
+        self.anchors = mx.put_along_axis(self.anchors, mx.array(slots), first, axis=0)
         for slot, sequence in zip(slots, newcomers, strict=True):
             sequence.seat()
             self.sequences[slot] = sequence
@@ -176,6 +186,13 @@ class Slots:
         is_forgotten = self.cache.shared > 0 and not self.active
         if slots > len(self.sequences) or is_forgotten:
             self._resize(slots, self.cache.capacity)
+
+    def _to_share(self, newcomers: ListLike[Sequence]) -> tuple[int, int]:
+        """Count the positions to keep once, of the target's cache and of the drafter's."""
+        shared = self._shared_with(newcomers)
+        # A context behind a fault or a rest may lack its beginning.
+        is_known = all(s.is_served for s in (*newcomers, *self.active))
+        return shared, shared if is_known else 0
 
     def _shared_with(self, newcomers: ListLike[Sequence]) -> int:
         """Count the positions to keep once: much more than now, or what is left of these.

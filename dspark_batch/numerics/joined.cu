@@ -193,3 +193,32 @@ __device__ void add_and_normalise(
     *reinterpret_cast<Run*>(normalised_sums + static_cast<size_t>(row) * SIZE + column) = run[chunk];
   }
 }
+
+// Puts positions of some slots of one cache into slots of another, and zeros behind them. A thread
+// has a run of numbers of both keys and values.
+template <int D>
+__device__ void insert_slots(
+    const Number* other_keys,    // [others, kv_heads, count, D], as the next
+    const Number* other_values,
+    const int* chosen,           // [slots that change], of the others
+    const int* slots,            // [slots that change], of the cache
+    Number* keys,                // [slots, kv_heads, capacity, D], as the next
+    Number* values,
+    Number* done,                // [1], so that what reads the cache may wait for something
+    int runs, int kv_heads, int count, int capacity) {
+  constexpr int RUNS = D / RUN;
+  const int index = blockIdx.x * blockDim.x + threadIdx.x;
+  if (index == 0) done[0] = Number(0.0f);
+  if (index >= runs) return;
+  const int part = index % RUNS, position = index / RUNS % capacity;
+  const int row = index / RUNS / capacity, head = row % kv_heads, at = row / kv_heads;
+  const size_t there = (static_cast<size_t>(slots[at]) * kv_heads + head) * capacity + position;
+  const size_t here = (static_cast<size_t>(chosen[at]) * kv_heads + head) * count + position;
+  Run found[2] = {};
+  if (position < count) {
+    found[0] = run_at(other_keys + here * D + part * RUN);
+    found[1] = run_at(other_values + here * D + part * RUN);
+  }
+  *reinterpret_cast<Run*>(keys + there * D + part * RUN) = found[0];
+  *reinterpret_cast<Run*>(values + there * D + part * RUN) = found[1];
+}

@@ -195,6 +195,45 @@ def _threads_of(size: int) -> int:
     return 64 if runs <= 64 else next(evenly, 128)
 
 
+def fits_slots(into: mx.array, values: mx.array) -> bool:
+    """Whether `insert_slots` can do it: whole runs of numbers, and as many in keys and values."""
+    dim = into.shape[-1]
+    return into.dtype == mx.bfloat16 and dim % _RUN == 0 and values.shape[-1] == dim
+
+
+def insert_slots(
+    into: tuple[mx.array, mx.array],
+    others: tuple[mx.array, mx.array],
+    chosen: mx.array,
+    slots: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """Put keys and values of other slots into slots of a cache, in place, and zeros behind them.
+
+    Args:
+        into: keys and values of the cache, bfloat16 [S, KV, C, D] each, as `split_heads` has them:
+            kernels in flight may read them.
+        others: [O, KV, T, D] each; what of T is behind C is left out.
+        chosen: [n] int32, of the others.
+        slots: [n] int32, where they go.
+
+    Returns:
+        The whole of `into`.
+    """
+    _, kv_heads, capacity, dim = into[0].shape
+    runs = chosen.shape[0] * kv_heads * capacity * dim // _RUN
+    made = _kernel("insert")(
+        inputs=[*others, chosen, slots, *into],
+        numbers={"runs": runs},
+        template=[("D", dim)],
+        grid=(runs, 1, 1),
+        threadgroup=(_THREADS, 1, 1),
+        output_shapes=[(1,)],
+        output_dtypes=[mx.bfloat16],
+    )
+    keys, values = mx.depends(list(into), made)
+    return keys, values
+
+
 @cache
 def _source() -> str:
     return (files(__package__) / "joined.cu").read_text()
@@ -232,6 +271,14 @@ _CALLS = {  # inputs, outputs, numbers, source
         ["gated"],
         {"total": "int", "made": "int"},
         "gate<IS_WIDE>(joined, gated, total, made, SIZE);",
+    ),
+    "insert": (
+        ["other_keys", "other_values", "chosen", "slots", "keys", "values"],
+        ["done"],
+        {"runs": "int"},
+        "insert_slots<D>(other_keys, other_values, chosen, slots, const_cast<Number*>(keys), "
+        "const_cast<Number*>(values), done, runs, keys_shape[1], other_keys_shape[2], "
+        "keys_shape[2]);",
     ),
     "add": (
         ["left", "right", "weight"],

@@ -1,12 +1,16 @@
 """The law Undo: what was written and did not stay has not happened, bit for bit."""
 
+from functools import partial
 from itertools import pairwise
 
+import joined_ops
 import mlx.core as mx
 import numpy as np
 import pytest
 from golden_cases import load_case
 
+from dspark_batch import device
+from dspark_batch.caches import positions
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent, SlotCache
 from dspark_batch.engine.engine import Engine
@@ -83,6 +87,45 @@ def test_an_inserted_row_is_the_slot_and_its_neighbours_stay():
     assert mx.array_equal(cache.layers[0].keys[2], before[2])
 
 
+def begun_alike(seed, lengths, shared, capacity):
+    """Fill slots of bfloat16 whose first 64 positions are the same everywhere."""
+    cache = SlotCache([PositionCache], len(lengths))
+    cache.reserve(capacity)
+    own = random_keys(seed, len(lengths), max(lengths), dim=8).astype(mx.bfloat16)
+    first = mx.broadcast_to(
+        random_keys(9, 1, 64, dim=8).astype(mx.bfloat16), (len(lengths), 2, 64, 8)
+    )
+    keys = mx.concatenate([first, own[:, :, 64:]], axis=2)
+    cache.layers[0].update_and_fetch(keys, -keys)
+    cache.keep(mx.array(lengths))
+    cache.share(shared, 0)
+    return cache
+
+
+def told(calls, *given):
+    calls.append(given)
+    return joined_ops.insert_slots(*given)
+
+
+@pytest.mark.parametrize("shared", [(0, 0), (64, 64), (64, 0), (0, 64)])
+@pytest.mark.parametrize("capacities", [(128, 128), (128, 256), (256, 128)])
+def test_a_kernel_that_puts_slots_in_place_leaves_what_mlx_does(shared, capacities, monkeypatch):
+    found = []
+    for in_place in (False, True):
+        lengths = [90, 70, 100], [90, 80, 70]
+        of_both = zip((1, 2), lengths, shared, capacities, strict=True)
+        cache, other = (begun_alike(*each) for each in of_both)
+        with monkeypatch.context() as patch:
+            calls = []
+            patch.setattr(device, "launches_one_by_one", lambda here=in_place: here)
+            patch.setattr(positions, "insert_slots", partial(told, calls))
+            cache.insert([2, 0], other, [0, 2], [90, 70])
+        assert len(calls) == in_place
+        arrays = [cache.lengths, *cache.layers[0].held()]
+        found.append([array.astype(mx.float32).tolist() for array in arrays])
+    assert found[0] == found[1]
+
+
 def test_a_window_hides_what_lies_behind_it():
     cache = filled(1, [5])
     mask = cache.layers[0].make_mask(2, window_size=3)
@@ -130,8 +173,8 @@ def test_a_step_attends_to_no_more_than_it_may_see_and_gets_the_same_bits(attend
     case.pair.target(case["greedy0.prompt_ids"][None], cache)
     cache.keep(mx.array([20]))
     step, logits = mx.array([[5, 6]]), []
-    for positions in (128, 22, 33):
-        cache.see(positions)
+    for seen in (128, 22, 33):
+        cache.see(seen)
         logits.append(case.pair.target(step, cache)[0])
     assert sorted(set(attended)) == [32, 64, 128]
     assert mx.array_equal(logits[0], logits[1])

@@ -73,9 +73,10 @@ def sampled(clock, time, rounds, **options):
     return numbers
 
 
-def test_one_round_in_64_is_a_sample_after_the_first_few(clock, time):
-    assert sampled(clock, time, 300) == [17, 33, 65, 129, 193, 257]
-    assert clock.sampled_rounds == 6
+def test_samples_become_rare_and_do_not_end(clock, time):
+    expected = [17, 33, 65, 129, 257, 513, 1025, 2049, 3073, 4097]
+    assert sampled(clock, time, 5000) == expected
+    assert clock.sampled_rounds == len(expected)
 
 
 def test_a_round_with_prompts_is_no_sample_the_next_one_is(clock, time):

@@ -58,18 +58,60 @@ def test_the_device_has_a_round_behind_each_one_that_the_host_waits_for(draft_le
     assert found.count(1) <= 7
 
 
-def test_nobody_sits_down_while_the_device_has_rounds(monkeypatch):
-    engine = engine_that(slots=3, draft_length=3)
-    found, enter, entered = in_flight(engine, monkeypatch), engine._slots.enter, []
+def entries(engine, monkeypatch):
+    """Collect how many rounds the device has when others enter."""
+    enter, found = engine._slots.enter, []
 
     def enters(*arguments):
-        entered.append(len(engine._running))
+        found.append(len(engine._running))
         enter(*arguments)
 
     monkeypatch.setattr(engine._slots, "enter", enters)
-    list(engine.generate(work(0.0)))
-    assert max(found) == 2
-    assert set(entered) == {0}
+    return found
+
+
+@pytest.mark.parametrize("draft_length", [0, 3])
+def test_others_sit_down_behind_a_round_that_the_device_has(draft_length, monkeypatch):
+    engine = engine_that(slots=3, draft_length=draft_length)
+    found = entries(engine, monkeypatch)
+    requests = [replace(r, max_tokens=40 + 9 * n) for n, r in enumerate(equally_long(9, 40))]
+    assert ids(engine, requests) == ids(engine_that(ahead=False, slots=3), requests)
+    assert found[0] == 0
+    assert found.count(1) >= 4, found
+
+
+SYSTEM = tuple(range(1, 100))
+SHORT = [(5, 7), (9, 11, 3), (8,), (2, 4)]
+ALIKE = [(*SYSTEM, n) for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("slots", "there", "newcomer", "running"),
+    [
+        (3, SHORT[:3], (6, 1), 1),
+        (3, SHORT[:3], tuple(range(1, 200)), 0),  # buffers grow
+        (4, SHORT[:3], (6, 1), 0),  # there are more slots
+        (5, ALIKE, (*SYSTEM, 7), 1),
+        (5, ALIKE, (6, 1), 0),  # nothing is shared any more
+    ],
+)
+def test_who_would_move_others_waits_for_the_round(slots, there, newcomer, running, monkeypatch):
+    engine = engine_that(slots=slots, draft_length=3)
+    first, *others = equally_long(1 + len(there), 50)
+    requests = [replace(r, prompt_ids=p) for r, p in zip(others, there, strict=True)]
+    if slots == len(there):
+        requests[0] = replace(requests[0], max_tokens=20)
+    requests.append(replace(first, prompt_ids=newcomer))
+    found = entries(engine, monkeypatch)
+    for request in requests[:-1]:
+        engine.add(request)
+    outcomes = [outcome for _ in range(4) for outcome in engine.step()]
+    engine.add(requests[-1])
+    while not engine.is_idle:
+        outcomes += engine.step()
+    assert found == [0, running]
+    expected = ids(engine_that(ahead=False), requests)
+    assert {each.item.index: each.token_ids for each in outcomes} == expected
 
 
 @pytest.mark.parametrize(("longest", "most"), [(36, 2), (3, 1)])

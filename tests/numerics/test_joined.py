@@ -58,6 +58,22 @@ def test_heads_go_into_the_cache_where_each_slot_ends(start):
     assert all(map(_same, cache, found[1:]))  # in place
 
 
+@pytest.mark.parametrize(("count", "capacity"), [(256, 512), (512, 256), (384, 384)])
+@pytest.mark.parametrize("dim", [64, 128, 192, 256])
+def test_slots_go_into_the_cache_and_zeros_behind_them(count, capacity, dim):
+    others = tuple(_random(5, 3, count, dim, seed=seed) for seed in (1, 2))
+    before, cache = (
+        tuple(_random(16, 3, capacity, dim, seed=seed) for seed in (3, 4)) for _ in range(2)
+    )
+    where = mx.array([4, 0, 3], dtype=mx.int32), mx.array([15, 2, 0], dtype=mx.int32)
+
+    expected = joined_ops.insert_slots(before, others, *where)
+    found = joined.insert_slots(cache, others, *where)
+
+    assert all(map(_same, expected, found))
+    assert all(map(_same, cache, found))  # in place
+
+
 @pytest.mark.parametrize("is_wide", [True, False])
 def test_every_number_is_activated_with_the_same_bits(is_wide):
     numbers = mx.array(np.arange(1 << 16, dtype=np.uint16)).view(mx.bfloat16)
