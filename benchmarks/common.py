@@ -16,7 +16,7 @@ from dspark_batch.types import Item, Request
 
 ROOT = Path(__file__).parent.parent
 HELD_OUT = ROOT / "sample_inputs" / "heldout.jsonl"
-_EARLY = 4  # windows of the driver that end before a job has been on for one
+_EARLY = 1  # windows of the driver that end before a job has been on for one
 
 
 def surroundings():
@@ -60,7 +60,7 @@ def busy_share():
     """
     words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     try:
-        process = subprocess.Popen([*words, "-lms", "100"], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*words, "-lms", "500"], stdout=subprocess.PIPE, text=True)
     except OSError:
         yield lambda: None
         return

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from typing import TypeAlias
 
 import mlx.core as mx
 
@@ -14,6 +16,8 @@ from dspark_batch.numerics.sampling import Filters, Settings
 from dspark_batch.numerics.scores import Scores
 from dspark_batch.types import Request, Sampling, SamplingRule
 
+Positions: TypeAlias = Callable[[], mx.array]
+
 RULES: dict[SamplingRule, type[Coupled] | type[Rejection]] = {
     "coupled": Coupled,
     "rejection": Rejection,
@@ -22,7 +26,7 @@ RULES: dict[SamplingRule, type[Coupled] | type[Rejection]] = {
 _GREEDY = Sampling()
 
 
-def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions: mx.array) -> Rule:
+def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions: Positions) -> Rule:
     """Make the rule for one round, or for first tokens.
 
     It knows what is committed of the answers, so it is made when the host has read the round before
@@ -31,7 +35,7 @@ def rule_of(name: SamplingRule, sequences: ListLike[Sequence | None], positions:
     Args:
         name: what draws if a slot has a temperature; without one, nothing pays for noise.
         sequences: by slot; None: free.
-        positions: [S] int32, of the answer tokens that are decided first.
+        positions: gives those of the answer tokens that are decided first, [S] int32.
     """
     rule = _drawn(name, sequences, positions)
     if steers(sequences):
@@ -47,12 +51,12 @@ def steers(sequences: ListLike[Sequence | None]) -> bool:
     return any(s is not None and s.wish is not None for s in sequences)
 
 
-def _drawn(name: SamplingRule, sequences: ListLike[Sequence | None], positions: mx.array) -> Rule:
+def _drawn(name: SamplingRule, sequences: ListLike[Sequence | None], positions: Positions) -> Rule:
     samplings = [s.request.sampling if s else _GREEDY for s in sequences]
     if all(sampling.is_greedy for sampling in samplings):
         return Greedy()
     keys = mx.array([noise_key(s.request) if s else (0, 0) for s in sequences], dtype=mx.uint32)
-    return RULES[name](_settings(samplings), Chance(keys, positions))
+    return RULES[name](_settings(samplings), Chance(keys, positions()))
 
 
 def scores_of(scores: Scores | None) -> list[list[Score]]:

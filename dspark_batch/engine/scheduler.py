@@ -357,8 +357,8 @@ class Scheduler:
         return len(begun) == len(taken)
 
     def _end_wave(self, filled: Prefilled) -> None:
-        positions = mx.zeros(len(self._begun), dtype=mx.int32)
-        rule = rule_of(self._sampling, self._begun, positions)
+        count = len(self._begun)
+        rule = rule_of(self._sampling, self._begun, lambda: mx.zeros(count, dtype=mx.int32))
         first, finite = rule.first(filled.logits), are_finite(filled.logits)
         scores = rule.scores if isinstance(rule, Scored) else None
         mx.async_eval(first, finite, *(scores or ()))

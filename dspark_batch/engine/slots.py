@@ -43,6 +43,7 @@ class Slots:
         self.context = pair.drafter.make_cache(0, 0)
         self.anchors = mx.zeros(0, dtype=mx.int32)
         self.changes = 0
+        self._active: mx.array | None = None  # [S] bool; None: others sit there now
 
     @property
     def active(self) -> list[Sequence]:
@@ -121,6 +122,7 @@ class Slots:
             sequence.seat()
             self.sequences[slot] = sequence
         self.changes += 1
+        self._active = None
 
     def release(self, slots: ListLike[int]) -> None:
         """Free some slots."""
@@ -129,6 +131,7 @@ class Slots:
             self.context.clear(slots)
         for slot in slots:
             self.sequences[slot] = None
+        self._active = None
 
     def cancel(self, item: Item) -> list[Request]:
         """Free the slots of an item; return its requests."""
@@ -166,7 +169,9 @@ class Slots:
         self.anchors = bonus
 
     def _are_active(self) -> mx.array:
-        return mx.array([sequence is not None for sequence in self.sequences])
+        if self._active is None:
+            self._active = mx.array([sequence is not None for sequence in self.sequences])
+        return self._active
 
     def _longest(self) -> int:
         return max(sequence.cached_len for sequence in self.active)
@@ -216,3 +221,4 @@ class Slots:
         self.anchors = mx.pad(self.anchors[where], (0, slots - len(kept)))
         self.sequences = [self.sequences[slot] for slot in kept] + [None] * (slots - len(kept))
         self.changes += 1
+        self._active = None
