@@ -12,11 +12,10 @@ that it needs of the one before is on the device. Who ended is noticed a round l
 next drafts follow, and are made anew if others sit in the slots then.
 """
 
-import gc
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListLike
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -59,7 +58,6 @@ from dspark_batch.types import (
 _ANY_SHAPE = Shapes()
 _PREFIX_POSITIONS = 1 << 14
 _LONGEST_JUMP = 8  # tokens that grammars force in a round without a drafter
-_MOST_AHEAD = 2  # rounds that are sent before one is read: a host is late now and then
 _LEAST_ROUNDS = 32  # of an answer, on average, beside which one more, for nothing, costs little
 
 
@@ -242,14 +240,13 @@ class Engine:
             may_go_on = may_begin(item)
             return may_go_on
 
-        with _collector_passes_over_all_that_is_there():
-            while True:
-                yield from self._pull(pending)
-                yield from self.step(begins)  # and the device runs a round
-                if not may_go_on:
-                    pending = iter(())
-                if self.is_idle:
-                    return
+        while True:
+            yield from self._pull(pending)
+            yield from self.step(begins)  # and the device runs a round
+            if not may_go_on:
+                pending = iter(())
+            if self.is_idle:
+                return
 
     def add(self, request: Request, *, urgent: bool = False) -> None:
         """Let a request wait for a slot, without a limit; `step` answers it.
@@ -378,35 +375,31 @@ class Engine:
         return False
 
     def _go_ahead(self) -> None:
-        """Send rounds behind one that nobody has read, or the next one's drafts."""
-        while len(self._running) <= _MOST_AHEAD and self._may_go_ahead():
+        """Send the next round, or its drafts, behind one that nobody has read."""
+        if len(self._running) == 1 and self._may_go_ahead():
             self._launch()
-        if len(self._running) == 1:
+        elif len(self._running) == 1:
             self._draft_ahead()
 
     def _may_go_ahead(self) -> bool:
-        """Whether a round can be sent before those that the device has are read."""
+        """Whether a round can be sent before the one that the device has is read."""
         if not self._rounds_ahead or self._clock.splits or self._look_ups.is_on:
             return False
         if self._threshold > 0 or steers(self._slots.sequences):
             return False  # the host has to see what came
-        unread = len(self._running)
-        is_dear = self._clock.slot_rounds < _LEAST_ROUNDS * unread * self._clock.answers
+        is_dear = self._clock.slot_rounds < _LEAST_ROUNDS * self._clock.answers
         if is_dear and self._scheduler.num_waiting:
             return False
         goes_on = any(sequence.num_left > 1 for sequence in self._slots.active)
-        return goes_on and self._slots.has_room(self._step.draft_length, self._most_unread)
-
-    @property
-    def _most_unread(self) -> int:
-        """Tokens that rounds which nobody has read may add to a slot."""
-        return sum(sent.most_kept for sent in self._running)
+        most_kept = self._running[0].most_kept
+        return goes_on and self._slots.has_room(self._step.draft_length, most_kept)
 
     def _launch(self) -> None:
         """Send one round over all slots to the device, and move the caches to the new anchors."""
         slots = self._slots
         self._look_ups.find(slots.sequences, self._step)
-        slots.fit(self._look_ups.kind.draft_length, self._most_unread)
+        unread = sum(sent.most_kept for sent in self._running)
+        slots.fit(self._look_ups.kind.draft_length, unread)
         drafted = self._drafted()
         proposed, rule = drafted.proposed, drafted.rule
         drafts, verify_len = self._look_ups.over(*self._choose_verified(proposed))
@@ -651,16 +644,6 @@ class Engine:
         except ValueError as error:
             return f"the structure of the answer does not go with this target: {error}."
         return None
-
-
-@contextmanager
-def _collector_passes_over_all_that_is_there() -> Iterator[None]:
-    """Let Python look for garbage only among what is made meanwhile, or a GPU waits for it."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _Undecodable(Exception):

@@ -169,6 +169,13 @@ __device__ void ragged_attention(
     wait_for_stage();
     __syncthreads();
 
+    uchar2 seen[TILE / 8][2];  // asked for early: they take as long as the products
+    for (int n = 0; n < TILE / 8; n++) {
+      for (int i = 0; i < 2; i++) {
+        const int position = tile * TILE + n * 8 + lane % 4 * 2;
+        seen[n][i] = *reinterpret_cast<const uchar2*>(visible[i] + position);
+      }
+    }
     Sums score[TILE / 8] = {};
     for (int k = 0; k < D / 16; k++) {
       for (int n = 0; n < TILE / 16; n++) {
@@ -184,7 +191,8 @@ __device__ void ragged_attention(
     for (int n = 0; n < TILE / 8; n++) {
       for (int i = 0; i < 4; i++) {
         int position = tile * TILE + n * 8 + lane % 4 * 2 + i % 2;
-        bool sees = position < extent && visible[i / 2][position];
+        const uchar2 both = seen[n][i / 2];
+        bool sees = position < extent && (i % 2 ? both.y : both.x);
         score[n][i] = sees ? score[n][i] * (scale * LOG2_E) : LOWEST;
         highest[i / 2] = max(highest[i / 2], score[n][i]);
       }
