@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 
 class Packing:
@@ -25,17 +26,16 @@ class Packing:
 
     def __init__(self, counts: Sequence[int], width: int, lengths: mx.array) -> None:
         self.width = width
-        own = [(slot, at) for slot, count in enumerate(counts) for at in range(count)]
-        starts = [sum(counts[:slot]) for slot in range(len(counts))]
-        rows = zip(starts, counts, strict=True)
-        row = [[start + min(at, count - 1) for at in range(width)] for start, count in rows]
-        self._row = mx.array(row, dtype=mx.int32)  # of each place, [S, W]
-        self._slot, self._at = (mx.array(each, dtype=mx.int32) for each in zip(*own, strict=True))
-        self.offset = lengths[self._slot] + self._at
+        count, place = np.array(counts)[:, None], np.arange(width)
+        slot, at = np.nonzero(place < count)  # of each row
+        row = np.cumsum(counts)[:, None] - count + np.minimum(place, count - 1)
+        self._row = mx.array(row.astype(np.int32))  # of each place, [S, W]
+        self._place = mx.array((slot * width + at).astype(np.int32))  # of each row, [R]
+        self.offset = self.packed(lengths[:, None] + mx.arange(width))
 
     def packed(self, places: mx.array) -> mx.array:
         """Take the rows [R, ...] out of what is there for each place, [S, W, ...]."""
-        return places[self._slot, self._at]
+        return places.flatten(0, 1)[self._place]
 
     def unpacked(self, rows: mx.array) -> mx.array:
         """Give each place, [S, W, ...], its row of [R, ...]."""
