@@ -35,7 +35,8 @@ def jobs(limit):
 
 def settings_of(pair, slots, **more):
     setup = set_up(pair)
-    return {"slots": slots, "lengths": setup.lengths, "costs": setup.costs, **more}
+    known = {"shapes": setup.shapes, "lengths": setup.lengths, "costs": setup.costs}
+    return {"slots": slots, **known, **more}
 
 
 def compare(pair, work, slots):

@@ -54,8 +54,9 @@ class PositionCache:
 
     @property
     def offset(self) -> mx.array:
-        """The position of each slot's next token, [S] int32."""
-        return self._extent.lengths
+        """The position of each batch entry's next token, [S] int32; [R] of a packed step."""
+        packing = self._extent.packing
+        return self._extent.lengths if packing is None else packing.offset
 
     @property
     def lengths(self) -> mx.array:
@@ -75,9 +76,11 @@ class PositionCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [S, KV, T, D] behind each slot's length; return all positions of both.
 
-        The caller has reserved the room. A beginning that slots share is in front of each one's
-        own, in arrays that nobody computes unless they are read; see `split`.
+        A packed step's are [R, KV, 1, D]. The caller has reserved the room. A beginning that slots
+        share is in front of each one's own, in arrays that nobody computes unless they are read;
+        see `split`.
         """
+        keys, values = self.unpacked(keys), self.unpacked(values)
         if self.keys is None or self.values is None:
             self.keys = _empty(keys, self._own_capacity)
             self.values = _empty(values, self._own_capacity)
@@ -107,6 +110,19 @@ class PositionCache:
             return None, keys, values
         return self._beginning, self.keys, self.values
 
+    def unpacked(self, rows: mx.array) -> mx.array:
+        """Turn heads of a packed step's rows, [R, H, 1, D], into those of slots, [S, H, W, D].
+
+        What another step has is that already.
+        """
+        packing = self._extent.packing
+        return rows if packing is None else packing.unpacked(rows[:, :, 0]).swapaxes(1, 2)
+
+    def packed(self, attended: mx.array) -> mx.array:
+        """Undo `unpacked`."""
+        packing = self._extent.packing
+        return attended if packing is None else packing.packed(attended.swapaxes(1, 2))[:, :, None]
+
     def buffers(self) -> tuple[mx.array, mx.array] | None:
         """Give both buffers for a kernel that writes a step into them; None: MLX has to write.
 
@@ -126,7 +142,11 @@ class PositionCache:
     def make_mask(
         self, width: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array:
-        """Build the causal mask of a step; see `numerics.masks.ragged_causal`."""
+        """Build the causal mask of a step; see `numerics.masks.ragged_causal`.
+
+        That of a packed step is for all places: attention is over these.
+        """
+        width = width if self._extent.packing is None else self._extent.packing.width
         return ragged_causal(self._extent.lengths, width, self._extent.capacity, window_size)
 
     def held(self) -> Arrays:

@@ -1,12 +1,14 @@
 """What a model remembers of all slots, made of layer caches of several kinds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeAlias
 
 import mlx.core as mx
 
 from dspark_batch import device
+from dspark_batch.caches.packing import Packing
 from dspark_batch.numerics.attention import BLOCK
 
 Arrays: TypeAlias = list[mx.array]
@@ -26,6 +28,7 @@ class Extent:
         self.shared = 0  # first positions, whole blocks, that are the same in all slots
         self.seen = capacity  # positions from here on are behind the next step of every slot
         self.expected: mx.array | None = None  # counts that `keep` will say; None: nobody knows
+        self.packing: Packing | None = None  # of the step that runs; None: it has all tokens
         self._places: dict[int, mx.array] = {}
 
     def places(self, count: int) -> mx.array:
@@ -109,7 +112,13 @@ class Joined:
 
 
 class LayerCache(Protocol):
-    """What one layer remembers of all slots. Only its own file knows how its arrays lie."""
+    """What one layer remembers of all slots. Only its own file knows how its arrays lie.
+
+    Attributes:
+        is_ragged: whether our attention runs over it.
+    """
+
+    is_ragged: bool
 
     def held(self) -> Arrays:
         """List the arrays that a step begins with; none before the first one."""
@@ -244,6 +253,23 @@ class SlotCache:
     def expect(self, counts: mx.array | None) -> None:
         """Say before a step what `keep` will say behind it; a layer may do with less work then."""
         self._extent.expected = counts
+
+    @property
+    def may_pack(self) -> bool:
+        """Whether a step can leave out tokens of some slots: a recurrence needs all of a slot."""
+        return all(layer.is_ragged for layer in self.layers)
+
+    @contextmanager
+    def packed(self, counts: Sequence[int], width: int) -> Iterator[Packing]:
+        """Let a step run over the first counts[s] of `width` tokens of slot s, as tokens [R, 1].
+
+        It leaves, for these tokens, what a step over all would leave.
+        """
+        self._extent.packing = Packing(counts, width, self.lengths)
+        try:
+            yield self._extent.packing
+        finally:
+            self._extent.packing = None
 
     def keep(self, counts: mx.array) -> None:
         """Let the first counts[s] tokens of the last step have happened in slot s; [S] int32."""

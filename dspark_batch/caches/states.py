@@ -40,6 +40,7 @@ class StateCache:
         recurrence: None: the layer has only a convolution.
     """
 
+    is_ragged = False
     lengths = None  # mlx-lm need not cut its own window
 
     def __init__(self, extent: Extent, window: int, recurrence: Recurrence | None) -> None:

@@ -3,11 +3,13 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from dspark_batch import device
 from dspark_batch.caches.slot_cache import Part, SlotCache
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.fallback import FAULTS
@@ -23,6 +25,7 @@ from dspark_batch.numerics.rows import as_they_come
 _PROMPTS = (3, 21, 40)  # tokens of the prompts
 _ANSWER = 8  # tokens behind each of them
 _STAY = 2  # of these
+_PACKED = (8, 3, 5)  # of these, by prompt, in a packed pass
 _ELSEWHERE = 100  # where tokens come from that are taken back
 
 # How far logits may lie from those of mlx-lm's own pass, relative to their spread. Rounding moved
@@ -48,6 +51,8 @@ def conformance(target: Target) -> Conformance:
     must be equal. If they are not, although every product runs over safe rows, the target has an
     operation whose bits depend on the shape of a pass. Then all of its passes have one shape. So
     they have if the target does not call its head, but multiplies by the head's weight itself.
+    Passes over some tokens of each slot are compared, too, and are none of its passes if a bit of
+    theirs differs, or they fail.
 
     Equal bits may be equally wrong, so the logits must also be near those of mlx-lm's own pass.
 
@@ -75,6 +80,8 @@ def _compared(target: Target) -> Conformance:
         if _agree(together[1], alone[0]):
             divergence, distance = bench.divergence(together)
             _refuse_far(distance, together[0].logits.dtype)
+            if shapes.fixed is None:
+                shapes = replace(shapes, packed=_packs(target, bench, together))
             return Conformance(shapes, _digest(together), divergence)
     bench = _Bench(target, Shapes())
     once, again = (bench.run((1,), 1)[0] for _ in range(2))
@@ -88,6 +95,20 @@ def _compared(target: Target) -> Conformance:
         "the target gives a sequence other bits beside others than alone, even in passes of one "
         "shape, so no answer of it could be repeated here. Name another --target or --dtype."
     )
+
+
+def _packs(target: Target, bench: "_Bench", together: Sequence["_Found"]) -> bool:
+    """Whether packed passes give the tokens that they run over the bits of whole ones."""
+    if not device.is_cpu() or not target.make_cache(0, 0).may_pack:
+        return False
+    try:
+        packed = bench.run((0, 1, 2), _ANSWER, taken_back=True, counts=_PACKED)
+    except (*FAULTS, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    parts = (each.cut(count) for each, count in zip(packed, _PACKED, strict=True))
+    return all(map(_agree, together, parts))
 
 
 def _refuse_far(distance: float, dtype: mx.Dtype) -> None:
@@ -106,6 +127,10 @@ class _Found(NamedTuple):
     logits: mx.array  # [T, V], of the answer
     cached: Part  # of its tokens that stay
 
+    def cut(self, count: int) -> "_Found":
+        """Return what the first tokens of the answer got."""
+        return self._replace(logits=self.logits[:count])
+
 
 class _Bench:
     """Runs the same contents in passes of different shapes."""
@@ -116,10 +141,18 @@ class _Bench:
         self._passes = Passes(target, NoDrafter())
         self._vocab_size = target.facts.vocab_size
 
-    def run(self, contents: Sequence[int], width: int, *, taken_back: bool = False) -> list[_Found]:
+    def run(
+        self,
+        contents: Sequence[int],
+        width: int,
+        *,
+        taken_back: bool = False,
+        counts: Sequence[int] | None = None,
+    ) -> list[_Found]:
         """Run some contents side by side, their answers in passes of a width.
 
-        With `taken_back`, behind a step of other tokens of which none stays.
+        With `taken_back`, behind a step of other tokens of which none stays; with `counts`, over so
+        many tokens of each content alone.
         """
         prompts = [self._ids(content, 0, _PROMPTS[content]) for content in contents]
         cache = self._filled(prompts).cache
@@ -128,9 +161,11 @@ class _Bench:
         room = max(lengths) + 2 * _ANSWER + (BLOCK if width == 1 else 0)
         cache.resize(list(range(len(contents))), slots, room)
         if taken_back:
-            self._step(cache, contents, _ELSEWHERE, width, stay=0)
+            self._step(cache, contents, _ELSEWHERE, width, stay=0, counts=counts)
         starts = range(_STAY) if width == 1 else (0,)
-        steps = [self._step(cache, contents, start, width, stay=_STAY) for start in starts]
+        steps = [
+            self._step(cache, contents, start, width, stay=_STAY, counts=counts) for start in starts
+        ]
         found = mx.concatenate(steps, axis=1)
         return [
             _Found(found[slot], cache.snapshot(slot, length, length + _STAY))
@@ -180,15 +215,16 @@ class _Bench:
         width: int,
         *,
         stay: int,
+        counts: Sequence[int] | None,
     ) -> mx.array:
         """Run tokens of all contents, of which some stay; return logits, [contents, width, V]."""
         slots, wide = self._shapes.slots_for(len(contents)), self._shapes.width(width)
         tokens = np.zeros((slots, wide), dtype=np.int32)
         for slot, content in enumerate(contents):
             tokens[slot, :width] = self._ids(content, _PROMPTS[content] + start, width)
-        logits, _ = self._passes.run(cache, mx.array(tokens))
-        counts = [min(width, stay)] * len(contents) + [0] * (slots - len(contents))
-        cache.keep(mx.array(counts))
+        logits, _ = self._passes.run(cache, mx.array(tokens), counts)
+        kept = [min(width, stay)] * len(contents) + [0] * (slots - len(contents))
+        cache.keep(mx.array(kept))
         mx.eval(logits, cache.arrays())
         return logits[: len(contents), :width]
 

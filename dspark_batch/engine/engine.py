@@ -402,7 +402,7 @@ class Engine:
         slots.fit(self._look_ups.kind.draft_length, unread)
         drafted = self._drafted()
         proposed, rule = drafted.proposed, drafted.rule
-        drafts, verify_len = self._look_ups.over(*self._choose_verified(proposed))
+        drafts, verify_len, most = self._look_ups.over(*self._choose_verified(proposed))
         if any(self._look_ups.found) and drafted.draft_length and steers(slots.sequences):
             # It remembers other drafts.
             rule = rule_of(self._sampling, slots.sequences, slots.positions)
@@ -410,7 +410,8 @@ class Engine:
         padding = mx.zeros((anchors.shape[0], slots.width(num_drafts) - 1 - num_drafts), mx.int32)
         tokens = mx.concatenate([anchors[:, None], drafts, padding], axis=1)
         slots.expect(num_drafts)
-        verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule)
+        counts = slots.packed_counts(most, tokens.shape[1])
+        verified = self._passes.verify(slots.cache, tokens, verify_len, num_drafts, rule, counts)
         self._clock.verified(*verified)
         self._extend(verified.features)
         self._clock.drafted(*slots.context.arrays())
@@ -573,17 +574,22 @@ class Engine:
         for sequence in self._slots.active:
             sequence.fallback = sequence.fallback or str(fault)
 
-    def _choose_verified(self, proposed: Proposed) -> tuple[mx.array, mx.array]:
-        """Return the drafts to send to the target, [S, l], and how many count per slot, [S]."""
-        served = mx.array([s is not None and s.is_served for s in self._slots.sequences])
+    def _choose_verified(self, proposed: Proposed) -> tuple[mx.array, mx.array, ListLike[int]]:
+        """Return the drafts to send to the target, [S, l], and how many count per slot, [S].
+
+        Also the most that may count, as far as the host knows: nobody waits to learn more.
+        """
         drafts, confidence = proposed.tokens, proposed.confidence
-        most = mx.where(served & proposed.is_sane, drafts.shape[1], 0)
+        served = [s is not None and s.is_served for s in self._slots.sequences]
+        most = [drafts.shape[1] if is_served else 0 for is_served in served]
+        verify_len = mx.where(proposed.is_sane, mx.array(most, dtype=mx.int32), 0)
         if self._threshold <= 0 or confidence is None:
-            return drafts, most
+            return drafts, verify_len, most
         temperatures = self._temperatures[: drafts.shape[1]]
-        verify_len = threshold_lengths(confidence / temperatures, self._threshold)
-        verify_len = mx.minimum(verify_len, most)
-        return drafts[:, : verify_len.max().item()], verify_len
+        confident = threshold_lengths(confidence / temperatures, self._threshold)
+        verify_len = mx.minimum(confident, verify_len)
+        known: Any = verify_len.tolist()
+        return drafts[:, : max(known)], verify_len, known
 
     def _finished(self, sequence: Sequence) -> Outcome:
         given = sequence.request.given

@@ -81,16 +81,23 @@ class LookUps:
                 self.found[slot] = run[:num_drafts]
                 self.looked_up.discard(slot)
 
-    def over(self, drafts: mx.array, verify_len: mx.array) -> tuple[mx.array, mx.array]:
-        """Put what was found in the place of drafts [S, l] to verify, and of their number [S]."""
+    def over(
+        self, drafts: mx.array, verify_len: mx.array, most: ListLike[int]
+    ) -> tuple[mx.array, mx.array, ListLike[int]]:
+        """Put what was found in the place of drafts [S, l] to verify.
+
+        Also in that of their number, [S], and of what the host knows to be the most of it.
+        """
         if not any(self.found):
-            return drafts, verify_len
+            return drafts, verify_len, most
         num_drafts = self.kind.draft_length
         tokens = [[*found, *[0] * (num_drafts - len(found))] for found in self.found]
         lengths = mx.array(list(map(len, self.found)), dtype=mx.int32)
         drafts = mx.pad(drafts, [(0, 0), (0, num_drafts - drafts.shape[1])])
         verify_len = mx.where(lengths > 0, lengths, verify_len)
-        return mx.where(lengths[:, None] > 0, mx.array(tokens, mx.int32), drafts), verify_len
+        drafts = mx.where(lengths[:, None] > 0, mx.array(tokens, mx.int32), drafts)
+        pairs = zip(self.found, most, strict=True)
+        return drafts, verify_len, [len(found) or drafted for found, drafted in pairs]
 
     def learn(self, slot: int, num_accepted: int, num_drafted: int) -> None:
         """Learn from a round how good the drafter is, if it drafted for this slot."""

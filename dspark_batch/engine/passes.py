@@ -1,6 +1,6 @@
 """A pair's passes, each one compiled into a single function where that pays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -93,22 +93,42 @@ class Passes:
         verify_len: mx.array,
         num_drafts: int,
         rule: Rule,
+        counts: Sequence[int] | None = None,
     ) -> Verified:
-        """Run anchors, drafts and padding [S, W] through the target, and accept by the rule."""
+        """Run anchors, drafts and padding [S, W] through the target, and accept by the rule.
+
+        Args:
+            cache: of the slots.
+            tokens: [S, W].
+            verify_len: [S] int32, how many drafts of each slot count.
+            num_drafts: of the W tokens.
+            rule: decides.
+            counts: see `run`; more than verify_len.
+        """
         drafts = tokens[:, 1 : 1 + num_drafts]
         if not isinstance(rule, Greedy):
-            logits, features = self._logits(cache, tokens)
+            logits, features = self.run(cache, tokens, counts)
             logits = logits[:, : 1 + num_drafts]
             decided = rule.verify(drafts, verify_len, logits)
             return Verified(*decided, are_finite(logits), features)
-        choice, finite, features = self._choices(cache, tokens)
+        choice, finite, features = _over_some(self._choices, cache, tokens, counts)
         choice = choice[:, : 1 + num_drafts]
         decided = accept_with_bonus(drafts, choice, verify_len)
         return Verified(*decided, finite[:, : 1 + num_drafts], features)
 
-    def run(self, cache: SlotCache, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
-        """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None."""
-        return self._logits(cache, tokens)
+    def run(
+        self, cache: SlotCache, tokens: mx.array, counts: Sequence[int] | None = None
+    ) -> tuple[mx.array, mx.array | None]:
+        """Run tokens [S, W] through the target; logits [S, W, V], features [S, W, m*E] or None.
+
+        Args:
+            cache: of the slots.
+            tokens: [S, W].
+            counts: of slot s only the first counts[s] tokens run, 1 to W, and only what is said of
+                them means anything; None: all.
+        """
+        logits, features = _over_some(self._logits, cache, tokens, counts)
+        return logits, features
 
     def run_to(
         self, cache: SlotCache, tokens: mx.array, at: mx.array
@@ -136,6 +156,17 @@ def _choose(target: Target, cache: SlotCache, tokens: mx.array) -> Arrays:
 
 def _run(target: Target, cache: SlotCache, tokens: mx.array, at: mx.array | None = None) -> Arrays:
     return target(tokens, cache, at)
+
+
+def _over_some(
+    over: OverCache, cache: SlotCache, tokens: mx.array, counts: Sequence[int] | None
+) -> Arrays:
+    """Run a pass over the first counts[s] tokens of each slot, packed; None: over all."""
+    if counts is None:
+        return over(cache, tokens)
+    with cache.packed(counts, tokens.shape[1]) as packing:
+        results = over(cache, packing.packed(tokens)[:, None])
+    return tuple(None if each is None else packing.unpacked(each[:, 0]) for each in results)
 
 
 def _propose(

@@ -19,6 +19,8 @@ _STEP, _TOGETHER = (1, range(1, 9)) if _IS_CPU else (32, (8, 16, 32, 64))
 # 4 billion weights takes 10.5 ms and 12.9 us for each token.
 _PASS_ROWS = 40 if _IS_CPU else 800
 
+_WORTH_PACKING = 0.9  # of a pass's tokens are used: fewer pay what packing costs
+
 _LEAST_SHARING = 4  # slots for which a beginning is worth an array of its own
 
 FALLBACK: Shape = (16, 8)  # of a target whose bits depend on the shape of a pass
@@ -30,9 +32,14 @@ class Shapes:
 
     Any shape gives a token the same bits, since products run over safe rows. A target for which
     that does not hold has one fixed shape for all of its passes; then every pass is padded to it.
+
+    Attributes:
+        fixed: slots and width of the only pass; None: any.
+        packed: whether a token has the same bits, too, in a pass over some tokens of each slot.
     """
 
     fixed: Shape | None = None
+    packed: bool = True
 
     def slots_for(self, slots: int) -> int:
         """Say over how many slots a pass runs that holds some; a GPU compiles for each number."""
@@ -72,6 +79,14 @@ class Shapes:
             work, together = min(tried)
             least.append(work)
         return together
+
+    def packs(self, used: int, tokens: int) -> bool:
+        """Whether a pass leaves out tokens that nobody reads, of which so many are used.
+
+        A GPU compiles for each number.
+        """
+        is_worth = used <= _WORTH_PACKING * tokens
+        return _IS_CPU and self.packed and self.fixed is None and is_worth
 
     def share(self, slots: int) -> bool:
         """Whether so many slots that begin alike keep their beginning once."""

@@ -81,6 +81,17 @@ class Slots:
         """Say how wide the pass must be that verifies some drafts, at most those of `fit`."""
         return self._shapes.width(1 + num_drafts)
 
+    def packed_counts(self, drafts: ListLike[int], width: int) -> list[int] | None:
+        """Count the tokens of each slot that a pass has to run over; None: it runs over all.
+
+        Args:
+            drafts: of each slot, that may count.
+            width: of the pass.
+        """
+        counts = [1 + count for count in drafts]
+        packs = self._shapes.packs(sum(counts), len(counts) * width) and self.cache.may_pack
+        return counts if packs else None
+
     def num_positions(self, requests: ListLike[Request], most_slots: int, shared: int = 0) -> int:
         """Count the cached positions that some requests need at most, in so many slots.
 

@@ -65,9 +65,8 @@ def attend(  # noqa: PLR0913  the names that mlx-lm's models call it with
             keys, values = keys[:, :, :-unseen], values[:, :, :-unseen]
             mask = mask[..., :-unseen]
         where = (keys, values, scale, mask, cache.lengths)
-        return ragged_attention(
-            queries, *where, is_causal=is_causal, sinks=sinks, beginning=beginning
-        )
+        more = {"is_causal": is_causal, "sinks": sinks, "beginning": beginning}
+        return cache.packed(ragged_attention(cache.unpacked(queries), *where, **more))
     return scaled_dot_product_attention(
         queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
     )

@@ -23,7 +23,8 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) 
     keys = self.rope(keys, offset=cache.offset)
     beginning, keys, values = cache.split(*cache.update_and_fetch(keys, values))
     where, cap = (keys, values, self.scale, mask, cache.lengths), self.attn_logit_softcapping
-    attended = ragged_attention(queries, *where, is_causal=True, softcap=cap, beginning=beginning)
+    more = {"is_causal": True, "softcap": cap, "beginning": beginning}
+    attended = cache.packed(ragged_attention(cache.unpacked(queries), *where, **more))
     return self.o_proj(attended.swapaxes(1, 2).reshape(batch, width, -1))
 
 

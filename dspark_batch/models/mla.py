@@ -36,9 +36,9 @@ def _attend(self: nn.Module, x: mx.array, mask: mx.array, cache: PositionCache) 
     queries = mx.concatenate([self.embed_q(plain), rotated], axis=-1)
     beginning = shared and (mx.concatenate([*shared], axis=-1), shared.keys)
     keys = mx.concatenate([latents, keys], axis=-1)
-    where = (keys, latents, self.scale, mask, cache.lengths)
+    where, queries = (keys, latents, self.scale, mask, cache.lengths), cache.unpacked(queries)
     attended = ragged_attention(queries, *where, is_causal=True, beginning=beginning)
-    attended = self.unembed_out(attended)
+    attended = self.unembed_out(cache.packed(attended))
     return self.o_proj(attended.swapaxes(1, 2).reshape(batch, width, -1))
 
 

@@ -117,7 +117,8 @@ def over_filled_rows(product: Product, rows: mx.array, total: int, multiply: Mul
 def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.array:
     """Multiply many small matrices [..., M, K], as `over_safe_rows` does with one.
 
-    Many rows run as several matrices of the reference count, all in one batch.
+    Many rows run as several matrices of the reference count, all in one batch. On a CPU, what is
+    left over of them runs as a smaller one, if that is safe.
 
     Args:
         product: what `multiply` is.
@@ -131,6 +132,10 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
     if _is_free:
         return multiply(rows[..., None, :, :])[..., 0, :, :]
     count = _least_safe(product, total) or _reference(product)[0]
+    rest = total % count
+    if device.is_cpu() and 0 < rest < total and (_least_safe(product, rest) or count) < count:
+        some = rows[..., :-rest, :], rows[..., -rest:, :]
+        return mx.concatenate([over_safe_heads(product, e, multiply) for e in some], axis=-2)
     parts = -(-total // count)
     if missing := parts * count - total:
         rows = mx.pad(rows, [(0, 0)] * len(batch) + [(0, missing), (0, 0)])

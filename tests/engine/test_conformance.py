@@ -96,6 +96,28 @@ def test_a_target_that_never_repeats_itself_is_refused():
         conformance(with_noise(Loose()).target)
 
 
+def in_many_rows(slots, width):
+    return 1e-3 * (width == 1 and slots > 3)
+
+
+def failing_in_many_rows(slots, width):
+    if in_many_rows(slots, width):
+        raise ValueError("it knows no such step")
+    return 0.0
+
+
+@pytest.mark.parametrize("noise", [in_many_rows, failing_in_many_rows])
+def test_a_target_whose_packed_passes_are_others_has_none(noise):
+    found = conformance(with_noise(noise).target)
+    assert found.shapes == Shapes(packed=False)
+    plain = conformance(load_case("qwen3_vanilla").pair.target)
+    assert plain == found._replace(shapes=Shapes(packed=True))
+
+
+def test_a_target_with_states_has_no_packed_passes():
+    assert conformance(load_case("qwen35_dflash").pair.target).shapes == Shapes(packed=False)
+
+
 def test_products_that_run_as_they_come_are_seen(monkeypatch):
     """Planted: the kernel of a product depends on the number of its rows."""
     pair = load_case("qwen3_vanilla").pair

@@ -310,9 +310,9 @@ def test_drafts_that_take_longer_than_the_rule_says_are_given_up(time, ahead):
     engine = dear_drafts(case, time, slots=2, drafts_ahead=ahead)
     verify = engine._passes.verify
 
-    def as_paced(cache, tokens, verify_len, num_drafts, rule):
+    def as_paced(cache, tokens, verify_len, num_drafts, *more):
         assert num_drafts == engine._step.draft_length
-        return verify(cache, tokens, verify_len, num_drafts, rule)
+        return verify(cache, tokens, verify_len, num_drafts, *more)
 
     engine._passes.verify = as_paced
     long = [replace(request, max_tokens=90) for request in requests(case)[:2]]
