@@ -24,6 +24,7 @@ RUNS = {
     "equal_bits": "72x3x1x41 --slots 2",
     "exact": "--items 1 --dtype float32 --alone 1",
     "first_row": "--starts 1 --items 1",
+    "first_token": "--pair toy --slots 2 --starts 1",
     "fleet": "--without-ray --items 400 --pair toy --slots 2 --items-per-worker 2 "
     "--answer-tokens 2",
     "hybrid": "--size toy --slots 2 --items-per-slot 1 --max-tokens 4 --compared 1 --dtype float32",

@@ -160,7 +160,10 @@ def test_half_an_answer_is_the_beginning_of_the_whole():
 
 def test_a_batch_without_temperatures_pays_for_no_noise():
     request = Request(ITEM, (1, 2), 5)
-    positions = mx.zeros(2, dtype=mx.int32)
+
+    def positions():
+        return mx.zeros(2, dtype=mx.int32)
+
     assert isinstance(rule_of("coupled", [Sequence(request, frozenset()), None], positions), Greedy)
     warm = dataclasses.replace(request, sampling=WARM)
     rule = rule_of("coupled", [Sequence(warm, frozenset()), None], positions)
