@@ -312,22 +312,30 @@ class Scheduler:
 
         Where the device has to wait for it, once it has cost as much to leave them free.
         """
-        if self._num_to_seat == 0:
-            return
+        while (some := self._next_to_seat) and self._sits_behind([s for _, s in some]):
+            self._seat_some()
         self._num_unused += self._num_to_seat
-        ready = [sequence for wave in self._ready for _, sequence in wave.sequences]
-        if not self._sits_behind(ready[: self._num_to_seat]):
-            is_worth_it = self._num_unused >= self._most_slots // _SEATING_SHARE
-            if self._slots.active and not is_worth_it and not self._ready[0].is_urgent:
-                return
-            self._commit_all()
+        if not self._next_to_seat:
+            return
+        is_worth_it = self._num_unused >= self._most_slots // _SEATING_SHARE
+        if self._slots.active and not is_worth_it and not self._ready[0].is_urgent:
+            return
         self._num_unused = 0
-        while num_free := self._num_to_seat:
-            wave = self._ready.pop(0)
-            now, later = wave.sequences[:num_free], wave.sequences[num_free:]
-            self._slots.enter([s for _, s in now], wave.filled, [n for n, _ in now])
-            if later:
-                self._ready.insert(0, wave._replace(sequences=later))
+        self._commit_all()
+        while self._next_to_seat:
+            self._seat_some()
+
+    def _seat_some(self) -> None:
+        """Seat those of the first wave for whom there is a slot."""
+        some, wave = self._next_to_seat, self._ready.pop(0)
+        self._slots.enter([s for _, s in some], wave.filled, [n for n, _ in some])
+        if later := wave.sequences[len(some) :]:
+            self._ready.insert(0, wave._replace(sequences=later))
+
+    @property
+    def _next_to_seat(self) -> list[tuple[int, Sequence]]:
+        """Those of the first wave for whom there is a slot."""
+        return self._ready[0].sequences[: self._num_to_seat] if self._ready else []
 
     @property
     def _num_to_seat(self) -> int:

@@ -7,6 +7,7 @@ from golden_cases import load_case
 from grids import grid
 from test_drafts_ahead import answers, equally_long, ids, plainly, work
 
+from dspark_batch.engine import engine as engine_module
 from dspark_batch.engine.engine import Engine
 from dspark_batch.types import Failure, Sampling
 
@@ -110,6 +111,36 @@ def test_who_would_move_others_waits_for_the_round(slots, there, newcomer, runni
     while not engine.is_idle:
         outcomes += engine.step()
     assert found == [0, running]
+    expected = ids(engine_that(ahead=False), requests)
+    assert {each.item.index: each.token_ids for each in outcomes} == expected
+
+
+def test_waves_that_move_nothing_together_may_do_so_one_by_one(monkeypatch):
+    monkeypatch.setattr(engine_module, "_LEAST_ROUNDS", 0)
+    engine, moved = engine_that(slots=5, draft_length=0), []
+    share, cache = engine._slots.cache.share, engine._slots.cache
+
+    def shares(positions, owner):
+        if positions != cache.shared:
+            moved.append(len(engine._running))
+        share(positions, owner)
+
+    monkeypatch.setattr(cache, "share", shares)
+    prompts = [*ALIKE[:3], *SHORT[:2], (*SYSTEM, 9), SHORT[3]]
+    lengths = [90, 90, 90, 20, 20, 40, 40]
+    requests = [
+        replace(request, prompt_ids=prompt, max_tokens=length)
+        for request, prompt, length in zip(equally_long(7, 1), prompts, lengths, strict=True)
+    ]
+    for request in requests[:5]:
+        engine.add(request)
+    outcomes = [outcome for _ in range(4) for outcome in engine.step()]
+    engine.add(requests[5], urgent=True)
+    engine.add(requests[6])
+    while not engine.is_idle:
+        outcomes += engine.step()
+    assert len(moved) == 2  # to what the first wave shares, and back
+    assert set(moved) == {0}
     expected = ids(engine_that(ahead=False), requests)
     assert {each.item.index: each.token_ids for each in outcomes} == expected
 
