@@ -1,7 +1,7 @@
 """How MLX hands kernels to CUDA, said before MLX is imported; it reads this when it runs first.
 
-Each kernel by itself, not as graphs that it makes anew for every pass. Of its ends, behind which it
-gives memory back, there are a few in a round, not one behind every matrix of a large target.
+Each kernel by itself, not as graphs that it makes anew for every pass, and without an end after
+every matrix of a large target.
 """
 
 import os
@@ -12,7 +12,6 @@ IS_IN_TIME = "mlx.core" not in sys.modules  # else MLX may have read it already
 if sys.platform != "darwin":
     os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
-    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "300")
 
 
 def is_one_by_one() -> bool:
