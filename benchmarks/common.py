@@ -55,8 +55,8 @@ def requests(pair: Pair, prompts, max_tokens, system=None):
 def busy_share():
     """Count how busy the GPU is meanwhile: what is yielded is called behind it.
 
-    That is the share of the time in which some kernel runs, as NVIDIA's driver counts it in windows
-    of some tenths of a second; None without such a driver.
+    That is the share of the time in which some kernel runs, as NVIDIA's driver counts it, asked
+    every half second; None without such a driver.
     """
     words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     try:
