@@ -43,6 +43,8 @@ TESTS = {
         "tests/models/test_joined_layers.py",
     ],
     "strips": ["tests/numerics/test_strips.py", "tests/models/test_safe_layers.py"],
+    "packing": ["tests/models/test_packed_passes.py", "tests/engine/test_packed_rounds.py"],
+    "ahead": ["tests/engine/test_rounds_ahead.py"],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes
