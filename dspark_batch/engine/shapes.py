@@ -19,7 +19,8 @@ _STEP, _TOGETHER = (1, range(1, 9)) if _IS_CPU else (32, (8, 16, 32, 64))
 # 4 billion weights takes 10.5 ms and 12.9 us for each token.
 _PASS_ROWS = 40 if _IS_CPU else 800
 
-_WORTH_PACKING = 0.9  # of a pass's tokens are used: fewer pay what packing costs
+# What packing costs is paid by so many tokens that are left out, and such a share of a pass.
+_LEAST_LEFT_OUT, _LEAST_SHARE_LEFT_OUT = 16, 0.15
 
 _LEAST_SHARING = 4  # slots for which a beginning is worth an array of its own
 
@@ -85,7 +86,7 @@ class Shapes:
 
         A GPU compiles for each number.
         """
-        is_worth = used <= _WORTH_PACKING * tokens
+        is_worth = tokens - used >= max(_LEAST_LEFT_OUT, _LEAST_SHARE_LEFT_OUT * tokens)
         return _IS_CPU and self.packed and self.fixed is None and is_worth
 
     def share(self, slots: int) -> bool:

@@ -8,6 +8,7 @@ from grids import grid
 
 from dspark_batch.drafters.lookup import Found, TextIndex
 from dspark_batch.drafters.plain import NoDrafter
+from dspark_batch.engine import shapes as shapes_module
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.lookups import LookUps, with_look_ups
 from dspark_batch.engine.shapes import Shapes
@@ -23,6 +24,13 @@ FORCED = {
     "required": ["a_name_that_must_come"],
 }
 WHOLE = Shapes(packed=False)
+
+
+@pytest.fixture(autouse=True)
+def _worth_it_sooner(monkeypatch):
+    """Few slots of a few tokens leave out few."""
+    monkeypatch.setattr(shapes_module, "_LEAST_LEFT_OUT", 1)
+    monkeypatch.setattr(shapes_module, "_LEAST_SHARE_LEFT_OUT", 0.1)
 
 
 class Watched:

@@ -125,3 +125,13 @@ def test_a_gpu_compiles_few_kinds_of_passes_for_prompts():
             seen.add((number, number == len(left)))
             left = left[number:]
     assert {number for number, is_rest in seen if not is_rest} <= {8, 16, 32, 64}
+
+
+@pytest.mark.parametrize(
+    ("used", "tokens", "packs"),
+    [(20, 36, True), (21, 36, False), (122, 144, True), (123, 144, False), (144, 144, False)],
+)
+def test_a_pass_is_packed_where_what_it_leaves_out_pays(used, tokens, packs):
+    assert Shapes().packs(used, tokens) == packs
+    assert not Shapes(packed=False).packs(used, tokens)
+    assert not Shapes(fixed=(4, 9)).packs(used, tokens)
