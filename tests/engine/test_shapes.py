@@ -127,6 +127,7 @@ def test_a_gpu_compiles_few_kinds_of_passes_for_prompts():
     assert {number for number, is_rest in seen if not is_rest} <= {8, 16, 32, 64}
 
 
+@pytest.mark.usefixtures("on_a_cpu")
 @pytest.mark.parametrize(
     ("used", "tokens", "packs"),
     [(20, 36, True), (21, 36, False), (122, 144, True), (123, 144, False), (144, 144, False)],
