@@ -308,9 +308,9 @@ class Scheduler:
         self._ready.sort(key=lambda wave: not wave.is_urgent)  # and who came first
 
     def _seat(self) -> None:
-        """Give free slots to those who are ready.
+        """Give free slots to those who are ready: at once to those who move nobody.
 
-        Where the device has to wait for it, once it has cost as much to leave them free.
+        For others the device waits, so once it has cost as much to leave the slots free.
         """
         while (some := self._next_to_seat) and self._sits_behind([s for _, s in some]):
             self._seat_some()
