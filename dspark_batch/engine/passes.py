@@ -66,7 +66,7 @@ class Passes:
         self.write_in_place = target.writes_in_place and drafts_in_place
         self._for_drafter = nullcontext if drafts_decide else as_they_come
         self.make_cache, self.make_context = target.make_cache, drafter.make_cache
-        self._made = made = _compiled if not device.is_cpu() else _as_it_is
+        made = _at_once if device.is_cpu() else _compiled
         self._logits = made(partial(_run, target), self.make_cache)
         self._logits_at = made(partial(_run, target), self.make_cache)
         self._choices = made(partial(_choose, target), self.make_cache)
@@ -79,11 +79,13 @@ class Passes:
     ) -> Proposed:
         """Draft from the anchors [S]; see `Drafter.propose`."""
         with self._for_drafter():
+            draft = partial(_propose, self._drafter, num_drafts, rule)
+            if device.is_cpu():
+                return Proposed(*_at_once(draft, self.make_context)(context, anchors))
             if not isinstance(rule, Greedy):
-                return Proposed(*_propose(self._drafter, num_drafts, rule, context, anchors))
+                return Proposed(*draft(context, anchors))
             if num_drafts not in self._greedy:
-                greedy = partial(_propose, self._drafter, num_drafts, rule)
-                self._greedy[num_drafts] = self._made(greedy, self.make_context)
+                self._greedy[num_drafts] = _compiled(draft, self.make_context)
             return Proposed(*self._greedy[num_drafts](context, anchors))
 
     def verify(
@@ -184,8 +186,14 @@ def _extend(drafter: Drafter, context: SlotCache, features: mx.array) -> Arrays:
     return ()
 
 
-def _as_it_is(over: OverCache, make: MakeCache) -> OverCache:
-    return over
+def _at_once(over: OverCache, make: MakeCache) -> OverCache:
+    """Let a CPU compute a pass while the host says the rest of it."""
+
+    def begun(cache: SlotCache, *given: mx.array) -> Arrays:
+        with device.computing_at_once():
+            return over(cache, *given)
+
+    return begun
 
 
 def _compiled(over: OverCache, make: MakeCache) -> OverCache:

@@ -12,6 +12,7 @@ Nothing is timed.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -74,7 +75,7 @@ _MATRICES = 128  # of the reference, where matrices run in a batch
 Verdicts: TypeAlias = dict[tuple[Product, int], bool]  # product, count -> is it safe?
 VERDICTS: Verdicts = {}  # of this process; `tuning.verdicts` keeps them on the disk
 
-_is_free = False  # rows run as they come
+_is_free = ContextVar("is_free", default=False)  # whether rows run as they come, in a thread
 _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
 # What is asked for in each layer of each step.
 _pieces: dict[tuple[Product, int, Ladder], tuple[int, ...]] = {}
@@ -129,7 +130,7 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
         [..., M, N].
     """
     *batch, total, size = rows.shape
-    if _is_free:
+    if _is_free.get():
         return multiply(rows[..., None, :, :])[..., 0, :, :]
     count = _least_safe(product, total) or _reference(product)[0]
     rest = total % count
@@ -159,7 +160,7 @@ def over_safe_batches(product: Product, rows: mx.array, weights: mx.array) -> mx
     Returns:
         [..., P, M, N]; leading axes as they broadcast.
     """
-    if _is_free or not _ladder(product).matrices:
+    if _is_free.get() or not _ladder(product).matrices:
         return _matmul(product, rows, weights)
     parts = [
         _in_batches(product, rows[..., at, :, :], weights[..., 0, :, :])
@@ -171,17 +172,16 @@ def over_safe_batches(product: Product, rows: mx.array, weights: mx.array) -> mx
 @contextmanager
 def as_they_come() -> Iterator[None]:
     """Run products over as many rows as there are, as mlx-lm does: bits depend on the count."""
-    global _is_free
-    before, _is_free = _is_free, True
+    before = _is_free.set(True)
     try:
         yield
     finally:
-        _is_free = before
+        _is_free.reset(before)
 
 
 def are_as_they_come() -> bool:
     """Whether products run over as many rows as there are now."""
-    return _is_free
+    return _is_free.get()
 
 
 def pieces(product: Product, count: int) -> tuple[int, ...]:
@@ -248,15 +248,15 @@ def forget() -> None:
 
 
 def _counts(product: Product, total: int) -> tuple[int, ...]:
-    return (total,) if _is_free else pieces(product, total)
+    return (total,) if _is_free.get() else pieces(product, total)
 
 
 def _multiplied(counts: tuple[int, ...], rows: mx.array, multiply: Multiply) -> mx.array:
     """Multiply rows [R, K] in pieces of so many; [R, N]."""
     if len(counts) == 1:
-        return multiply(rows)
+        return device.begun(multiply(rows))
     parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
-    return mx.concatenate([multiply(part) for part in parts])
+    return device.begun(mx.concatenate([multiply(part) for part in parts]))
 
 
 def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:

@@ -26,7 +26,11 @@ _LAST_ROUNDS = 7  # that say how slow the machine is just now
 _LASTING_ROUNDS, _LASTING = 47, 0.05  # as slow for so long: what was known is of another time
 _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
 _LEAST_S = 1e-9  # of a round: a clock may stand still
-_ESTIMATE_EVERY = 8  # rounds; it takes a good part of what the host has to do between two
+_ESTIMATE_EVERY = 16  # rounds; it takes a good part of what the host has to do between two
+_YOUNG_JOB = 32  # rounds in which each one's draft length is chosen anew
+_SETTLED = (
+    4  # rounds for which a draft length that was chosen twice stays: a choice takes time, too
+)
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
 _LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds of the other kind are so much better
@@ -36,7 +40,7 @@ _DOUBTS = ((6, 1.7), (8, 1.3), (15, 1.15))
 _LOOK_SHARE = 0.08  # of the time since a trial is what another look may take
 _LEAST_KEPT = 8  # rounds with drafts, before what rounds take is kept for other jobs
 _STALE_ROUNDS = 512  # without one of a kind, until nothing is known of it
-_FIRST_REST, _LONGEST_REST = 512, 4096  # rounds without drafts before they are tried again
+_FIRST_REST, _LONGEST_REST = 1024, 4096  # rounds without drafts before they are tried again
 _HALF_LIFE = 256  # rounds of single slots until a round counts half
 _HALF_LIFE_OF_EACH = 8  # with many slots, rounds of each
 _RULE_WEIGHT = 0.3  # of the rule, where each kind of round that was seen has 1
@@ -64,6 +68,17 @@ class Kind(NamedTuple):
         """How often each part of a round is in it."""
         drafts = float(self.is_drafted)
         return 1.0, float(self.slots * (1 + self.draft_length)), drafts, drafts * self.slots
+
+
+def _sum_of(weights: Weights, parts: Weights) -> float:
+    """Add up what the parts of a round cost."""
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+
+def _weights(found: np.ndarray) -> Weights:
+    """Take the weights out of an array."""
+    one, token, draft, slot = found.tolist()
+    return one, token, draft, slot
 
 
 class _Seen(NamedTuple):
@@ -100,12 +115,12 @@ class Costs:
     """
 
     def __init__(self, rule: Weights, upkeep: float = 0.0) -> None:
-        self._rule = np.maximum(np.array(rule), 1e-9)
+        self._rule: Weights = _weights(np.maximum(rule, 1e-9))
         self._upkeep = upkeep
         self._seen: dict[Kind, _Seen] = {}
         self.num_rounds = self.num_drafted = 0
         self.seconds = 0.0
-        self._weights: np.ndarray | None = None  # seconds of each part; None: to be estimated
+        self._weights: Weights | None = None  # seconds of each part; None: to be estimated
         # What rounds took over what they do.
         self._slowness = deque([1.0] * _LASTING_ROUNDS, maxlen=_LASTING_ROUNDS)
 
@@ -162,7 +177,7 @@ class Costs:
             return self._seen[kind].usual_s
         if kind.rests:
             return (1 - self._upkeep) * self.round_s(kind._replace(rests=False))
-        return float(np.dot(self.weights(), kind.parts))
+        return _sum_of(self.weights(), kind.parts)
 
     def worth(self, runs: ListLike[int], slots: int, lengths: Iterable[int]) -> int:
         """Choose how many drafts pay where they are certain, and known without a drafter's pass.
@@ -186,27 +201,28 @@ class Costs:
 
     def is_odd(self, kind: Kind, plain: Kind) -> bool:
         """Whether rounds take far longer, beside plain ones, than the rule says."""
-        by_rule = np.dot(self._rule, kind.parts) / np.dot(self._rule, plain.parts)
-        return bool(self.round_s(kind) > _ODD * by_rule * self.round_s(plain))
+        by_rule = _sum_of(self._rule, kind.parts) / _sum_of(self._rule, plain.parts)
+        return self.round_s(kind) > _ODD * by_rule * self.round_s(plain)
 
     def weights(self) -> Weights:
         """Estimate what the parts of a round cost."""
         if self._weights is None:
             self._weights = self._estimated()
-        return tuple(self._weights.tolist())
+        return self._weights
 
-    def _estimated(self) -> np.ndarray:
+    def _estimated(self) -> Weights:
         fresh = [kind for kind in self._seen if self._fresh(kind)]
         if not fresh:
             return self._rule
         parts = np.array([kind.parts for kind in fresh])
         seconds = np.array([self._with_context_s(kind) for kind in fresh])
-        rule = self._rule * np.median(seconds / (parts @ self._rule))
+        rule = np.array(self._rule)
+        rule *= median(seconds / (parts @ rule))
         # In shares: each kind's seconds are 1, and so is each part of the rule.
         rows = np.vstack([parts * rule / seconds[:, None], _RULE_WEIGHT * np.eye(len(rule))])
         wanted = np.concatenate([np.ones(len(fresh)), np.full(len(rule), _RULE_WEIGHT)])
         shares, *_ = np.linalg.lstsq(rows, wanted, rcond=None)
-        return rule * np.maximum(shares, _LEAST_SHARE)
+        return _weights(rule * np.maximum(shares, _LEAST_SHARE))
 
     def _with_context_s(self, kind: Kind) -> float:
         """Say what a round of a kind that was seen takes, or would if the context was kept."""
@@ -279,7 +295,7 @@ class Pace:
     It begins with few drafts where many would hardly be better, drafts what pays, and tries what
     might. What it tries takes a share of the time that went by: where a pass holds many slots, one
     without drafts is cheap, and is tried after a round or two. When no drafts pay, the drafter
-    rests: its context is not kept, which takes time, too. After 512 rounds, and each time after
+    rests: its context is not kept, which takes time, too. After 1,024 rounds, and each time after
     twice as many, it is kept for newcomers again. Once half of the slots can draft, drafts are
     tried.
 
@@ -298,6 +314,8 @@ class Pace:
         self._lengths = tuple(lengths)
         self._trial: list[int] = []  # draft lengths of the next rounds
         self._tried_s = 0.0  # of rounds, until the last trial began
+        self._settled = 0  # rounds for which the draft length stays
+        self._slots = slots  # over which the last round ran
         self._rested = 0  # rounds since drafts did not pay; 0: they pay
         self._rest = _FIRST_REST
         self._drafted = tuple(k for k in self._lengths if k)
@@ -310,7 +328,14 @@ class Pace:
             slots: over which its passes run.
             served: sequences that can draft, of those that decode.
         """
+        if self._settled and slots == self._slots:
+            self._settled -= 1
+            return self.step
+        before, self._slots, is_tried = self.step, slots, bool(self._trial)
         self.step = self._next(slots, served)
+        may_stay = not (is_tried or self._rested) and self._costs.num_rounds > _YOUNG_JOB
+        if may_stay and self.step == before:
+            self._settled = _SETTLED - 1
         return self.step
 
     def _next(self, slots: int, served: int) -> Step:

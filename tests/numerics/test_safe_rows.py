@@ -291,7 +291,7 @@ def test_an_error_ends_the_other_way_too():
 
     with pytest.raises(KeyError):
         fails()
-    assert not rows._is_free
+    assert not rows.are_as_they_come()
 
 
 # The bits of this machine

@@ -429,7 +429,7 @@ def test_a_drafter_is_not_tried_before_half_of_the_slots_can_draft():
     pace, costs, acceptance = made()
     while pace.step.keeps_context:
         paced(pace, costs, acceptance, 1, lambda k: 1.0 + (k > 0), kept=0, slots=4)
-    rest = paced(pace, costs, acceptance, 600, lambda k: 1.0, slots=4, served=False)
+    rest = paced(pace, costs, acceptance, 1100, lambda k: 1.0, slots=4, served=False)
     assert {step.draft_length for step in rest} == {0}
     assert rest[-1].keeps_context  # for newcomers
     assert pace.next(4, 1) == Step(0)
@@ -486,3 +486,18 @@ def test_the_same_rounds_give_the_same_paces():
         return paced(pace, *rest, 500, lambda k: random.uniform(1, 2) + 0.1 * k, kept=2)
 
     assert once() == once()
+
+
+def test_a_draft_length_that_was_chosen_twice_stays_for_some_rounds(monkeypatch):
+    pace, costs, acceptance = made((0, 7))
+    chosen = []
+    real = pace._next
+    monkeypatch.setattr(pace, "_next", lambda *args: chosen.append(args) or real(*args))
+    paced(pace, costs, acceptance, 32, lambda k: 1.0 + 0.1 * (k > 0), kept=7)
+    assert len(chosen) == 32  # in a young job none
+    paced(pace, costs, acceptance, 200, lambda k: 1.0 + 0.1 * (k > 0), kept=7)
+    assert 50 <= len(chosen) - 32 < 80
+    before = len(chosen)
+    for slots in (3, 2, 1):  # but where others sit
+        pace.next(slots, slots)
+    assert len(chosen) - before == 3
