@@ -71,10 +71,13 @@ class LookUps:
         if is_jump and not (self.is_on and num_drafts):
             known = [len(run) for run, s in zip(runs, sequences, strict=True) if s]
             num_drafts = self._costs.worth(known, len(sequences), self._jumps)
+        is_alone = self.is_on and not (any(runs) or step.keeps_context)
+        if is_alone:
+            num_drafts, is_jump = self._look_up_alone(sequences), True
         rests = num_drafts == 0 and not step.keeps_context
         is_jump = is_jump and num_drafts > 0
         self.kind = Kind(len(sequences), num_drafts, is_jump=is_jump, rests=rests)
-        if self.is_on and num_drafts > 0:
+        if self.is_on and num_drafts > 0 and not is_alone:
             self._look_up(sequences, num_drafts)
         for slot, run in enumerate(runs):
             if self.found[slot][: len(run)] != run[:num_drafts]:  # else the text goes on behind it
@@ -113,6 +116,30 @@ class LookUps:
             if found and sequence and (promised[found.match] > expected or not sequence.is_served):
                 self.found[slot] = found.tokens
                 self.looked_up.add(slot)
+
+    def _look_up_alone(self, sequences: ListLike[Sequence | None]) -> int:
+        """Look up drafts while the drafter rests; return how many of each slot pay, maybe none."""
+        longest = self._jumps[-1]
+        if longest == 0:
+            return 0
+        texts = [
+            self._text_of(sequence).find(longest) if sequence else None for sequence in sequences
+        ]
+        matches = [found.match for found in texts if found]
+        num_others = sum(map(bool, sequences)) - len(matches)
+
+        def rate(length: int) -> float:
+            promised = self._promised(length)
+            tokens = num_others + sum(1 + promised[match] for match in matches)
+            kind = Kind(len(sequences), length, is_jump=length > 0, rests=length == 0)
+            return tokens / self._costs.round_s(kind)
+
+        most = max(self._jumps, key=rate)
+        for slot, found in enumerate(texts):
+            if found and most:
+                self.found[slot] = found.tokens[:most]
+                self.looked_up.add(slot)
+        return most
 
     def _forced(self, sequences: ListLike[Sequence | None], step: Step) -> list[list[int]]:
         """List, by slot, what its grammar forces next, where the drafter does not draft."""

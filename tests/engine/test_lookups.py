@@ -15,7 +15,7 @@ from dspark_batch.engine.lookups import LookUps, with_look_ups
 from dspark_batch.engine.sequence import Sequence
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of
-from dspark_batch.tuning.pace import Costs, Step
+from dspark_batch.tuning.pace import Costs, Kind, Pace, Step
 from dspark_batch.types import Item, Request, Sampling
 
 COSTS = (1.0, 1 / 24, 0.3, 0.1)
@@ -290,6 +290,38 @@ def test_a_slot_that_the_drafter_does_not_serve_takes_what_is_found():
     sequence.fallback = "the drafter failed"
     look_ups.find([sequence], Step(2))
     assert look_ups.found == [[4, 5]]
+
+
+def test_what_a_text_knows_is_drafted_while_the_drafter_rests():
+    look_ups = LookUps(load_case(NAME).pair.drafter, 2, FREE, jumps=range(9), is_on=True)
+    copies, other = seated((1, 2, 3, 4, 5, 6, 7)), seated((1, 2, 3))
+    copies.token_ids[:] = [2, 3, 4]
+    look_ups.find([copies, other, None], Step(0, keeps_context=False))
+    assert look_ups.found == [[5, 6, 7, 2, 3, 4, 5, 6], [], []]
+    assert look_ups.looked_up == {0}
+    assert look_ups.kind == Kind(3, 8, is_jump=True)
+
+
+def test_where_tokens_are_dear_a_rest_stays_plain():
+    dear = Costs((0.0, 1.0, 0.0, 0.0))
+    look_ups = LookUps(load_case(NAME).pair.drafter, 2, dear, jumps=range(9), is_on=True)
+    copies = seated((1, 2, 3, 4, 5, 6, 7))
+    copies.token_ids[:] = [2, 3, 4]
+    look_ups.find([copies, None], Step(0, keeps_context=False))
+    assert look_ups.found == [[], []]
+    assert look_ups.kind == Kind(2, 0, rests=True)
+
+
+def test_look_ups_of_a_rest_change_no_byte(monkeypatch):
+    rest = Step(0, keeps_context=False)
+    monkeypatch.setattr(Pace, "_first", lambda self, slots: 0)
+    monkeypatch.setattr(Pace, "next", lambda self, slots, served: rest)
+    planted = Planted(monkeypatch, requests(NAME))
+    planted.let(plainly(), is_wrong=lambda n: n % 5 == 3)
+    shapes = {"lengths": (0, 2, 4), "costs": COSTS}
+    looked = decode(slots=3, lookup=True, **shapes)
+    assert told(looked) == told(plainly())
+    assert looked_up(looked)[1] > 10
 
 
 def test_only_look_ups_draft_nothing_of_their_own():
