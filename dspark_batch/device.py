@@ -53,8 +53,6 @@ def begun(array: mx.array) -> mx.array:
     """Let the device compute an array while the host says what comes behind it; return it.
 
     For a CPU. MLX computes in a thread of its own, which would wait until a whole pass is said.
-    What lies between two products is used and gone before much else comes, so the processor's
-    caches serve better, too: one core gains nearly as much as two.
     """
     if _begins.get():
         mx.async_eval(array)

@@ -28,9 +28,7 @@ _SURE_SEEN = 15  # rounds without drafts, before the drafter may rest
 _LEAST_S = 1e-9  # of a round: a clock may stand still
 _ESTIMATE_EVERY = 16  # rounds; it takes a good part of what the host has to do between two
 _YOUNG_JOB = 32  # rounds in which each one's draft length is chosen anew
-_SETTLED = (
-    4  # rounds for which a draft length that was chosen twice stays: a choice takes time, too
-)
+_SETTLED = 4  # rounds for which a draft length that was chosen twice stays; choosing takes time
 _LONG_JOB = 128  # rounds after which it was tried once how long they take without drafts
 _LEAST_DRAFTED = 3  # rounds with drafts before they can be given up, whatever a hint says
 _LEAST_IF_CLEAR, _CLEAR = 2, 1.3  # of them, where rounds of the other kind are so much better
