@@ -71,7 +71,7 @@ class LookUps:
         if is_jump and not (self.is_on and num_drafts):
             known = [len(run) for run, s in zip(runs, sequences, strict=True) if s]
             num_drafts = self._costs.worth(known, len(sequences), self._jumps)
-        is_alone = self.is_on and not (any(runs) or step.keeps_context)
+        is_alone = self.is_on and self._drafts and not (any(runs) or step.keeps_context)
         if is_alone:
             num_drafts, is_jump = self._look_up_alone(sequences), True
         rests = num_drafts == 0 and not step.keeps_context
