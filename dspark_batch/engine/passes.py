@@ -81,7 +81,8 @@ class Passes:
         with self._for_drafter():
             draft = partial(_propose, self._drafter, num_drafts, rule)
             if device.is_cpu():
-                return Proposed(*_at_once(draft, self.make_context)(context, anchors))
+                with device.computing_at_once():
+                    return Proposed(*draft(context, anchors))
             if not isinstance(rule, Greedy):
                 return Proposed(*draft(context, anchors))
             if num_drafts not in self._greedy:

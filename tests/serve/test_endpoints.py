@@ -212,9 +212,8 @@ def test_a_stream_whose_tokens_have_no_text_ends_with_an_error(tmp_path):
     def decode(token_ids):
         raise ValueError(f"no text for {token_ids[0]}")
 
-    opener = fake_steps_opener(
-        FakeSteps(pause_s=0.1)
-    )  # else it may end before anybody asks for a part
+    # Else the answer may end before anybody asks for a part of it.
+    opener = fake_steps_opener(FakeSteps(pause_s=0.1))
     with served(tmp_path, opener=lambda: opener()._replace(decode=decode)) as server:
         text = server.http.post("/v1/chat/completions", json=chat("a", stream=True)).text
     assert events_of(text)[-1]["error"]["code"] == "engine"

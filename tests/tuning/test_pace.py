@@ -498,6 +498,6 @@ def test_a_draft_length_that_was_chosen_twice_stays_for_some_rounds(monkeypatch)
     paced(pace, costs, acceptance, 200, lambda k: 1.0 + 0.1 * (k > 0), kept=7)
     assert 50 <= len(chosen) - 32 < 80
     before = len(chosen)
-    for slots in (3, 2, 1):  # but where others sit
+    for slots in (3, 2, 1):  # but where a pass runs over fewer slots
         pace.next(slots, slots)
     assert len(chosen) - before == 3
