@@ -312,6 +312,27 @@ def test_where_tokens_are_dear_a_rest_stays_plain():
     assert look_ups.kind == Kind(2, 0, rests=True)
 
 
+def test_look_ups_of_a_rest_must_gain_over_what_its_rounds_take():
+    costs = Costs((1.0, 0.0, 0.0, 0.0))
+    for _ in range(8):
+        costs.add(Kind(1, 0), 4.0)
+        costs.add(Kind(1, 0, rests=True), 1.0)
+        costs.add(Kind(1, 8, is_jump=True), 3.0)
+    look_ups = LookUps(load_case(NAME).pair.drafter, 1, costs, jumps=(0, 8), is_on=True)
+    copies = seated((1, 2, 3, 4, 5, 6, 7))
+    copies.token_ids[:] = [2, 3, 4]
+    look_ups.find([copies], Step(0, keeps_context=False))
+    assert look_ups.found == [[]]
+
+
+def test_without_a_drafter_nothing_is_looked_up_in_a_rest():
+    look_ups = LookUps(OnlyLookUps(), 1, FREE, jumps=range(9), is_on=True)
+    copies = seated((1, 2, 3, 4, 5, 6, 7))
+    copies.token_ids[:] = [2, 3, 4]
+    look_ups.find([copies], Step(0, keeps_context=False))
+    assert look_ups.found == [[]]
+
+
 def test_look_ups_of_a_rest_change_no_byte(monkeypatch):
     rest = Step(0, keeps_context=False)
     monkeypatch.setattr(Pace, "_first", lambda self, slots: 0)
