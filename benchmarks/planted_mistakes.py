@@ -33,6 +33,10 @@ TESTS = {
         *("tests/train/test_teacher.py", "tests/train/test_train_drafter.py"),
         "tests/train/test_llama_step.py",
     ],
+    "few": [
+        *("tests/numerics/test_among.py", "tests/train/test_few_tokens.py"),
+        "tests/models/test_variants.py",
+    ],
     "room": [
         *("tests/models/test_long_prompts.py", "tests/engine/test_drafts_ahead.py"),
         *("tests/engine/test_setup.py", "tests/engine/test_states.py"),

@@ -34,9 +34,9 @@ class Watched:
         self.first = self.rule.first
         self.draft_logits = []
 
-    def draft(self, logits, k):
-        self.draft_logits.append(logits)
-        return self.rule.draft(logits, k)
+    def draft(self, logits, k, among=None):
+        self.draft_logits.append(logits if among is None else among.spread(logits))
+        return self.rule.draft(logits, k, among)
 
     def verify(self, drafts, verify_len, logits):
         accepted, bonus = self.rule.verify(drafts, verify_len, logits)

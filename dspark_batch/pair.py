@@ -19,6 +19,7 @@ from dspark_batch import device
 from dspark_batch.drafters.calibration import kept_temperatures
 from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.drafters.few_tokens import DRAFT_TOKENS
 from dspark_batch.drafters.packaging import load_drafter
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.drafters.sharing import share_ends
@@ -49,8 +50,9 @@ from dspark_batch.models.target import (
 )
 from dspark_batch.models.tokenizer import Tokenizer, read_tokenizer
 
-_DRAFTER_FILES = ("model*.safetensors", "config.json")
-_TARGET_FILES = (*_DRAFTER_FILES, "generation_config.json")
+_FILES = ("model*.safetensors", "config.json")
+_TARGET_FILES = (*_FILES, "generation_config.json")
+_DRAFTER_FILES = (*_FILES, DRAFT_TOKENS)
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja")
 _MISSING_KEYS = re.compile(r"missing \d+ required positional arguments?: (.+)")
 _PROBE_TOKENS = 8

@@ -6,16 +6,17 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 
 from dspark_batch.caches.slot_cache import SlotCache
+from dspark_batch.numerics.among import Among
 
-# Chooses the tokens [B] of block position k from logits [B, V].
-Choose = Callable[[mx.array, int], mx.array]
+# Chooses the tokens [B] of block position k from logits [B, V], or [B, n] of some tokens only.
+Choose = Callable[[mx.array, int, Among | None], mx.array]
 
 
 class Draft(NamedTuple):
     """What a drafter proposes for each slot; K drafts."""
 
     tokens: mx.array  # [B, K] int32
-    logits: mx.array | None = None  # [B, K, V], Markov bias included; None: there are none
+    logits: mx.array | None = None  # [B, K, V or n], Markov bias included; None: there are none
     confidence: mx.array | None = None  # [B, K] float32 logits; None: no confidence head
     highest: mx.array | None = None  # [B] of all logits, NaN if one is NaN; None: there are none
 

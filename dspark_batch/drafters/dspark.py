@@ -14,6 +14,7 @@ from dspark_batch.drafters.drafter import Choose, Draft
 from dspark_batch.drafters.drafter_config import Attention, DrafterConfig
 from dspark_batch.drafters.heads import MARKOV_HEADS, ConfidenceHead
 from dspark_batch.models.target import TargetEnds
+from dspark_batch.numerics.among import Among
 from dspark_batch.numerics.masks import ragged_block, windowed_block
 
 
@@ -74,6 +75,18 @@ class DSparkDrafter(nn.Module):
     def has_confidence(self) -> bool:
         """Whether drafts come with confidence logits."""
         return self.confidence_head is not None
+
+    @property
+    def among(self) -> Among | None:
+        """The tokens that it drafts; None: all of the target's.
+
+        Source:
+            vLLM: `d2t` holds target id minus draft id.
+        """
+        drafted = self.config.draft_vocab_size
+        if drafted is None:
+            return None
+        return Among(mx.arange(drafted) + self.d2t, self.config.vocab_size)
 
     def borrow(self, *, embedding: bool = False, head: bool = False) -> None:
         """Drop the own embedding or head, and use the target's from now on."""
@@ -204,14 +217,15 @@ class DSparkDrafter(nn.Module):
                 _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
             hidden = hidden[:, 1:]
         hidden = hidden[:, :num_drafts]  # the head takes as long as all layers together
-        base, chosen, logits, embedding = self.base_logits(hidden), [], [], None
+        base, among = self.base_logits(hidden), self.among
+        chosen, logits, embedding = [], [], None
         for k in range(num_drafts):
             corrected = base[:, k]
             if head is not None:
                 bias, state = head.bias(head.embed(previous), hidden[:, k], state)
                 corrected = corrected + bias
-            logits.append(self._over_all_tokens(corrected))
-            previous = choose(logits[-1], k)
+            logits.append(corrected)
+            previous = choose(corrected, k, among)
             chosen.append(previous)
         tokens = mx.stack(chosen, axis=1).astype(anchor.dtype)
         if head is not None:  # looked up again at once: fewer launches than putting them together
@@ -219,18 +233,6 @@ class DSparkDrafter(nn.Module):
         highest = reduce(mx.maximum, [each.max(axis=-1) for each in logits])
         confidence = self.confidence(hidden, embedding)
         return Draft(tokens, mx.stack(logits, axis=1), confidence, highest)
-
-    def _over_all_tokens(self, logits: mx.array) -> mx.array:
-        """Spread logits of a reduced vocabulary over the target's; tokens without one get -inf.
-
-        Source:
-            vLLM: `d2t` holds target id minus draft id.
-        """
-        if self.config.draft_vocab_size is None:
-            return logits
-        whole = mx.full((*logits.shape[:-1], self.config.vocab_size), -mx.inf, dtype=logits.dtype)
-        ids = mx.arange(self.config.draft_vocab_size) + self.d2t
-        return mx.put_along_axis(whole, mx.broadcast_to(ids, logits.shape), logits, axis=-1)
 
 
 def _buffers(context: SlotCache) -> list[PositionCache]:

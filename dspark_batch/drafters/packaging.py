@@ -8,6 +8,7 @@ import mlx.core as mx
 from dspark_batch.drafters import dflash, speculators
 from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.drafters.few_tokens import draft_tokens, reduced
 from dspark_batch.errors import ModelError
 from dspark_batch.models.checkpoint import load_strictly, read_config, read_weights
 from dspark_batch.models.config_reader import ConfigReader
@@ -29,19 +30,22 @@ _WHOLE_MODELS = ("ForCausalLM", "ForConditionalGeneration")
 _EMBEDDED_KEYS = ("dspark_block_size", "dspark_config", "markov_rank", "num_nextn_predict_layers")
 
 
-def load_drafter(directory: Path, target: TargetFacts, ends: TargetEnds) -> DSparkDrafter:
+def load_drafter(
+    directory: Path, target: TargetFacts, ends: TargetEnds, *, reduces: bool = True
+) -> DSparkDrafter:
     """Load a drafter for a target, whatever packaging it comes in.
 
     Args:
         directory: the checkpoint.
         target: what the drafter must fit.
         ends: the target's embedding and head, for drafters without their own.
+        reduces: let a drafter of DeepSpec's packaging draft only the tokens that its file names.
 
     Raises:
         ModelError: it is missing, damaged, unsupported, or does not fit; one sentence says why.
     """
     read = ConfigReader(read_config(directory), str(directory / "config.json"))
-    config, weights = _read(read, directory, target)
+    config, weights = _read(read, directory, target, reduces)
     _check_fit(read, config, target)
     try:
         drafter = DSparkDrafter(config, ends)
@@ -53,7 +57,7 @@ def load_drafter(directory: Path, target: TargetFacts, ends: TargetEnds) -> DSpa
 
 
 def _read(
-    read: ConfigReader, directory: Path, target: TargetFacts
+    read: ConfigReader, directory: Path, target: TargetFacts, reduces: bool
 ) -> tuple[DrafterConfig, Weights]:
     """Recognise the packaging and read it as such."""
     architecture = _architecture(read)
@@ -64,8 +68,10 @@ def _read(
     if architecture == dflash.ARCHITECTURE:
         return dflash.read_dflash(read, target), read_weights(directory)
     config = DrafterConfig.from_dict(read.content, read.where)
-    weights = read_weights(directory)
-    return config, _without_tied_head(read, weights) if config.tied else weights
+    stored = read_weights(directory)
+    weights = _without_tied_head(read, stored) if config.tied else stored
+    ids = draft_tokens(directory, config.vocab_size) if reduces else None
+    return (config, weights) if ids is None else reduced(config, weights, ids)
 
 
 def _architecture(read: ConfigReader) -> str:

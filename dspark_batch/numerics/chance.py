@@ -33,17 +33,23 @@ class Chance:
         """Draw for the token that follows the accepted drafts [B]; [B]."""
         return self._uniform(_BONUS, accepted[:, None])[:, 0]
 
-    def perturb(self, logits: mx.array, ahead: int, slots: mx.array) -> mx.array:
+    def perturb(
+        self, logits: mx.array, ahead: int, slots: mx.array, ids: mx.array | None = None
+    ) -> mx.array:
         """Add Gumbel noise to the logits of some slots; the others' stay bit for bit.
 
         Args:
             logits: [B, W, V] float32; row i decides answer position `positions + ahead + i`.
             ahead: see above.
             slots: [B] bool, which get noise.
+            ids: [V], the tokens, where they are not all of a vocabulary: a token has its noise.
         """
+        ids = mx.arange(logits.shape[-1]) if ids is None else ids
         positions = self._positions[:, None] + mx.arange(ahead, ahead + logits.shape[1])
         add = _perturbed if device.is_cpu() else _perturbed_fused
-        return add(logits, self._keys[:, None, None], positions[..., None], slots)
+        return add(
+            logits, self._keys[:, None, None], positions[..., None], slots, ids.astype(mx.uint32)
+        )
 
     def _uniform(self, use: int, ahead: mx.array) -> mx.array:
         positions = self._positions[:, None] + ahead
@@ -84,8 +90,9 @@ def gumbel(bits: mx.array) -> mx.array:
     return -mx.log(-mx.log1p(-u))
 
 
-def _perturbed(logits: mx.array, keys: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
-    ids = mx.arange(logits.shape[-1], dtype=mx.uint32)
+def _perturbed(
+    logits: mx.array, keys: mx.array, positions: mx.array, slots: mx.array, ids: mx.array
+) -> mx.array:
     noisy = logits + gumbel(random_bits(keys, positions, ids))
     return mx.where(slots[:, None, None], noisy, logits)
 

@@ -5,6 +5,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from dspark_batch.numerics.acceptance import accept_with_bonus, count_leading
+from dspark_batch.numerics.among import Among
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Settings, draw, probabilities, scaled_logits
 from dspark_batch.numerics.scores import Scores, score
@@ -17,8 +18,14 @@ class Rule(Protocol):
     def first(self, logits: mx.array) -> mx.array:
         """Choose the first answer tokens [B] from the target's logits [B, V]."""
 
-    def draft(self, logits: mx.array, k: int) -> mx.array:
-        """Choose the drafts [B] of block position k from the drafter's logits [B, V]."""
+    def draft(self, logits: mx.array, k: int, among: Among | None = None) -> mx.array:
+        """Choose the drafts [B] of block position k.
+
+        Args:
+            logits: the drafter's, [B, V]; [B, n] of a drafter that knows only some tokens.
+            k: the position, from 0.
+            among: these tokens; None: all.
+        """
 
     def verify(
         self, drafts: mx.array, verify_len: mx.array, logits: mx.array
@@ -42,9 +49,10 @@ class Greedy:
         """Choose the first answer tokens; see `Rule`."""
         return mx.argmax(logits, axis=-1).astype(mx.int32)
 
-    def draft(self, logits: mx.array, k: int) -> mx.array:
+    def draft(self, logits: mx.array, k: int, among: Among | None = None) -> mx.array:
         """Choose the drafts of a block position; see `Rule`."""
-        return mx.argmax(logits, axis=-1)
+        likeliest = mx.argmax(logits, axis=-1)
+        return likeliest if among is None else among.named(likeliest)
 
     def verify(
         self, drafts: mx.array, verify_len: mx.array, logits: mx.array
@@ -72,11 +80,11 @@ class Coupled:
 
     def first(self, logits: mx.array) -> mx.array:
         """Choose the first answer tokens; see `Rule`."""
-        return self.draft(logits, 0)
+        return self.draft(logits, 0).astype(mx.int32)
 
-    def draft(self, logits: mx.array, k: int) -> mx.array:
+    def draft(self, logits: mx.array, k: int, among: Among | None = None) -> mx.array:
         """Choose the drafts of a block position; see `Rule`."""
-        return Greedy().first(self._noisy(logits[:, None], k)[:, 0])
+        return Greedy().draft(self._noisy(logits[:, None], k, among)[:, 0], k, among)
 
     def verify(
         self, drafts: mx.array, verify_len: mx.array, logits: mx.array
@@ -84,9 +92,9 @@ class Coupled:
         """Accept what the target would have drawn itself; see `Rule`."""
         return Greedy().verify(drafts, verify_len, self._noisy(logits, 0))
 
-    def _noisy(self, logits: mx.array, ahead: int) -> mx.array:
-        scaled = scaled_logits(logits, self._settings)
-        return self._chance.perturb(scaled, ahead, self._settings.is_sampled)
+    def _noisy(self, logits: mx.array, ahead: int, among: Among | None = None) -> mx.array:
+        scaled, ids = scaled_logits(logits, self._settings), None if among is None else among.ids
+        return self._chance.perturb(scaled, ahead, self._settings.is_sampled, ids)
 
 
 class Rejection:
@@ -110,8 +118,9 @@ class Rejection:
         no_drafts = mx.zeros(logits.shape[0], dtype=mx.int32)
         return draw(p, self._chance.bonus_uniform(no_drafts))
 
-    def draft(self, logits: mx.array, k: int) -> mx.array:
+    def draft(self, logits: mx.array, k: int, among: Among | None = None) -> mx.array:
         """Draw the drafts of a block position and remember their distribution; see `Rule`."""
+        logits = logits if among is None else among.spread(logits)
         q = probabilities(logits[:, None], self._settings)[:, 0]
         self._proposals.append(q)
         return draw(q, self._chance.draft_uniform(k))
@@ -147,8 +156,9 @@ class Steered:
         nothing = mx.zeros((logits.shape[0], 0), dtype=mx.int32)
         return self._rule.first(self._steering(logits[:, None], nothing)[:, 0])
 
-    def draft(self, logits: mx.array, k: int) -> mx.array:
+    def draft(self, logits: mx.array, k: int, among: Among | None = None) -> mx.array:
         """Choose the drafts of a block position, behind those before it; see `Rule`."""
+        logits = logits if among is None else among.spread(logits)
         nothing = mx.zeros((logits.shape[0], 0), dtype=mx.int32)
         before = mx.stack(self._drafts, axis=1) if self._drafts else nothing
         steered = self._steering(logits[:, None], before, k, is_draft=True)
@@ -186,9 +196,9 @@ class Scored:
         self.scores = score(logits[:, None], first[:, None], self._num_top)
         return first
 
-    def draft(self, logits: mx.array, k: int) -> mx.array:
+    def draft(self, logits: mx.array, k: int, among: Among | None = None) -> mx.array:
         """Choose the drafts of a block position; see `Rule`."""
-        return self._rule.draft(logits, k)
+        return self._rule.draft(logits, k, among)
 
     def verify(
         self, drafts: mx.array, verify_len: mx.array, logits: mx.array

@@ -85,6 +85,13 @@ class Corpus:
         group = self.groups[self.index["group"][row]]
         return Sample(group, prompt.tolist(), answer.tolist())
 
+    def answered(self, vocab_size: int) -> np.ndarray:
+        """Count each token of a vocabulary in the answers that training sees; [V]."""
+        counts = np.zeros(vocab_size, np.int64)
+        for row in self.learnt:
+            np.add.at(counts, self.pair(row)[1], 1)
+        return counts
+
     def seen(self, vocab_size: int) -> np.ndarray:
         """Say of each token of a vocabulary whether it occurs; [V] bool."""
         seen = np.zeros(vocab_size, bool)

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.numerics.rules import Greedy
 from dspark_batch.train.blocks import block_hidden
 from dspark_batch.train.teacher import TappedTarget
 from dspark_batch.types import Json
@@ -63,12 +64,13 @@ def draft_greedily(drafter: DSparkDrafter, hidden: mx.array, anchor: mx.array) -
         [N, A, K] int32.
     """
     logits, head = drafter.base_logits(hidden), drafter.markov_head
+    rule, among = Greedy(), drafter.among
     if head is None:
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
+        return rule.draft(logits, 0, among).astype(mx.int32)
     previous, state, drafts = anchor, None, []
     for k in range(hidden.shape[2]):
         bias, state = head.bias(head.embed(previous), hidden[:, :, k], state)
-        previous = mx.argmax(logits[:, :, k] + bias, axis=-1).astype(mx.int32)
+        previous = rule.draft(logits[:, :, k] + bias, k, among).astype(mx.int32)
         drafts.append(previous)
     return mx.stack(drafts, axis=-1)
 

@@ -1,6 +1,6 @@
 """One start of a training: gather, take the steps that are left, measure, publish."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
@@ -12,13 +12,20 @@ import orjson
 from dspark_batch import device
 from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
+from dspark_batch.drafters.few_tokens import (
+    DRAFT_TOKENS,
+    draft_tokens,
+    reduced,
+    worth_drafting,
+)
 from dspark_batch.drafters.new_config import Sizes, new_config
+from dspark_batch.drafters.packaging import load_drafter
 from dspark_batch.errors import ModelError, Resumable, UsageError
 from dspark_batch.intake.mapping import Render
 from dspark_batch.models.checkpoint import read_config, read_weights
 from dspark_batch.models.hub import locate
 from dspark_batch.models.pairs import DEFAULT_FAMILY, known_pair
-from dspark_batch.models.target import text_model
+from dspark_batch.models.target import ends_of, text_model
 from dspark_batch.numerics.arrays import named_arrays
 from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.output.look import Look
@@ -47,11 +54,12 @@ _GENTLER = 3  # by how much the rate is smaller that a trained drafter goes on w
 class Student(NamedTuple):
     """A drafter in training, and what it learns from."""
 
-    drafter: DSparkDrafter
+    drafter: DSparkDrafter  # whole: it learns from every token
     target: TappedTarget
     config: dict[str, Any]  # as it will be stored
     ends: Ends  # as they will be stored
     mix: LossMix
+    drafted: Sequence[int] | None = None  # the tokens that it drafted before; None: all
 
 
 class Session:
@@ -83,7 +91,9 @@ class Session:
             self._observe(Lesson("gathering the answers"))
             reads = Rendering(render, context_length)
             corpus = gather(self._jobs, reads, place.work, by=self._asked.by, most_tokens=most)
-            return self._taught(_student(pair, self._asked, corpus), corpus, most, budget)
+            student = _student(pair, self._asked, corpus)
+            before = self._measured_before(pair, student, corpus) if self._asked.init else None
+            return self._taught(student, corpus, most, budget, before)
 
     def _load(self) -> Pair:
         job, asked = self._jobs[0], self._asked
@@ -105,9 +115,15 @@ class Session:
             )
         return pair
 
-    def _taught(self, student: Student, corpus: Corpus, tokens: int, budget: Budget) -> Training:
+    def _taught(
+        self,
+        student: Student,
+        corpus: Corpus,
+        tokens: int,
+        budget: Budget,
+        before: Reports | None,
+    ) -> Training:
         drafter = student.drafter
-        before = None if self._asked.init is None else self._measured_before(student, corpus)
         schedule = _schedule(self._asked, corpus, tokens, drafter.config.hidden_size)
         loss = drafting_loss(
             drafter,
@@ -119,17 +135,16 @@ class Session:
         curve = self._learn(trainer, schedule, corpus, tokens, budget)
         trainer.finish()
         weights = stored_weights(drafter, student.ends)
-        own = [name for name, _ in named_arrays(drafter)]
-        drafter.load_weights([(name, weights[name].astype(compute_dtype())) for name in own])
+        drafted = _drafted(student, corpus)
         self._observe(Lesson("measuring", schedule.steps, schedule.steps, curve))
         result = Training(
             to=self._place.out.name,
-            about=_about(student, schedule, tokens),
+            about=_about(student, schedule, tokens, drafted),
             answers=len(corpus.learnt),
             held_out=min(_MOST_MEASURED, len(corpus.held_out)),
             left_out=dict(corpus.left_out),
             before=before,
-            after=_measured(student, corpus),
+            after=_measured(_as_stored(drafter.config, weights, drafted), student.target, corpus),
             curve=curve,
         )
         files = {
@@ -137,6 +152,8 @@ class Session:
             "report.json": _json(asdict(result)),
             "README.md": model_card(result, self._jobs[0]),
         }
+        if drafted is not None:
+            files[DRAFT_TOKENS] = orjson.dumps(drafted).decode()
         with suppress(ModuleNotFoundError):  # matplotlib comes with the extra [report]
             from dspark_batch.train.page import training_page
 
@@ -181,13 +198,14 @@ class Session:
                 )
         return curve
 
-    def _measured_before(self, student: Student, corpus: Corpus) -> Reports:
+    def _measured_before(self, pair: Pair, student: Student, corpus: Corpus) -> Reports:
         """Measure the drafter that is gone on with, in the first start only."""
         path = self._place.work / "before.json"
         if not path.exists():
             self._observe(Lesson("measuring the drafter as it was"))
-            student.drafter.set_dtype(compute_dtype())
-            write_text(path, _json(_measured(student, corpus)))
+            used = cast(DSparkDrafter, pair.drafter)  # `load_pair` was given it
+            used.set_dtype(compute_dtype())
+            write_text(path, _json(_measured(used, student.target, corpus)))
         return orjson.loads(path.read_bytes())
 
 
@@ -213,7 +231,7 @@ def _student(pair: Pair, asked: Asked, corpus: Corpus) -> Student:
 
 def _trained_student(pair: Pair, init: str) -> Student:
     """Go on with a drafter; what it does not share with its target stays as it is stored."""
-    directory = locate(init).directory
+    directory, facts = locate(init).directory, pair.target.facts
     config, weights = read_config(directory), read_weights(directory)
     if config.get("architectures", [None])[0] not in FAMILIES or config.get("quantization"):
         raise UsageError(
@@ -224,11 +242,12 @@ def _trained_student(pair: Pair, init: str) -> Student:
         weights["embed_tokens.weight"],
         weights.get("lm_head.weight", weights["embed_tokens.weight"]),
     )
-    drafter = cast(DSparkDrafter, pair.drafter)  # `load_pair` was given it
+    drafter = load_drafter(directory, facts, ends_of(pair.target.model), reduces=False)
     freeze_ends(drafter)
     mix = DSPARK if drafter.has_confidence else DFLASH
     target = TappedTarget(pair.target.model, drafter.tap_ids)
-    return Student(drafter, target, config, ends, mix)
+    drafted = draft_tokens(directory, facts.vocab_size)
+    return Student(drafter, target, config, ends, mix, drafted)
 
 
 def _mask_token(embedding: mx.array, corpus: Corpus, stop_ids: frozenset[int]) -> int:
@@ -262,12 +281,33 @@ def _point(step: int, seen: Sequence[tuple[mx.array, ...]]) -> Point:
     return {"step": step} | dict(zip(Terms._fields, terms, strict=True))
 
 
-def _measured(student: Student, corpus: Corpus) -> Reports:
+def _drafted(student: Student, corpus: Corpus) -> list[int] | None:
+    """Choose the tokens that are worth drafting, those of before among them; None: all."""
+    ids = worth_drafting(corpus.answered(student.drafter.config.vocab_size))
+    return None if ids is None else sorted({*ids, *(student.drafted or ())})
+
+
+def _as_stored(
+    config: DrafterConfig, weights: Mapping[str, mx.array], drafted: Sequence[int] | None
+) -> DSparkDrafter:
+    """Make the drafter that others will load."""
+    if drafted is not None:
+        config, weights = reduced(config, weights, drafted)
+    drafter = DSparkDrafter(config)
+    own = dict(named_arrays(drafter))
+    drafter.load_weights([(name, weights[name]) for name in own])
+    drafter.set_dtype(compute_dtype())
+    return drafter
+
+
+def _measured(drafter: DSparkDrafter, target: TappedTarget, corpus: Corpus) -> Reports:
     samples = [corpus.sample(row) for row in corpus.held_out[:_MOST_MEASURED]]
-    return measure(student.drafter, student.target, samples, batch=_MEASURED_TOGETHER)
+    return measure(drafter, target, samples, batch=_MEASURED_TOGETHER)
 
 
-def _about(student: Student, schedule: Schedule, tokens: int) -> dict[str, Any]:
+def _about(
+    student: Student, schedule: Schedule, tokens: int, drafted: Sequence[int] | None
+) -> dict[str, Any]:
     config, drafter = student.config, student.drafter
     sizes = Sizes(
         kind="dspark" if student.mix is DSPARK else "dflash",
@@ -282,6 +322,7 @@ def _about(student: Student, schedule: Schedule, tokens: int) -> dict[str, Any]:
         trained -= ends
     return asdict(sizes) | {
         "mask_token_id": config["mask_token_id"],
+        "draft_tokens": len(drafted or ()) or drafter.config.vocab_size,
         "trained_parameters": trained,
         "steps": schedule.steps,
         "tokens_per_step": tokens,

@@ -103,10 +103,10 @@ class NanDrafter(Wrapped):
     value = mx.nan
 
     def propose(self, anchor, context, num_drafts, choose):
-        def choose_badly(logits, k):
+        def choose_badly(logits, k, among):
             sick = mx.arange(logits.shape[0])[:, None] == 0
             seen.append(mx.where(sick, self.value, logits))
-            return choose(seen[-1], k)
+            return choose(seen[-1], k, among)
 
         seen = []
         draft = self._whole.propose(anchor, context, num_drafts, choose_badly)

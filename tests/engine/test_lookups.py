@@ -108,7 +108,7 @@ class Strays(NoDrafter):
     def propose(self, anchor, context, num_drafts, choose):
         shape = (anchor.shape[0], 1536)
         noise = [mx.random.normal(shape, key=mx.random.key(k)) for k in range(num_drafts)]
-        return Draft(mx.stack([choose(each, k) for k, each in enumerate(noise)], axis=1))
+        return Draft(mx.stack([choose(each, k, None) for k, each in enumerate(noise)], axis=1))
 
 
 def is_mixed(answers):

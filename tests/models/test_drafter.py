@@ -44,7 +44,9 @@ def test_a_drafter_has_all_of_it_and_does_what_it_says(name):
     drafter.extend(context, features)
     context.keep(mx.array([3]))
     num_drafts = min(2, drafter.block_size)
-    draft = drafter.propose(mx.array([7]), context, num_drafts, lambda logits, k: logits.argmax(-1))
+    draft = drafter.propose(
+        mx.array([7]), context, num_drafts, lambda logits, k, among: logits.argmax(-1)
+    )
     assert draft.tokens.shape == (1, num_drafts)
     assert (draft.confidence is not None) == drafter.has_confidence
 
@@ -65,7 +67,9 @@ def test_one_logit_that_is_no_number_is_told(monkeypatch, name, value, is_sane):
         return logits
 
     monkeypatch.setattr(type(drafter), "base_logits", spoilt)
-    draft = drafter.propose(mx.array([7, 7]), context, 2, lambda logits, k: logits.argmax(-1))
+    draft = drafter.propose(
+        mx.array([7, 7]), context, 2, lambda logits, k, among: logits.argmax(-1)
+    )
 
     assert (draft.highest < mx.inf).tolist() == [True, is_sane]
 

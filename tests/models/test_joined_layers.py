@@ -208,7 +208,9 @@ def _drafted(drafter, shared=0):
         features = mx.random.normal((2, 2, 512), key=mx.random.key(i)).astype(mx.bfloat16)
         drafter.extend(context, features)
         context.keep(mx.array([1, 2], dtype=mx.int32))
-        draft = drafter.propose(mx.array([1, 2]), context, 3, lambda x, k: mx.argmax(x, axis=-1))
+        draft = drafter.propose(
+            mx.array([1, 2]), context, 3, lambda x, k, among: mx.argmax(x, axis=-1)
+        )
         found += [draft.tokens, draft.logits]
         mx.eval(found, context.arrays())
     return found

@@ -88,7 +88,9 @@ def test_a_newcomers_positions_are_its_own():
     fresh.keep(mx.array([20, 30]))
 
     def drafted(cache):
-        draft = drafter.propose(mx.array([5, 6]), cache, 7, lambda logits, k: logits.argmax(-1))
+        draft = drafter.propose(
+            mx.array([5, 6]), cache, 7, lambda logits, k, among: logits.argmax(-1)
+        )
         return draft.logits
 
     drafted(context)
@@ -117,5 +119,7 @@ def test_the_layers_of_a_pair_share(monkeypatch):
     assert len(asked) == 1
     pair.drafter.extend(context, features)
     assert len(asked) == 2
-    pair.drafter.propose(mx.zeros(2, mx.int32), context, 7, lambda logits, k: logits.argmax(-1))
+    pair.drafter.propose(
+        mx.zeros(2, mx.int32), context, 7, lambda logits, k, among: logits.argmax(-1)
+    )
     assert len(asked) == 3

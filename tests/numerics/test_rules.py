@@ -121,8 +121,8 @@ class ResidualOfTarget(Rejection):
 class ProposalNotDrawnFrom(Rejection):
     """Draws at the temperature but accepts by the distribution at temperature 1.2."""
 
-    def draft(self, logits, k):
-        token = super().draft(logits, k)
+    def draft(self, logits, k, among=None):
+        token = super().draft(logits, k, among)
         self._proposals[-1] = mx.softmax(logits / 1.2, axis=-1)
         return token
 
@@ -213,9 +213,9 @@ def test_coupled_accepts_what_its_bound_promises(p, q):
 class DrafterWithItsOwnNoise(Coupled):
     """Drafts with the noise of another item."""
 
-    def draft(self, logits, k):
+    def draft(self, logits, k, among=None):
         other = Chance(self._chance._keys + 1_000_000, self._chance._positions)
-        return Coupled(self._settings, other).draft(logits, k)
+        return Coupled(self._settings, other).draft(logits, k, among)
 
 
 @pytest.mark.parametrize(("p", "q"), PAIRS)

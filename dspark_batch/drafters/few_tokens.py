@@ -1,0 +1,94 @@
+"""A drafter that drafts only the tokens that its target's answers are made of.
+
+What a drafter costs is its head, most of all: a product with a row for every token, and a Markov
+bias as wide for every draft. Most of a vocabulary hardly ever occurs. Beside the tensors of
+DeepSpec's packaging, which stay whole, a file names the tokens that are worth drafting:
+
+    draft_tokens.json     [0, 1, 2, 5, ...]     rising ids
+
+Other programs draft from all tokens. No answer depends on it: drafts are verified.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import orjson
+
+from dspark_batch.drafters.drafter_config import DrafterConfig
+from dspark_batch.errors import ModelError
+
+DRAFT_TOKENS = "draft_tokens.json"
+
+_LEFT_OUT, _MOST_UNKNOWN = 1e-3, 1e-2  # shares of all tokens of answers
+_MULTIPLE = 128  # products with a row less take longer on a GPU
+_HEADS = ("lm_head.", "markov_head.markov_w2.")
+
+
+def draft_tokens(directory: Path, vocab_size: int) -> list[int] | None:
+    """Read which tokens a drafter drafts; None: all.
+
+    Raises:
+        ModelError: the file is damaged, or names tokens that the vocabulary lacks.
+    """
+    path = directory / DRAFT_TOKENS
+    if not path.exists():
+        return None
+    try:
+        ids: Any = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise ModelError(
+            f"{path}: not JSON ({error}). Delete it to draft from all tokens."
+        ) from error
+    whole = isinstance(ids, list) and ids and all(type(i) is int for i in ids)
+    if not (
+        whole and all(a < b for a, b in pairwise(ids)) and ids[0] >= 0 and ids[-1] < vocab_size
+    ):
+        raise ModelError(
+            f"{path}: expected a list of rising token ids from 0 to {vocab_size - 1}. Delete it to "
+            "draft from all tokens."
+        )
+    return ids
+
+
+def reduced(
+    config: DrafterConfig, weights: Mapping[str, mx.array], ids: Sequence[int]
+) -> tuple[DrafterConfig, dict[str, mx.array]]:
+    """Keep the rows of a head that belong to some tokens, and make a table of these.
+
+    Args:
+        config: of the whole drafter.
+        weights: its tensors, whole; a quantised head's scales are rows too.
+        ids: the tokens, rising.
+    """
+    rows, own = mx.array(list(ids)), dict(weights)
+    if config.tied:
+        ends = {name: array for name, array in own.items() if name.startswith("embed_tokens.")}
+        own |= {name.replace("embed_tokens.", "lm_head."): array for name, array in ends.items()}
+    own |= {name: array[rows] for name, array in own.items() if name.startswith(_HEADS)}
+    own["d2t"] = rows.astype(mx.int64) - mx.arange(len(ids))
+    return replace(config, draft_vocab_size=len(ids), own_head=True, tied=False), own
+
+
+def worth_drafting(counts: np.ndarray) -> list[int] | None:
+    """Choose the most frequent tokens, until the rest is one in a thousand.
+
+    None, all tokens, where answers are so few that more than one in a hundred tokens of further
+    ones would be unknown, by the share of those that occur once (Good and Turing's estimate), or
+    where more than half of the vocabulary would be left.
+
+    Args:
+        counts: [V], how often each token of a vocabulary occurs in answers.
+    """
+    whole = counts.sum()
+    frequent = np.argsort(-counts, kind="stable")
+    reached = np.cumsum(counts[frequent]) >= (1 - _LEFT_OUT) * whole
+    size = -(-(int(reached.argmax()) + 1) // _MULTIPLE) * _MULTIPLE
+    if (counts == 1).sum() > _MOST_UNKNOWN * whole or 2 * size > counts.size:
+        return None
+    ids: list[int] = np.sort(frequent[:size]).tolist()
+    return ids
