@@ -23,10 +23,10 @@ from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.errors import ModelError
 
 DRAFT_TOKENS = "draft_tokens.json"
+HEADS = ("lm_head.", "markov_head.markov_w2.")  # tensors with a row for each token
 
 _LEFT_OUT, _MOST_UNKNOWN = 1e-3, 1e-2  # shares of all tokens of answers
 _MULTIPLE = 128  # products with a row less take longer on a GPU
-_HEADS = ("lm_head.", "markov_head.markov_w2.")
 
 
 def draft_tokens(directory: Path, vocab_size: int) -> list[int] | None:
@@ -69,12 +69,12 @@ def reduced(
     if config.tied:
         ends = {name: array for name, array in own.items() if name.startswith("embed_tokens.")}
         own |= {name.replace("embed_tokens.", "lm_head."): array for name, array in ends.items()}
-    own |= {name: array[rows] for name, array in own.items() if name.startswith(_HEADS)}
+    own |= {name: array[rows] for name, array in own.items() if name.startswith(HEADS)}
     own["d2t"] = rows.astype(mx.int64) - mx.arange(len(ids))
     return replace(config, draft_vocab_size=len(ids), own_head=True, tied=False), own
 
 
-def worth_drafting(counts: np.ndarray) -> list[int] | None:
+def worth_drafting(counts: np.ndarray, known: Sequence[int] = ()) -> list[int] | None:
     """Choose the most frequent tokens, until the rest is one in a thousand.
 
     None, all tokens, where answers are so few that more than one in a hundred tokens of further
@@ -83,12 +83,16 @@ def worth_drafting(counts: np.ndarray) -> list[int] | None:
 
     Args:
         counts: [V], how often each token of a vocabulary occurs in answers.
+        known: tokens that are chosen in any case.
     """
     whole = counts.sum()
-    frequent = np.argsort(-counts, kind="stable")
+    often = counts.astype(np.float64)
+    often[list(known)] = np.inf
+    frequent = np.argsort(-often, kind="stable")
     reached = np.cumsum(counts[frequent]) >= (1 - _LEFT_OUT) * whole
-    size = -(-(int(reached.argmax()) + 1) // _MULTIPLE) * _MULTIPLE
-    if (counts == 1).sum() > _MOST_UNKNOWN * whole or 2 * size > counts.size:
+    least = max(int(reached.argmax()) + 1, len(known))
+    size = -(-least // _MULTIPLE) * _MULTIPLE
+    if (counts == 1).sum() >= _MOST_UNKNOWN * whole or 2 * size > counts.size:
         return None
     ids: list[int] = np.sort(frequent[:size]).tolist()
     return ids

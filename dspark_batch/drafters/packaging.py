@@ -8,7 +8,7 @@ import mlx.core as mx
 from dspark_batch.drafters import dflash, speculators
 from dspark_batch.drafters.drafter_config import FAMILIES, DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
-from dspark_batch.drafters.few_tokens import draft_tokens, reduced
+from dspark_batch.drafters.few_tokens import DRAFT_TOKENS, HEADS, draft_tokens, reduced
 from dspark_batch.errors import ModelError
 from dspark_batch.models.checkpoint import load_strictly, read_config, read_weights
 from dspark_batch.models.config_reader import ConfigReader
@@ -71,7 +71,25 @@ def _read(
     stored = read_weights(directory)
     weights = _without_tied_head(read, stored) if config.tied else stored
     ids = draft_tokens(directory, config.vocab_size) if reduces else None
-    return (config, weights) if ids is None else reduced(config, weights, ids)
+    if ids is None:
+        return config, weights
+    _check_rows(config, weights, directory)
+    return reduced(config, weights, ids)
+
+
+def _check_rows(config: DrafterConfig, weights: Weights, directory: Path) -> None:
+    """See that heads are whole, before rows are taken out of them."""
+    for name, array in weights.items():
+        if name.startswith(HEADS) and array.shape[:1] != (config.vocab_size,):
+            raise ModelError(
+                f"{directory}: tensor {name} has shape {array.shape}, expected a row for each of "
+                f"{config.vocab_size} tokens. Download the checkpoint again."
+            )
+    if "d2t" in weights:
+        raise ModelError(
+            f"{directory}: has a tensor d2t and a {DRAFT_TOKENS}, which both say what is drafted. "
+            "Delete the file, or name another checkpoint."
+        )
 
 
 def _architecture(read: ConfigReader) -> str:

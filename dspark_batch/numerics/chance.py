@@ -42,7 +42,7 @@ class Chance:
             logits: [B, W, V] float32; row i decides answer position `positions + ahead + i`.
             ahead: see above.
             slots: [B] bool, which get noise.
-            ids: [V], the tokens, where they are not all of a vocabulary: a token has its noise.
+            ids: [V], the tokens, where these V are not a whole vocabulary: a token has its noise.
         """
         ids = mx.arange(logits.shape[-1]) if ids is None else ids
         positions = self._positions[:, None] + mx.arange(ahead, ahead + logits.shape[1])

@@ -59,7 +59,7 @@ class Student(NamedTuple):
     config: dict[str, Any]  # as it will be stored
     ends: Ends  # as they will be stored
     mix: LossMix
-    drafted: Sequence[int] | None = None  # the tokens that it drafted before; None: all
+    drafted: Sequence[int] | None = ()  # the tokens that it drafted before; None: all
 
 
 class Session:
@@ -283,8 +283,9 @@ def _point(step: int, seen: Sequence[tuple[mx.array, ...]]) -> Point:
 
 def _drafted(student: Student, corpus: Corpus) -> list[int] | None:
     """Choose the tokens that are worth drafting, those of before among them; None: all."""
-    ids = worth_drafting(corpus.answered(student.drafter.config.vocab_size))
-    return None if ids is None else sorted({*ids, *(student.drafted or ())})
+    if student.drafted is None:
+        return None
+    return worth_drafting(corpus.answered(student.drafter.config.vocab_size), student.drafted)
 
 
 def _as_stored(

@@ -1,6 +1,7 @@
 """Which tokens a drafter drafts: those that its target's answers are made of."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -43,6 +44,14 @@ def test_the_most_frequent_tokens_are_drafted_until_one_in_a_thousand_is_left():
 def test_few_answers_leave_every_token():
     assert worth_drafting(counts(4096, *[1000] * 10, *[1] * 200)) is None  # 2 % occur once
     assert worth_drafting(counts(512, *[100] * 300)) is None  # more than half
+    assert worth_drafting(counts(4096)) is None  # none at all
+
+
+def test_tokens_of_before_are_drafted_whatever_occurs():
+    known = list(range(3000, 3300))
+    found = worth_drafting(counts(8192, *[1000] * 100), known)
+    assert set(known) | set(range(100)) <= set(found)
+    assert len(found) == 512
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +122,48 @@ def test_a_drafter_that_is_gone_on_with_keeps_its_tokens(trained, answered, tmp_
     (trained[0] / DRAFT_TOKENS).write_text(json.dumps(more))
     training = train_drafter([str(answered)], str(tmp_path / "more"), asked)
     (trained[0] / DRAFT_TOKENS).write_text(json.dumps(ids))
-    assert json.loads((tmp_path / "more" / DRAFT_TOKENS).read_text()) == more
+    found = json.loads((tmp_path / "more" / DRAFT_TOKENS).read_text())
+    assert set(more) < set(found)
+    assert len(found) % 128 == 0
     assert training.before["all"]["tokens"] == trained[1].after["all"]["tokens"]
     weights = mx.load(str(tmp_path / "more" / "model.safetensors"))
     assert weights["markov_head.markov_w2.weight"].shape[0] == 1536
+
+
+def test_a_drafter_of_all_tokens_that_is_gone_on_with_drafts_all(
+    trained, answered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(few_tokens, "_MOST_UNKNOWN", 1.0)
+    shutil.copytree(trained[0], tmp_path / "all")
+    (tmp_path / "all" / DRAFT_TOKENS).unlink()
+    asked = Asked(init=str(tmp_path / "all"), steps=1)
+    training = train_drafter([str(answered)], str(tmp_path / "more"), asked)
+    assert training.about["draft_tokens"] == 1536
+    assert not (tmp_path / "more" / DRAFT_TOKENS).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("lm_head.weight", 700), ("markov_head.markov_w2.weight", 10), ("lm_head.weight", 2000)],
+)
+def test_a_damaged_head_is_refused_before_rows_are_taken(trained, target, tmp_path, name, rows):
+    shutil.copytree(trained[0], tmp_path / "bad")
+    weights = mx.load(str(tmp_path / "bad" / "model.safetensors"))
+    mx.eval(weights)
+    weights[name] = mx.zeros((rows, weights[name].shape[1]))
+    mx.save_safetensors(str(tmp_path / "bad" / "model.safetensors"), weights)
+    with pytest.raises(ModelError, match="a row for each of 1536 tokens"):
+        load_pair(target=str(target), drafter=str(tmp_path / "bad"))
+
+
+def test_two_lists_of_tokens_are_refused(trained, target, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "bad")
+    weights = mx.load(str(tmp_path / "bad" / "model.safetensors"))
+    mx.eval(weights)
+    weights["d2t"] = mx.zeros(4, mx.int64)
+    mx.save_safetensors(str(tmp_path / "bad" / "model.safetensors"), weights)
+    with pytest.raises(ModelError, match="which both say what is drafted"):
+        load_pair(target=str(target), drafter=str(tmp_path / "bad"))
 
 
 def test_another_list_of_tokens_is_another_drafter(trained, target):
