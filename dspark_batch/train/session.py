@@ -59,7 +59,7 @@ class Student(NamedTuple):
     config: dict[str, Any]  # as it will be stored
     ends: Ends  # as they will be stored
     mix: LossMix
-    drafted: Sequence[int] | None = ()  # the tokens that it drafted before; None: all
+    drafted: Sequence[int] | None = ()  # the tokens that it drafted before: none if new; None: all
 
 
 class Session:
@@ -230,7 +230,7 @@ def _student(pair: Pair, asked: Asked, corpus: Corpus) -> Student:
 
 
 def _trained_student(pair: Pair, init: str) -> Student:
-    """Go on with a drafter; what it does not share with its target stays as it is stored."""
+    """Go on with a drafter, whole; its embedding and head stay as they are stored."""
     directory, facts = locate(init).directory, pair.target.facts
     config, weights = read_config(directory), read_weights(directory)
     if config.get("architectures", [None])[0] not in FAMILIES or config.get("quantization"):
