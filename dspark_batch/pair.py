@@ -17,7 +17,7 @@ from mlx_lm.utils import load_config, load_model
 
 from dspark_batch import device
 from dspark_batch.drafters.calibration import kept_temperatures
-from dspark_batch.drafters.drafter import Drafter
+from dspark_batch.drafters.drafter import DRAFTING, Drafter
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.drafters.few_tokens import DRAFT_TOKENS
 from dspark_batch.drafters.packaging import load_drafter
@@ -147,6 +147,7 @@ def load_pair(  # noqa: PLR0913  the names that users of this method know
     identity = _identity(found, drafts, tokenizer, dtype) | {
         "target_bits": described(model),
         "drafter_bits": described(trained) if trained is not None else None,
+        "drafting": DRAFTING,
     }
     temperatures = kept_temperatures(identity)
     pair_config = PairConfig(

@@ -8,6 +8,9 @@ import mlx.core as mx
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.numerics.among import Among
 
+# How weights become drafts. Another way needs another word: by the rejection rule drafts decide bytes.
+DRAFTING = "a block has a place for each draft"
+
 # Chooses the tokens [B] of block position k from logits [B, V], or [B, n] of some tokens only.
 Choose = Callable[[mx.array, int, Among | None], mx.array]
 

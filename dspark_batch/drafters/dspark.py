@@ -132,14 +132,14 @@ class DSparkDrafter(nn.Module):
     ) -> Draft:
         """Draft from the anchor [B], at most `block_size` tokens, each taken by `choose`.
 
-        The whole block always runs, as in training, so a shorter draft is a prefix of a longer one.
+        The block has a place for each draft that is asked for; training has seen whole blocks only.
         The block's own keys and values lie behind the context and do not stay.
         """
-        slots = self.config.block_size
+        slots = num_drafts if self.config.anchor_predicts else 1 + num_drafts
         masks = mx.full((anchor.shape[0], slots - 1), self.config.mask_token_id)
         block = mx.concatenate([anchor[:, None], masks.astype(anchor.dtype)], axis=1)
         offset = context.lengths
-        hidden = self._run(block, _buffers(context), offset, self._visible(context))
+        hidden = self._run(block, _buffers(context), offset, self._visible(context, slots))
         return self._draft(anchor, hidden, num_drafts, choose)
 
     def block_hidden(
@@ -197,10 +197,10 @@ class DSparkDrafter(nn.Module):
             hidden = layer(hidden, cache, offset, mask)
         return self.norm(hidden)
 
-    def _visible(self, context: SlotCache) -> list[mx.array]:
+    def _visible(self, context: SlotCache, slots: int) -> list[mx.array]:
         """Build the mask of each layer; layers that see alike share one."""
         attention = self.config.attention or (Attention(),) * self.num_layers
-        where = (context.lengths, self.config.block_size, context.capacity)
+        where = (context.lengths, slots, context.capacity)
         masks = {
             kind: ragged_block(*where)
             if kind == Attention()

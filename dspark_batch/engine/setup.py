@@ -166,8 +166,7 @@ def _lengths(block_size: int) -> tuple[int, ...]:
 def _rule(pair: Pair) -> Weights:
     """Say what a round costs in target passes: reading weights, and a little for each token."""
     share = pair.drafter.num_layers / pair.target.facts.num_layers
-    by_slot = pair.drafter.block_size / _FREE_TOKENS
-    return 1.0, 1 / _FREE_TOKENS, share, share * by_slot
+    return 1.0, 1 / _FREE_TOKENS, share, share / _FREE_TOKENS
 
 
 def _refuse_impossible(

@@ -36,8 +36,8 @@ class PairConfig:
     dtype: str  # of the computation
     context_length: int  # most positions of prompt and answer together
     stop_ids: frozenset[int]
-    # Digests and what else tells one pair from another; "drafter" and "calibration" can change
-    # only rows that were drawn by the rejection rule.
+    # Digests and what else tells one pair from another; "drafter", "calibration" and "drafting" can
+    # change only rows that were drawn by the rejection rule.
     identity: dict[str, str | None]
     # By block position, what confidence logits are divided by; None: not calibrated.
     confidence_temperatures: tuple[float, ...] | None = None

@@ -70,7 +70,7 @@ MODEL_FIELDS = (
 # Of the spec: equal options, equal model.
 MODEL_OPTIONS = ("family", "target", "thinking", "dtype", "target_bits", "trust_remote_code")
 # With the rejection rule an answer depends on what was drafted, and on what of it was verified.
-DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
+DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration", "drafting")
 DRAFTER_OPTIONS = ("drafter", "drafter_bits")
 PLAN_FIELDS = ("draft_length", "confidence_threshold")
 

@@ -16,7 +16,7 @@ from dspark_batch.numerics import attention, joined, rows
 from dspark_batch.tuning.pace import Weights
 from dspark_batch.types import Json
 
-_FORMAT = 3  # of what is kept; what has another one is ignored
+_FORMAT = 4  # of what is kept; what has another one is ignored
 
 # Products whose bits are compared with the kept ones. Long rows: short ones often have equal bits.
 _COMPARED = tuple(rows.Product(dtype, 3000, 64) for dtype in ("float32", "bfloat16"))
@@ -50,8 +50,8 @@ def read_costs(pair: str) -> Weights | None:
     kept = _read(f"costs-{_digest(pair)}")
     if kept is None:
         return None
-    target, token, drafter, slot = kept["costs"]
-    return target, token, drafter, slot
+    target, token, drafter, draft = kept["costs"]
+    return target, token, drafter, draft
 
 
 def keep_costs(pair: str, costs: Weights) -> None:

@@ -44,7 +44,7 @@ _HALF_LIFE_OF_EACH = 8  # with many slots, rounds of each
 _RULE_WEIGHT = 0.3  # of the rule, where each kind of round that was seen has 1
 _LEAST_SHARE = 0.02  # of what the rule says that a part of a round costs at least
 
-# Parts of a round: a target pass, each of its tokens, a drafter's pass, each of its slots.
+# Parts of a round: a target pass, each of its tokens, a drafter's pass, each of its drafts.
 Weights: TypeAlias = tuple[float, float, float, float]
 
 
@@ -65,7 +65,8 @@ class Kind(NamedTuple):
     def parts(self) -> Weights:
         """How often each part of a round is in it."""
         drafts = float(self.is_drafted)
-        return 1.0, float(self.slots * (1 + self.draft_length)), drafts, drafts * self.slots
+        tokens = float(self.slots * (1 + self.draft_length))
+        return 1.0, tokens, drafts, drafts * self.slots * self.draft_length
 
 
 def _sum_of(weights: Weights, parts: Weights) -> float:
@@ -75,8 +76,8 @@ def _sum_of(weights: Weights, parts: Weights) -> float:
 
 def _weights(found: np.ndarray) -> Weights:
     """Take the weights out of an array."""
-    one, token, draft, slot = found.tolist()
-    return one, token, draft, slot
+    one, token, passed, draft = found.tolist()
+    return one, token, passed, draft
 
 
 class _Seen(NamedTuple):

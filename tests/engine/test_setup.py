@@ -145,10 +145,10 @@ class Learnt(NamedTuple):
 
 def test_costs_begin_with_the_rule_and_then_with_what_a_job_learnt(pair):
     before = set_up(pair)
-    target, by_token, drafter, by_slot = before.costs
+    target, by_token, drafter, by_draft = before.costs
     assert target == 1
     assert 0 < by_token < 1
-    assert 0 < by_slot < drafter < 10
+    assert 0 < by_draft < drafter < 10
     before.keep_learnt(Learnt(is_worth_keeping=False))
     assert set_up(pair).costs == before.costs
     before.keep_learnt(Learnt(is_worth_keeping=True))

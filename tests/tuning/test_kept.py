@@ -137,7 +137,7 @@ def test_what_another_version_kept_is_ignored(folder, monkeypatch):
 def test_a_product_of_other_fields_has_another_format():
     """An older program must not read what it cannot; count up both."""
     fields = "dtype size width is_transposed has_bias quantised is_attention matrices in_strips"
-    assert (kept._FORMAT, " ".join(rows.Product._fields)) == (3, fields)
+    assert (kept._FORMAT, " ".join(rows.Product._fields)) == (4, fields)
 
 
 def test_a_library_that_multiplies_otherwise_is_noticed(folder, monkeypatch):
