@@ -8,7 +8,7 @@ import mlx.core as mx
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.numerics.among import Among
 
-# How weights become drafts. Another way needs another word: by the rejection rule drafts decide bytes.
+# How weights become drafts, which decide bytes by the rejection rule. Another way is another word.
 DRAFTING = "a block has a place for each draft"
 
 # Chooses the tokens [B] of block position k from logits [B, V], or [B, n] of some tokens only.

@@ -51,19 +51,14 @@ def _signed(q: mx.array, p: mx.array) -> mx.array:
     return mx.sign(q.astype(mx.float32) - p.astype(mx.float32)) * q.astype(mx.float32)
 
 
-@_fused
-def _slope(  # noqa: PLR0913  the arrays of one pass
-    q: mx.array,
-    p: mx.array,
-    lean: mx.array,
-    entropy: mx.array,
-    far: mx.array,
-    ids: mx.array,
-    label: mx.array,
-) -> mx.array:
+def _wide_slope(q: mx.array, p: mx.array, even: mx.array, far: mx.array) -> mx.array:
     wide = q.astype(mx.float32)
-    away = mx.sign(wide - p.astype(mx.float32)) - lean
-    return (wide * (entropy + far * away) - entropy * (ids == label)).astype(q.dtype)
+    return wide * (even + far * mx.sign(wide - p.astype(mx.float32)))
+
+
+@_fused
+def _slope(q: mx.array, p: mx.array, even: mx.array, far: mx.array) -> mx.array:
+    return _wide_slope(q, p, even, far).astype(q.dtype)
 
 
 @mx.custom_function
@@ -86,9 +81,12 @@ def _backward(
     That of cross entropy is q minus 1 at the label; with s = sign(q - p), that of the distance is
     q (s - sum(s q)).
     """
-    logits, known, labels = primals
+    _, known, labels = primals
     _, _, lean, q, p = outputs
     entropy, far, lean, label = (each[..., None] for each in (*cotangents[:2], lean, labels))
-    ids = mx.arange(logits.shape[-1])
-    slope = _slope(q, p, lean, entropy, far, ids, label)
+    even = entropy - far * lean
+    # The label's by itself: a pass over everything has no ids to compare then.
+    q_of, p_of = (mx.take_along_axis(each, label, axis=-1) for each in (q, p))
+    own = (_wide_slope(q_of, p_of, even, far) - entropy).astype(q.dtype)
+    slope = mx.put_along_axis(_slope(q, p, even, far), label, own, axis=-1)
     return slope, mx.zeros_like(known), mx.zeros_like(labels)

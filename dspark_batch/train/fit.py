@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from dspark_batch import device
 from dspark_batch.numerics.arrays import named_arrays
+from dspark_batch.train.muon import Muon
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
 OPTIMIZER = "Muon and AdamW"  # a state of another one cannot be gone on with
@@ -38,7 +39,7 @@ class Schedule:
         adamw = optimizers.AdamW(
             rate, betas=[0.9, self.beta2], weight_decay=0.0, bias_correction=True
         )
-        muon = optimizers.Muon(lambda step: _MATRIX_RATE * rate(step), weight_decay=0.0)
+        muon = Muon(lambda step: _MATRIX_RATE * rate(step), weight_decay=0.0)
         return optimizers.MultiOptimizer([muon, adamw], [_is_inner_matrix])
 
     def key(self, step: int) -> mx.array:

@@ -97,7 +97,7 @@ ALIKE = [(*SYSTEM, n) for n in range(5)]
     ],
 )
 def test_who_would_move_others_waits_for_the_round(slots, there, newcomer, running, monkeypatch):
-    engine = engine_that(slots=slots, draft_length=3)
+    engine = engine_that(slots=slots, draft_length=1)
     first, *others = equally_long(1 + len(there), 50)
     requests = [replace(r, prompt_ids=p) for r, p in zip(others, there, strict=True)]
     if slots == len(there):
