@@ -413,7 +413,8 @@ class Pace:
         best = max(self._lengths, key=rates.__getitem__)
         last = self.step.draft_length
         is_close = last in rates and rates[best] < (1 + _CLOSE) * rates[last]
-        return last if is_close else best
+        is_hope = best > last > 0 and self._costs.num_drafted < _LEAST_DRAFTED  # and may be dear
+        return last if is_close or is_hope else best
 
     def _worth_a_trial(self, slots: int, best: int, rates: Mapping[int, float]) -> int | None:
         """Find a draft length whose rounds nobody has seen, and that might be better."""
