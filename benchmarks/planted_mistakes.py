@@ -31,7 +31,7 @@ TESTS = {
     "trainer": [
         *("tests/train/test_drafter_step.py", "tests/train/test_training_batches.py"),
         *("tests/train/test_teacher.py", "tests/train/test_train_drafter.py"),
-        "tests/train/test_llama_step.py",
+        *("tests/train/test_llama_step.py", "tests/train/test_muon.py"),
     ],
     "few": [
         *("tests/numerics/test_among.py", "tests/train/test_few_tokens.py"),

@@ -33,13 +33,17 @@ def draft_tokens(directory: Path, vocab_size: int) -> list[int] | None:
     """Read which tokens a drafter drafts; None: all.
 
     Raises:
-        ModelError: the file is damaged, or names tokens that the vocabulary lacks.
+        ModelError: the file cannot be read, is damaged, or names tokens that the vocabulary lacks.
     """
     path = directory / DRAFT_TOKENS
     if not path.exists():
         return None
     try:
         ids: Any = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}). Delete it to draft from all tokens."
+        ) from error
     except orjson.JSONDecodeError as error:
         raise ModelError(
             f"{path}: not JSON ({error}). Delete it to draft from all tokens."

@@ -318,9 +318,10 @@ def _about(
         rank=config["markov_rank"],
     )
     trained = sum(a.size for _, a in named_arrays(drafter))
-    ends = sum(a.size for a in student.ends)
     if drafter.config.own_embedding:
-        trained -= ends
+        trained -= student.ends.embedding.size
+    if drafter.config.own_head:
+        trained -= student.ends.head.size
     return asdict(sizes) | {
         "mask_token_id": config["mask_token_id"],
         "draft_tokens": len(drafted or ()) or drafter.config.vocab_size,

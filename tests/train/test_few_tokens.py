@@ -197,3 +197,9 @@ def test_a_damaged_list_is_refused_in_a_sentence(trained, target, text, words):
     path.write_text(good)
     assert str(path) in str(caught.value)
     assert "Delete it" in str(caught.value)
+
+
+def test_a_list_that_cannot_be_read_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / DRAFT_TOKENS).mkdir()
+    with pytest.raises(ModelError, match=f"{DRAFT_TOKENS}: cannot be read .* Delete it"):
+        few_tokens.draft_tokens(tmp_path, 1536)
