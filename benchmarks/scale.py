@@ -249,8 +249,8 @@ def _passes(scale, draft_length):
         return [_sum(verifying)]
     layers = num_parameters(pair.drafter, "markov", "fc", "confidence")
     drafting = [
-        matrices(layers + size.vocabulary * size.hidden, size.block),
-        attention(size.draft_layers, size.block),
+        matrices(layers + size.vocabulary * size.hidden, draft_length),
+        attention(size.draft_layers, draft_length),
         matrices(num_parameters(pair.drafter.markov_head.markov_w2), draft_length),
     ]
     kv = [m for each in pair.drafter.layers for m in (each.self_attn.k_proj, each.self_attn.v_proj)]

@@ -97,8 +97,8 @@ def diff(
 
 
 def _settings(a: Look, b: Look) -> list[str]:
-    fields = b.manifest["fingerprint"]["fields"]
-    return differences(a.manifest, fields, ("in A", "in B"))
+    mine, others = (each.manifest["fingerprint"]["fields"] for each in (a, b))
+    return differences(a.manifest, {**dict.fromkeys(mine), **others}, ("in A", "in B"))
 
 
 def _compared(mine: Rows, others: Rows, judge_of: "_Judge") -> Iterator[Compared]:

@@ -115,7 +115,8 @@ def _refuse_another(first: Look, job: Look) -> None:
         ResumeMismatch: naming each thing that differs, and both values.
     """
     words = (f"in {first.run_dir.out}", f"in {job.run_dir.out}")
-    fields = {**job.manifest["fingerprint"]["fields"], "shard": first.spec.shard}
+    known, others = (each.manifest["fingerprint"]["fields"] for each in (first, job))
+    fields = {**dict.fromkeys(known), **others, "shard": first.spec.shard}
     found = differences(first.manifest, fields, words, job.manifest["setup"])
     ours, theirs = _asked(first), _asked(job)
     found += [

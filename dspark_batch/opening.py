@@ -195,6 +195,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         pair,
         slots=number_or_none(spec.slots),
         draft_length=asked,
+        is_paced=spec.sampling != "rejection",
         max_tokens=spec.max_tokens,
         num_items=num_items,
     )
@@ -204,7 +205,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
     engine = Engine(
         pair,
         slots=setup.plan.slots,
-        draft_length=asked,
+        draft_length=setup.plan.draft_length if spec.sampling == "rejection" else asked,
         confidence_threshold=spec.confidence_threshold,
         sampling=spec.sampling,
         log_confidence=spec.log_confidence,

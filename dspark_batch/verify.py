@@ -395,5 +395,6 @@ def _report_problems(job: Look, rows: Rows) -> Iterator[str]:
 
 def _model_problems(job: Look, opened: Opened) -> Iterator[str]:
     fields = fingerprint(job.spec, opened.identity, opened.context_length)
+    fields.pop("drafting", None)  # no answer is decoded again where drafts decide
     for difference in differences(job.manifest, fields):
         yield f"another model or setting than the job had: {difference}"

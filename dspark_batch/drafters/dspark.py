@@ -216,7 +216,6 @@ class DSparkDrafter(nn.Module):
             if head is not None:  # training ran the head's state over the anchor's slot too
                 _, state = head.bias(head.embed(anchor), hidden[:, 0], None)
             hidden = hidden[:, 1:]
-        hidden = hidden[:, :num_drafts]  # the head takes as long as all layers together
         base, among = self.base_logits(hidden), self.among
         chosen, logits, embedding = [], [], None
         for k in range(num_drafts):

@@ -80,11 +80,12 @@ class Setup:
         }
 
 
-def set_up(
+def set_up(  # noqa: PLR0913  what a plan follows from
     pair: Pair,
     *,
     slots: int | None = None,
     draft_length: int | None = None,
+    is_paced: bool = True,
     max_tokens: int = 512,
     num_items: int | None = None,
     known: Conformance | None = None,
@@ -94,7 +95,8 @@ def set_up(
     Args:
         pair: as loaded.
         slots: None: as many as are worth a pass and fit into the memory.
-        draft_length: None: the drafter's block; rounds will choose what pays.
+        draft_length: None: the drafter's block.
+        is_paced: whether rounds then choose what pays.
         max_tokens: of an answer; with it the memory is planned.
         num_items: that are to be answered; None: unknown.
         known: of the same target, from an earlier call; None: it is found.
@@ -123,7 +125,8 @@ def set_up(
     }
     limit = min(limits, key=limits.__getitem__)
     why = "slots as asked" if slots else f"slots by {limit}"
-    why += "; drafts as asked" if draft_length is not None else "; rounds choose how many drafts"
+    unasked = "; rounds choose how many drafts" if is_paced else "; whole blocks of drafts"
+    why += "; drafts as asked" if draft_length is not None else unasked
     if pair.drafter.block_size == 0:
         why = why.partition(";")[0] + "; no drafter"
     parts = ("target", "target_bits", "drafter", "drafter_bits")

@@ -40,7 +40,7 @@ from dspark_batch.record.formats import (
     ReportJson,
     SavedReport,
 )
-from dspark_batch.spec.spec import Spec
+from dspark_batch.spec.spec import Spec, number_or_none
 from dspark_batch.types import Json, SetupJson
 
 MANIFEST_VERSION = 2
@@ -70,7 +70,7 @@ MODEL_FIELDS = (
 # Of the spec: equal options, equal model.
 MODEL_OPTIONS = ("family", "target", "thinking", "dtype", "target_bits", "trust_remote_code")
 # With the rejection rule an answer depends on what was drafted, and on what of it was verified.
-DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration", "drafting")
+DRAFTER_FIELDS = ("drafter", "drafter_bits", "calibration")
 DRAFTER_OPTIONS = ("drafter", "drafter_bits")
 PLAN_FIELDS = ("draft_length", "confidence_threshold")
 
@@ -361,7 +361,11 @@ def fingerprint(
     spec: Spec, identity: Mapping[str, str | None], context_length: int
 ) -> dict[str, Json]:
     """Collect everything that can change a row."""
-    names = MODEL_FIELDS + DRAFTER_FIELDS if _depends_on_drafts(spec) else MODEL_FIELDS
+    names: tuple[str, ...] = MODEL_FIELDS
+    if _depends_on_drafts(spec):
+        names += DRAFTER_FIELDS
+    if _depends_on_drafts(spec) and number_or_none(spec.draft_length) is not None:
+        names += ("drafting",)  # a whole block is made as it always was
     model = {name: identity.get(name) for name in names}
     return {**_spec_fields(spec), **model, "context_length": context_length}
 

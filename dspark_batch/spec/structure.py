@@ -116,7 +116,7 @@ def _made(kind: StructureKind, text: str) -> Structure | str:
     try:
         grammar = _grammar(kind, text)
     except ImportError:
-        return "needs llguidance; install it with `pip install dspark-batch[structured]`"
+        return "needs llguidance; install it with `pip install '.[structured]'`"
     except RecursionError:
         return _TOO_DEEP
     except ValueError as error:

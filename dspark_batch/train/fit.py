@@ -15,7 +15,7 @@ from dspark_batch.numerics.arrays import named_arrays
 from dspark_batch.train.muon import Muon
 
 Params = dict[str, Any]  # a tree of arrays, as `nn.Module.trainable_parameters` returns it
-OPTIMIZER = "Muon and AdamW"  # a state of another one cannot be gone on with
+OPTIMIZER = "Muon by size and AdamW"  # a state of another one cannot be gone on with
 _MATRIX_RATE = 8.0  # of Muon, whose updates of a matrix of width 576 have entries of 1/24
 Loss = Callable[..., tuple[mx.array, ...]]  # of a batch: the scalar to minimise, then its terms
 
@@ -39,7 +39,7 @@ class Schedule:
         adamw = optimizers.AdamW(
             rate, betas=[0.9, self.beta2], weight_decay=0.0, bias_correction=True
         )
-        muon = Muon(lambda step: _MATRIX_RATE * rate(step), weight_decay=0.0)
+        muon = Muon(lambda step: _MATRIX_RATE * rate(step))
         return optimizers.MultiOptimizer([muon, adamw], [_is_inner_matrix])
 
     def key(self, step: int) -> mx.array:

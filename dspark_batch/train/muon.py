@@ -4,6 +4,7 @@ MLX's goes through one matrix after the other. A small drafter has 29, so a GPU 
 small kernels, and waits for each of them.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -12,21 +13,27 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 Tree: TypeAlias = dict[str, Any]  # of arrays
 
+_MOST_NUMBERS = 1 << 24  # of matrices that go together; five arrays of them are in memory
 _STEPS = 5
 _ONCE, _CUBED, _TO_THE_FIFTH = 3.4445, -4.7750, 2.0315  # what a step makes of a singular value
 _TINY = 1e-7
 
 
 class Muon(optimizers.Muon):
-    """Updates as `mlx.optimizers.Muon` does, but for the last bits.
+    """Updates as `mlx.optimizers.Muon` does without decay, but for the last bits.
 
     Source:
         Jordan and others, "Muon: An optimizer for hidden layers in neural networks"; momentum,
         coefficients and the scale of an update are those of `mlx.optimizers.Muon`.
     """
 
+    def __init__(self, rate: Callable[[mx.array], mx.array]) -> None:
+        super().__init__(rate, weight_decay=0.0)
+
     def apply_gradients(self, gradients: Tree, parameters: Tree) -> Tree:
         """Update all matrices of a tree; every gradient is [M, N]."""
+        if not gradients:  # of a drafter without layers
+            return gradients
         moved: Tree = tree_map(self._moved, gradients, self.state)
         updated: Tree = super().apply_gradients(_orthogonal(moved), parameters)
         return updated
@@ -51,8 +58,14 @@ def _orthogonal(tree: Tree) -> Tree:
     sizes: dict[tuple[int, ...], list[int]] = {}
     for at, (_, matrix) in enumerate(flat):
         sizes.setdefault(tuple(sorted(matrix.shape)), []).append(at)
+    together = [
+        (height, places[at : at + count])
+        for (height, width), places in sizes.items()
+        for count in [max(1, _MOST_NUMBERS // (height * width))]
+        for at in range(0, len(places), count)
+    ]
     found: dict[int, mx.array] = {}
-    for (height, _), places in sizes.items():
+    for height, places in together:
         some = [flat[at][1] for at in places]
         wide = mx.stack([each if each.shape[0] == height else each.T for each in some])
         for at, each, one in zip(places, some, _all_ones(wide), strict=True):

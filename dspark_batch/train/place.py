@@ -39,7 +39,7 @@ class Place:
         """Keep the plan of a new training, or see that an old one had the same.
 
         Raises:
-            ResumeMismatch: another training is here.
+            ResumeMismatch: another training is here, which took steps.
             UsageError: something else is.
         """
         if overwrite:
@@ -59,6 +59,9 @@ class Place:
             for name, value in here.items()
             if known.get(name) != value
         ]
+        if differing and not (self._state.exists() or self.out.exists()):
+            self.begin(plan, overwrite=True)  # nothing was trained, as behind a mistaken option
+            return
         if differing:
             raise ResumeMismatch(
                 f"{self.work} holds another training: {'; '.join(differing)}. Put the old values "

@@ -46,7 +46,7 @@ from dspark_batch.train.training import Asked, Lesson, Observe, Point, Reports, 
 
 _PASSES = 10  # over all answers, as DeepSpec trains
 _WARM_UP = 25  # one step in so many
-_CURVE_POINTS, _POINTS_PER_STATE = 200, 10
+_CURVE_POINTS, _STATES = 200, 20  # of a training
 _MOST_MEASURED, _MEASURED_TOGETHER = 512, 8  # held-out answers
 _GENTLER = 3  # by how much the rate is smaller that a trained drafter goes on with
 
@@ -171,6 +171,7 @@ class Session:
             trainer.restore(state.arrays)
         done = 0 if state is None else state.step
         curve, every = place.curve(done), max(1, steps // _CURVE_POINTS)
+        state_every = every * max(1, steps // (_STATES * every))
         seen: list[tuple[mx.array, ...]] = []
         for step, rows, width in choose(corpus.lengths(learnt), steps, tokens, schedule.seed, done):
             batch = padded([corpus.pair(learnt[row]) for row in rows], width)
@@ -189,7 +190,7 @@ class Session:
             place.add_to_curve(curve[-1])
             self._observe(Lesson("training", step, steps, curve))
             is_over = step < steps and not budget.allows_one_more()
-            if is_over or step % (every * _POINTS_PER_STATE) == 0 or step == steps:
+            if is_over or step % state_every == 0 or step == steps:
                 place.save_state(State(step, trainer.state()))
             if is_over:
                 raise Resumable(

@@ -318,7 +318,11 @@ class Pace:
         self._rested = 0  # rounds since drafts did not pay; 0: they pay
         self._rest = _FIRST_REST
         self._drafted = tuple(k for k in self._lengths if k)
-        self.step = Step(self._first(slots))
+        self._num_drafted = 0  # rounds that were chosen with drafts
+        self._most_at_first = self._lengths[-1]
+        self._most_at_first = self._first(slots)
+        self.step = Step(self._most_at_first)
+        self._num_drafted += self.step.draft_length > 0
 
     def next(self, slots: int, served: int) -> Step:
         """Choose the draft length of the next round.
@@ -332,6 +336,7 @@ class Pace:
             return self.step
         before, self._slots, is_tried = self.step, slots, bool(self._trial)
         self.step = self._next(slots, served)
+        self._num_drafted += self.step.draft_length > 0
         may_stay = not (is_tried or self._rested) and self._costs.num_rounds > _YOUNG_JOB
         if may_stay and self.step == before:
             self._settled = _SETTLED - 1
@@ -368,7 +373,7 @@ class Pace:
             return Step(0)
         self._rested, self._rest = 0, min(2 * self._rest, _LONGEST_REST)
         self._acceptance.hope_again()
-        return self._tried(self._lengths[-1])
+        return self._tried(self._in_question()[-1])
 
     def _before_giving_up(self, slots: int, rates: Mapping[int, float]) -> Step | None:
         """Find what must be seen before drafts are given up; None: enough was seen.
@@ -379,7 +384,7 @@ class Pace:
         num_drafted = self._costs.num_drafted
         if not self._drafted or num_drafted >= _LEAST_IF_ODD:
             return None
-        best = max(self._drafted, key=rates.__getitem__)
+        best = max((k for k in rates if k), key=rates.__getitem__)
         if not self._costs.saw_plain:
             return self._tried(0)
         least = _LEAST_IF_CLEAR if _CLEAR * rates[best] < rates[0] else _LEAST_DRAFTED
@@ -410,11 +415,10 @@ class Pace:
 
     def _best(self, rates: Mapping[int, float]) -> int:
         """The draft length that promises most; another than the last one must gain 3 %."""
-        best = max(self._lengths, key=rates.__getitem__)
+        best = max(rates, key=rates.__getitem__)
         last = self.step.draft_length
         is_close = last in rates and rates[best] < (1 + _CLOSE) * rates[last]
-        is_hope = best > last > 0 and self._costs.num_drafted < _LEAST_DRAFTED  # and may be dear
-        return last if is_close or is_hope else best
+        return last if is_close else best
 
     def _worth_a_trial(self, slots: int, best: int, rates: Mapping[int, float]) -> int | None:
         """Find a draft length whose rounds nobody has seen, and that might be better."""
@@ -423,7 +427,7 @@ class Pace:
             hope_plain = inf
         hopes = {
             k: rates[k] * (_HOPE if k else hope_plain)
-            for k in self._lengths
+            for k in rates
             if k != best and not self._costs.is_known(Kind(slots, k))
         }
         most = max(hopes, key=hopes.__getitem__, default=None)
@@ -439,8 +443,17 @@ class Pace:
         survival = self._acceptance.survival(self._lengths[-1])
         return {
             k: accept_length(survival, 1 + k) / self._costs.round_s(Kind(slots, k, rests=k == 0))
-            for k in self._lengths
+            for k in self._in_question()
         }
+
+    def _in_question(self) -> tuple[int, ...]:
+        """List the draft lengths to choose from: for three rounds none longer than the first.
+
+        Before a round is seen, many drafts are a hope, and may be dear.
+        """
+        if self._num_drafted >= _LEAST_DRAFTED:
+            return self._lengths
+        return tuple(k for k in self._lengths if k <= self._most_at_first)
 
 
 def accept_length(survival: ListLike[float], width: int) -> float:

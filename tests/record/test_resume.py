@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -247,6 +248,18 @@ def test_another_drafter_is_refused_where_answers_depend_on_drafts(folder, compl
         start(folder, opener=fake_opener(drafter="d9"), drafter="another", **rejection)
     with pytest.raises(ResumeMismatch, match='drafter_bits is null there and "4 bits" here'):
         start(folder, opener=fake_opener(drafter_bits="4 bits"), drafter_bits=4, **rejection)
+
+
+@pytest.mark.parametrize(("draft_length", "is_refused"), [(2, True), (None, False)])
+def test_drafts_made_in_another_way_are_refused_where_blocks_are_short(
+    folder, draft_length, is_refused
+):
+    """By the rejection rule; a whole block is made as older versions made it."""
+    asked = {"sampling": "rejection", "draft_length": draft_length}
+    stop_after(folder, 1, **asked)  # an older job does not say how drafts were made
+    refused = pytest.raises(ResumeMismatch, match='drafting is null there and "anew" here')
+    with refused if is_refused else nullcontext():
+        start(folder, opener=fake_opener(drafting="anew"), **asked)
 
 
 @pytest.mark.parametrize("change", FREE)

@@ -48,4 +48,4 @@ def answered(tmp_path_factory, target):
 def _small_steps(monkeypatch):
     """Few tokens in a step, and a state behind every second one."""
     monkeypatch.setattr(sizes, "_CPU_TOKENS", 256)
-    monkeypatch.setattr(session, "_POINTS_PER_STATE", 2)
+    monkeypatch.setattr(session, "_STATES", 1000)

@@ -35,7 +35,7 @@ def whole(tmp_path_factory, answered):
     to = tmp_path_factory.mktemp("whole") / "drafter"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dspark_batch.train.sizes._CPU_TOKENS", 256)
-        patch.setattr("dspark_batch.train.session._POINTS_PER_STATE", 2)
+        patch.setattr("dspark_batch.train.session._STATES", 1000)
         return to, train_drafter([str(answered)], str(to), SMALL)
 
 
@@ -111,7 +111,7 @@ def test_a_killed_training_ends_with_the_same_weights(whole, answered, tmp_path)
         "import dspark_batch\n"
         "from dspark_batch.train import session, sizes\n"
         "from dspark_batch.train_drafter import Asked, train_drafter\n"
-        "sizes._CPU_TOKENS, session._POINTS_PER_STATE = 256, 2\n"
+        "sizes._CPU_TOKENS, session._STATES = 256, 1000\n"
         "def die(lesson):\n"
         "    if lesson.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "asked = Asked(layers=1, block=4, taps=(0, 2), rank=8, steps=6)\n"
@@ -302,6 +302,12 @@ def test_what_cannot_be_is_said_in_a_sentence(answered, tmp_path, asked, sentenc
     assert re.search(sentence.replace("(", r"\(").replace(")", r"\)"), str(refused.value))
 
 
+def test_a_mistaken_option_may_be_left_out_where_nothing_was_trained(answered, tmp_path):
+    with pytest.raises(UsageError, match="or leave --by out"):
+        train_drafter([str(answered)], str(tmp_path / "d"), Asked(by="colour", steps=1))
+    assert train_drafter([str(answered)], str(tmp_path / "d"), Asked(steps=1)).about["steps"] == 1
+
+
 def test_another_training_is_not_gone_on_with(whole, answered, tmp_path):
     shutil.copytree(f"{whole[0]}.run", tmp_path / "d.run")
     with pytest.raises(ResumeMismatch, match="seed is 0 there and 5 here"):
@@ -319,7 +325,9 @@ def test_a_training_of_an_earlier_version_is_not_gone_on_with(whole, answered, t
     plan = json.loads(path.read_text())
     del plan["optimizer"]
     path.write_text(json.dumps(plan))
-    with pytest.raises(ResumeMismatch, match="optimizer is None there and Muon and AdamW here"):
+    with pytest.raises(
+        ResumeMismatch, match="optimizer is None there and Muon by size and AdamW here"
+    ):
         train_drafter([str(answered)], str(tmp_path / "d"), SMALL)
 
 

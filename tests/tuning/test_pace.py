@@ -365,6 +365,18 @@ def test_a_job_begins_with_the_fewest_drafts_that_promise_nearly_most(slots, fir
     assert pace.step == Step(first)
 
 
+def test_the_first_rounds_with_drafts_have_no_more_than_the_first_one():
+    """Whatever the clock tells, or does not: here it tells of no round."""
+    pace, _, acceptance = made(slots=16)
+    steps = [pace.step]
+    for _ in range(5):
+        for _ in range(16):
+            acceptance.add(steps[-1].draft_length, steps[-1].draft_length)
+        steps.append(pace.next(16, 16))
+    assert [step.draft_length for step in steps[:3]] == [2, 2, 2]
+    assert steps[-1].draft_length > 2
+
+
 def test_first_rounds_without_drafts_that_were_slow_are_looked_at_again():
     """The first rounds of a job take longer; later ones show that drafts do not pay."""
     pace, costs, acceptance = made(slots=16)
