@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from itertools import chain
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -266,6 +267,23 @@ def test_shards_with_other_numerics_are_told_with_what_rounds_otherwise(folder):
     shards += run_shards(folder, 2, numbers=[2], opener=opener("n1", "Haswell"))
     said = 'numerics is "n0" in {0} and "n1" in {1}; its blas was Zen in {0} and is Haswell in {1}'
     refused(folder, shards, ResumeMismatch, said.format(*shards))
+
+
+@pytest.mark.parametrize("older", [1, 2])
+def test_a_shard_of_an_older_version_is_told_where_drafts_decide(folder, older):
+    """Whichever of the two has a fingerprint that lacks a field."""
+    asked = {"sampling": "rejection", "draft_length": 2}
+    outs = {}
+    for number in (1, 2):
+        made = {} if number == older else {"drafting": "anew"}
+        (outs[number],) = run_shards(
+            folder, 2, numbers=[number], opener=fake_opener(**made), **asked
+        )
+    path = Path(f"{outs[older]}.run/manifest.json")
+    manifest = json.loads(path.read_text())
+    del manifest["fingerprint"]["fields"]["drafting"]
+    path.write_text(json.dumps(manifest))
+    refused(folder, list(outs.values()), ResumeMismatch, "drafting is ")
 
 
 def test_shards_of_other_inputs_are_told(folder):
