@@ -195,7 +195,7 @@ def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
         pair,
         slots=number_or_none(spec.slots),
         draft_length=asked,
-        is_paced=spec.sampling != "rejection",
+        is_paced=spec.sampling != "rejection" and not spec.log_confidence,
         max_tokens=spec.max_tokens,
         num_items=num_items,
     )

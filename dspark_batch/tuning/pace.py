@@ -319,7 +319,7 @@ class Pace:
         self._rest = _FIRST_REST
         self._drafted = tuple(k for k in self._lengths if k)
         self._num_drafted = 0  # rounds that were chosen with drafts
-        self._most_at_first = self._lengths[-1]
+        self._most_at_first = self._lengths[-1]  # until the first round's is chosen
         self._most_at_first = self._first(slots)
         self.step = Step(self._most_at_first)
         self._num_drafted += self.step.draft_length > 0
