@@ -7,7 +7,7 @@
 A training is a function of its plan. The same command goes on where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dspark_batch.check import Reads, open_reading
@@ -27,6 +27,11 @@ def _ignore(lesson: Lesson) -> None:
     """Tell nobody."""
 
 
+def _never() -> bool:
+    """Go on to the end."""
+    return False
+
+
 def train_drafter(  # noqa: PLR0913  each is an option of the command
     outs: Sequence[str],
     to: str,
@@ -36,6 +41,7 @@ def train_drafter(  # noqa: PLR0913  each is an option of the command
     overwrite: bool = False,
     trust_remote_code: bool = False,
     observe: Observe = _ignore,
+    stop: Callable[[], bool] = _never,
 ) -> Training:
     """Train a drafter for the target of some runs, and measure it on answers it never saw.
 
@@ -47,13 +53,14 @@ def train_drafter(  # noqa: PLR0913  each is an option of the command
         overwrite: start over.
         trust_remote_code: let the target run Python code of its own, as the runs may have done.
         observe: told how far it is.
+        stop: asked behind each step; once it says yes, the state is saved and it ends.
 
     Raises:
         UsageError: the options or the runs are not such that a drafter can be made of them.
         ResumeMismatch: `to` belongs to another training.
         ModelError: the loss is no number any more.
         OutputInUse: another process trains it.
-        Resumable: the time is over; the same command goes on.
+        Resumable: the time is over, or `stop` said so; the same command goes on.
     """
     asked = asked or Asked()
     _refuse_sizes_of_trained(asked)
@@ -65,7 +72,7 @@ def train_drafter(  # noqa: PLR0913  each is an option of the command
     from dspark_batch.train.session import Session
 
     with RunDir(to).lock():
-        session = Session(to, jobs, asked, observe)
+        session = Session(to, jobs, asked, observe, stop)
         return session.run(reads.render, reads.context_length, budget, overwrite=overwrite)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 from dspark_batch.wording import count
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from dspark_batch.train.training import Lesson
 
 _EVERY_S = 30.0
@@ -41,12 +43,13 @@ class LessonLines:
 class Curves:
     """A live display of how the loss falls; it disappears when the training ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, notice: Callable[[], str]) -> None:
         from rich.console import Console
         from rich.live import Live
-        from rich.text import Text
 
-        self._live = Live(Text(""), console=Console(stderr=True), refresh_per_second=4)
+        self._notice, self._lines = notice, [""]
+        console = Console(stderr=True)
+        self._live = Live(console=console, get_renderable=self._frame, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -57,14 +60,18 @@ class Curves:
         self._live.stop()
 
     def __call__(self, lesson: "Lesson") -> None:
-        """Draw it anew."""
-        from rich.text import Text
-
+        """Say what the next frame shows."""
         lines = [lesson_text(lesson)]
         for name, label in _SHOWN.items():
             values = [point[name] for point in lesson.curve]
             lines += [f"{spark(values)}  {label}"] if values else []
-        self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
+        self._lines = lines
+
+    def _frame(self) -> "Text":
+        from rich.text import Text
+
+        lines = filter(None, [*self._lines, self._notice()])
+        return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
 
 def lesson_text(lesson: "Lesson") -> str:

@@ -5,18 +5,15 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from dspark_batch.errors import Resumable
-
-if TYPE_CHECKING:
-    from dspark_batch.output.report import Tick
 
 _STDERR = 2
 
 
 class Draining:
-    """Stands before the handlers of SIGINT, SIGTERM and SIGHUP while items are decoded.
+    """Stands before the handlers of SIGINT, SIGTERM and SIGHUP while something is worth finishing.
 
     Args:
         grace_s: after a first signal, the time for what is in flight.
@@ -26,7 +23,7 @@ class Draining:
     def __init__(self, grace_s: float, *, is_shown: bool = False) -> None:
         self._grace_s = grace_s
         self._is_shown = is_shown
-        self._is_decoding = False
+        self._is_worth_it = False
         self._number: int | None = None  # of the first signal; None: there was none
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {number: signal.getsignal(number) for number in numbers}
@@ -51,16 +48,16 @@ class Draining:
         if self._number is not None and isinstance(error, Resumable):
             self._before[self._number](self._number, None)  # raises what the signal means
 
-    def __call__(self, tick: "Tick") -> None:
-        """Take note of the stage: only decoding has something that is worth finishing."""
-        self._is_decoding = tick.stage == "decode"
+    def __call__(self, *, is_worth_it: bool) -> None:
+        """Take note whether something is in flight that is worth finishing."""
+        self._is_worth_it = is_worth_it
 
     def is_asked(self) -> bool:
         """Whether the run should admit nothing more."""
         return self._number is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._number is not None or not self._is_decoding or self._grace_s <= 0:
+        if self._number is not None or not self._is_worth_it or self._grace_s <= 0:
             self._step_aside()
             self._before[number](number, frame)
             return

@@ -186,14 +186,15 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _how_to_continue(words: Sequence[str]) -> str:
+    without = " without --overwrite" if "--overwrite" in words else ""
+    again = f"run the same command{without} to continue"
     if words[:1] in (["verify"], ["train-drafter"]):
-        return "; run the same command to continue"
+        return f"; {again}"
     if words[:1] not in (["run"], ["run-batch"]):
         return ""
     if _names_stdout(words):
         return "; the rows that were written are whole, and nothing else is kept"
-    without = " without --overwrite" if "--overwrite" in words else ""
-    return f"; finished items are safe, run the same command{without} to continue"
+    return f"; finished items are safe, {again}"
 
 
 def _names_stdout(words: Sequence[str]) -> bool:

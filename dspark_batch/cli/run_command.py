@@ -464,7 +464,7 @@ def run_spec(spec: Spec, *, quiet: bool, json_progress: bool = False, num_shown:
     with watch(**shown, notice=draining.notice, rows=rows) as show, draining:
 
         def observe(tick: "Tick") -> None:
-            draining(tick)
+            draining(is_worth_it=tick.stage == "decode")
             show(tick)
 
         report = run(spec, observe=observe, stop=draining.is_asked)

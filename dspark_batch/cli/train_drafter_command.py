@@ -1,7 +1,7 @@
 """`dspark-batch train-drafter`: a drafter from the rows of finished runs."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ from dspark_batch.errors import UsageError
 from dspark_batch.wording import count, table
 
 if TYPE_CHECKING:
-    from dspark_batch.train.training import Observe, Training
+    from dspark_batch.train.training import Lesson, Observe, Training
+
+_GRACE_S = 600.0  # a step may take long on a CPU
 
 
 @click.command("train-drafter")
@@ -58,9 +60,17 @@ def train_drafter_command(  # noqa: PLR0913  one for each option
     sees. Sizes come from the target's by rule. A training that was stopped or killed is continued
     by the same command. Use DRAFTER as --drafter from then on.
     """
+    from dspark_batch.cli.draining import Draining
+    from dspark_batch.cli.progress import is_live
     from dspark_batch.train_drafter import Asked, train_drafter
 
-    with _watch(quiet=quiet) as observe:
+    draining = Draining(_GRACE_S, is_shown=is_live(quiet=quiet))
+    with _watch(quiet=quiet, notice=draining.notice) as show, draining:
+
+        def observe(lesson: "Lesson") -> None:
+            draining(is_worth_it=lesson.doing == "training")
+            show(lesson)
+
         training = train_drafter(
             outs,
             to,
@@ -69,6 +79,7 @@ def train_drafter_command(  # noqa: PLR0913  one for each option
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             observe=observe,
+            stop=draining.is_asked,
         )
     click.echo("\n".join(_lines(training, to)))
     if push_to_hub is not None:
@@ -86,7 +97,7 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--taps is {text!r}, expected layer numbers such as 1,7,14.") from error
 
 
-def _watch(*, quiet: bool) -> "AbstractContextManager[Observe]":
+def _watch(*, quiet: bool, notice: Callable[[], str]) -> "AbstractContextManager[Observe]":
     from dspark_batch.cli.progress import is_live
 
     if quiet:
@@ -94,7 +105,7 @@ def _watch(*, quiet: bool) -> "AbstractContextManager[Observe]":
     if is_live(quiet=quiet):
         from dspark_batch.cli.curves import Curves  # rich is slow to import
 
-        return Curves()
+        return Curves(notice)
     from dspark_batch.cli.curves import LessonLines
 
     return LessonLines(sys.stderr)

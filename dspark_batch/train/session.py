@@ -1,6 +1,6 @@
 """One start of a training: gather, take the steps that are left, measure, publish."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
@@ -48,6 +48,7 @@ _PASSES = 10  # over all answers, as DeepSpec trains
 _WARM_UP = 25  # one step in so many
 _CURVE_POINTS, _STATES = 200, 20  # of a training
 _MOST_MEASURED, _MEASURED_TOGETHER = 512, 8  # held-out answers
+_SEEN = "seen"  # in a state: the terms of the steps behind the last point
 _GENTLER = 3  # by how much the rate is smaller that a trained drafter goes on with
 
 
@@ -70,10 +71,19 @@ class Session:
         jobs: runs of one target.
         asked: the options.
         observe: told how far it is.
+        stop: asked behind each step whether it was the last of this start.
     """
 
-    def __init__(self, to: str, jobs: Sequence[Look], asked: Asked, observe: Observe) -> None:
-        self._place, self._jobs, self._asked, self._observe = Place(to), jobs, asked, observe
+    def __init__(
+        self,
+        to: str,
+        jobs: Sequence[Look],
+        asked: Asked,
+        observe: Observe,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._place, self._jobs, self._asked = Place(to), jobs, asked
+        self._observe, self._stop = observe, stop
 
     def run(
         self, render: Render, context_length: int, budget: Budget, *, overwrite: bool
@@ -166,38 +176,46 @@ class Session:
     ) -> list[Point]:
         """Take the steps that are left, and return the whole curve."""
         place, steps, learnt = self._place, schedule.steps, corpus.learnt
-        state = place.state()
-        if state is not None:
-            trainer.restore(state.arrays)
-        done = 0 if state is None else state.step
+        done, arrays = place.state() or State(0, {})
+        if done:
+            trainer.restore(arrays)
         curve, every = place.curve(done), max(1, steps // _CURVE_POINTS)
         state_every = every * max(1, steps // (_STATES * every))
-        seen: list[tuple[mx.array, ...]] = []
+        seen = list(arrays.get(_SEEN, ()))
+        self._observe(Lesson("training", done, steps, curve))
         for step, rows, width in choose(corpus.lengths(learnt), steps, tokens, schedule.seed, done):
             batch = padded([corpus.pair(learnt[row]) for row in rows], width)
             progress = mx.array(step / steps)
-            seen.append(trainer.step(*batch, schedule.key(step), progress))
-            if step % every and step < steps:
-                continue
-            curve.append(_point(step, seen))
-            seen = []
-            if not isfinite(curve[-1]["loss"]):
-                raise ModelError(
-                    f"{place.out}: the loss was no number up to step {step} of {steps}, so this "
-                    "drafter would learn nothing more. Start over with --overwrite and another "
-                    "--seed. If that ends alike, the target computes no numbers for some answer."
-                )
-            place.add_to_curve(curve[-1])
-            self._observe(Lesson("training", step, steps, curve))
-            is_over = step < steps and not budget.allows_one_more()
+            seen.append(mx.stack(list(trainer.step(*batch, schedule.key(step), progress))))
+            if step % every == 0 or step == steps:
+                curve.append(self._point(step, steps, seen))
+                seen = []
+                self._observe(Lesson("training", step, steps, curve))
+            is_asked = self._stop()
+            is_over = step < steps and (is_asked or not budget.allows_one_more())
             if is_over or step % state_every == 0 or step == steps:
-                place.save_state(State(step, trainer.state()))
+                kept = {_SEEN: mx.stack(seen)} if seen else {}
+                place.save_state(State(step, trainer.state() | kept))
             if is_over:
+                why = "stopped as asked" if is_asked else "the time is over"
                 raise Resumable(
-                    f"{place.out}: the time is over after step {step} of {steps}; the same "
-                    "command goes on from there."
+                    f"{place.out}: {why} after step {step} of {steps}; the same command goes on "
+                    "from there."
                 )
         return curve
+
+    def _point(self, step: int, steps: int, seen: list[mx.array]) -> Point:
+        """Note the mean terms of some steps, unless the loss is no number."""
+        terms: Any = mx.stack(seen).mean(axis=0).tolist()
+        point: Point = {"step": step} | dict(zip(Terms._fields, terms, strict=True))
+        if not isfinite(point["loss"]):
+            raise ModelError(
+                f"{self._place.out}: the loss was no number up to step {step} of {steps}, so this "
+                "drafter would learn nothing more. Start over with --overwrite and another "
+                "--seed. If that ends alike, the target computes no numbers for some answer."
+            )
+        self._place.add_to_curve(point)
+        return point
 
     def _measured_before(self, pair: Pair, student: Student, corpus: Corpus) -> Reports:
         """Measure the drafter that is gone on with, in the first start only."""
@@ -274,12 +292,6 @@ def _schedule(asked: Asked, corpus: Corpus, tokens: int, hidden_size: int) -> Sc
     steps = asked.steps or _PASSES * steps_of_a_pass(corpus.lengths(corpus.learnt), tokens)
     rate = peak_rate(hidden_size) / (_GENTLER if asked.init is not None else 1)
     return Schedule(steps=steps, peak_lr=rate, warmup=max(1, steps // _WARM_UP), seed=asked.seed)
-
-
-def _point(step: int, seen: Sequence[tuple[mx.array, ...]]) -> Point:
-    """Average the terms of some steps."""
-    terms = [mx.stack(list(each)).mean().item() for each in zip(*seen, strict=True)]
-    return {"step": step} | dict(zip(Terms._fields, terms, strict=True))
 
 
 def _drafted(student: Student, corpus: Corpus) -> list[int] | None:

@@ -158,7 +158,7 @@ def test_the_bar_says_that_the_run_is_stopping(screen, make_tick):
 
 def test_a_live_display_says_what_a_signal_does_and_nothing_is_written_beside_it(capfd):
     draining = Draining(30, is_shown=True)
-    draining._is_decoding = True
+    draining(is_worth_it=True)
     assert draining.notice() == ""
     with draining:
         draining._handle(signal.SIGINT, None)

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 from dspark_batch.cli import main
-from dspark_batch.cli.curves import LessonLines, spark
+from dspark_batch.cli.curves import Curves, LessonLines, spark
 from dspark_batch.train.training import Asked, Lesson, Training
 
 REPORT = {"rounds": 10, "tokens": 20, "accept_length": 2.0, "accept_rate": [0.6, 0.4]}
@@ -68,6 +68,15 @@ def test_a_log_has_a_line_when_something_begins_and_every_30_s():
     assert [line.partition(" · ")[0] for line in lines] == [
         *("gathering", "step 1 of 9", "step 4 of 9", "step 7 of 9")
     ]
+
+
+def test_the_curves_say_that_the_training_is_stopping():
+    said = [""]
+    curves = Curves(lambda: said[0])
+    curves(Lesson("training", 1, 2, [{"loss": 1.25, "accept_length": 1.1}]))
+    assert len(curves._frame().plain.splitlines()) == 3
+    said[0] = "stopping"
+    assert curves._frame().plain.splitlines()[3:] == ["stopping"]
 
 
 def test_a_curve_is_as_wide_as_a_terminal():

@@ -137,6 +137,50 @@ def test_a_training_whose_time_is_over_says_that_it_goes_on(whole, answered, tmp
     assert_same_weights(whole[0], tmp_path / "drafter")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves_its_state(whole, answered, tmp_path, number, code):
+    to = tmp_path / "drafter"
+    program = (
+        "import os, sys\n"
+        "import dspark_batch\n"
+        "from dspark_batch.cli.main import main\n"
+        "from dspark_batch.train import session, sizes\n"
+        "sizes._CPU_TOKENS, session._CURVE_POINTS, session._STATES = 256, 2, 1\n"
+        "key = session.Schedule.key\n"
+        "def signalled(schedule, step):\n"
+        f"    if step == 2: os.kill(os.getpid(), {number.value})\n"
+        "    return key(schedule, step)\n"
+        "session.Schedule.key = signalled\n"
+        "sys.exit(main())\n"
+    )
+    words = ["train-drafter", str(answered), "-o", str(to), "--overwrite", "--layers=1"]
+    words += ["--block=4", "--taps=0,2", "--rank=8", "--steps=6"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == (
+        "dspark-batch: stopped; run the same command without --overwrite to continue"
+    )
+    assert Place(str(to)).state().step == 2
+    train_drafter([str(answered)], str(to), SMALL)
+    assert_same_weights(whole[0], to)
+
+
+def test_a_stop_between_two_points_of_the_curve_changes_none(
+    whole, answered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(session, "_CURVE_POINTS", 2)
+    to, stops = str(tmp_path / "drafter"), iter([False, True])
+    with pytest.raises(Resumable, match="stopped as asked after step 2 of 6; the same command"):
+        train_drafter([str(answered)], to, SMALL, stop=lambda: next(stops))
+    training = train_drafter([str(answered)], to, SMALL)
+    assert_same_weights(whole[0], tmp_path / "drafter")
+    assert [point["step"] for point in training.curve] == [3, 6]
+    losses = [point["loss"] for point in whole[1].curve]
+    assert training.curve[0]["loss"] == pytest.approx(sum(losses[:3]) / 3)
+
+
 def test_a_drafter_is_gone_on_with_and_measured_before_and_after(whole, answered, tmp_path):
     asked = Asked(init=str(whole[0]), steps=2, by="kind")
     training = train_drafter([str(answered)], str(tmp_path / "more"), asked)
