@@ -333,6 +333,10 @@ class SetupJson(TypedDict):
     blas_threads: int | None  # None: this MLX has no BLAS that we know
 
 
+# Codes of failures that the record decides: it fails again until it is another one.
+OF_THE_RECORD = ("bad_record", "prompt_too_long")
+
+
 class Failure(NamedTuple):
     """Why an item has no answer."""
 

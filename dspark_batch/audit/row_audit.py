@@ -23,9 +23,8 @@ from dspark_batch.record.rows import (
     sum_and_mean,
 )
 from dspark_batch.spec.spec import Spec
-from dspark_batch.types import Failure, Given, Item, Request, Said
+from dspark_batch.types import OF_THE_RECORD, Failure, Given, Item, Request, Said
 
-_RECOMPUTED = ("bad_record", "prompt_too_long")  # codes of failures that no engine decides
 _OF_AN_ANSWER = ("completion", "finish_reason", "usage", "token_ids", "metrics")
 _COUNTS = (
     *("num_spec_steps", "num_accepted_draft_tokens", "num_draft_tokens"),
@@ -121,7 +120,7 @@ def _problems_of_failure(
             yield f"status is {row['status']!r}, expected {status!r}"
         if found != {"code": asked.code, "message": asked.message}:
             yield f"error is {found['code']}: {found['message']}, expected {asked.message}"
-    elif found["code"] in _RECOMPUTED and num_turns(item.record, reading.spec) == 1:
+    elif found["code"] in OF_THE_RECORD and num_turns(item.record, reading.spec) == 1:
         yield f"failed with {found['code']}, but its record can be asked"
 
 

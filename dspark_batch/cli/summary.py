@@ -6,6 +6,7 @@ import click
 
 from dspark_batch.output.plan import plan_text
 from dspark_batch.output.report import Report
+from dspark_batch.types import OF_THE_RECORD
 from dspark_batch.wording import count, duration, one_line, speed
 
 _LABEL_WIDTH = 14
@@ -64,7 +65,13 @@ def _failures(report: Report) -> Iterator[tuple[str, str]]:
     if not report.errored:
         return
     codes = ", ".join(f"{count(n)} {code}" for code, n in report.errors_by_code.items())
-    yield "failures", f"{codes}   (--retry-failed runs them again)"
+    to_correct = sum(report.errors_by_code.get(code, 0) for code in OF_THE_RECORD)
+    to_retry = report.errored - to_correct
+    ways = [
+        *([f"the input of {count(to_correct)} must be corrected"] if to_correct else []),
+        *([f"--retry-failed runs {count(to_retry)} again"] if to_retry else []),
+    ]
+    yield "failures", f"{codes}   ({'; '.join(ways)})"
     for message in report.first_errors:
         yield "", one_line(message)
     more = report.errored - len(report.first_errors)

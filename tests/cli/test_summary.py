@@ -60,12 +60,27 @@ def test_failures_are_counted_by_code_and_the_first_are_shown(say):
     assert lines[0] == "1,193 of 1,200 items have an answer."
     assert lines[3:9] == [
         "  rows          1,193 succeeded, 7 failed",
-        "  failures      5 bad_record, 2 prompt_too_long   (--retry-failed runs them again)",
+        "  failures      5 bad_record, 2 prompt_too_long   (the input of 7 must be corrected)",
         "    in.jsonl:3: not JSON",
         "    in.jsonl:9: a b",
         "    in.jsonl:12: empty",
         "    and 4 more",
     ]
+
+
+@pytest.mark.parametrize(
+    ("codes", "ways"),
+    [
+        ({"engine": 2, "poison": 1}, "--retry-failed runs 3 again"),
+        (
+            {"engine": 2, "bad_record": 1},
+            "the input of 1 must be corrected; --retry-failed runs 2 again",
+        ),
+    ],
+)
+def test_only_what_can_change_is_worth_a_retry(say, codes, ways):
+    lines = say(succeeded=1197, errored=3, errors_by_code=codes)
+    assert lines[4].endswith(f"   ({ways})")
 
 
 def test_what_rows_note_is_counted(say):
