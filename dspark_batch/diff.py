@@ -53,10 +53,14 @@ class Diff:
     items: list[Compared] = field(default_factory=list)  # that are not the same
 
     @property
+    def in_one_only(self) -> int:
+        """Items that have a row in one run only."""
+        return self.counts["only in A"] + self.counts["only in B"]
+
+    @property
     def exit_code(self) -> int:
         """0: the same, or tied; 3: really different."""
-        lacking = self.counts["only in A"] + self.counts["only in B"]
-        is_different = self.counts["different"] or (self.are_finished and lacking)
+        is_different = self.counts["different"] or (self.are_finished and self.in_one_only)
         return EqualityError.exit_code if is_different else 0
 
 

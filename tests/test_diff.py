@@ -139,3 +139,14 @@ def test_the_command_shows_what_is_not_the_same(other, capsys):
     assert main(["diff", a, b, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["counts"]["different"] == 1
     assert main(["diff", a, a]) == 0
+    assert "only" not in capsys.readouterr().out
+
+
+def test_the_command_says_why_an_item_is_in_one_run_only(folder, capsys):
+    write_lines(folder / "more.jsonl", *prompts("a", "b", "c", "e", "f"))
+    start(folder, inputs=(f"{folder}/more.jsonl",), out=f"{folder}/more-out.jsonl")
+    assert main(["diff", f"{folder}/out.jsonl", f"{folder}/more-out.jsonl"]) == 3
+    assert (
+        "items in one run only: 3, because the runs have other records; an item is known by its "
+        "id, content and sample"
+    ) in capsys.readouterr().out.splitlines()

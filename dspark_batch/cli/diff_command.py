@@ -41,6 +41,14 @@ def diff_command(a: str, b: str, *, trust_remote_code: bool, as_json: bool) -> i
     click.echo(click.style(", ".join(counted) or "No rows.", bold=True))
     for setting in found.settings:
         click.echo(f"setting: {setting}")
+    if found.in_one_only:
+        why = (
+            "have other records" if found.are_finished else "have other records or unfinished ones"
+        )
+        click.echo(
+            f"items in one run only: {count(found.in_one_only)}, because the runs {why}; an item "
+            "is known by its id, content and sample"
+        )
     if found.items:
         cells = [_cells(item) for item in found.items[:_MOST_SHOWN]]
         click.echo("\n" + table(("item", "is", "at", "A", "B", "margin"), cells))
