@@ -1,5 +1,6 @@
 """Copy an output to another file: JSON lines or Parquet, all columns or some, finished or not."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from dspark_batch.record.run_dir import RunDir
 from dspark_batch.spec.spec import OUTPUTS
 from dspark_batch.spec.where import Meant, Where
 from dspark_batch.types import Failure, Item
+
+log = logging.getLogger("dspark_batch")
 
 
 def export(
@@ -64,7 +67,8 @@ def export_inputs(
 ) -> int:
     """Copy the records that the rows of `out` answer to a new input; return how many there are.
 
-    A record without an id gets its `custom_id`, so that it keeps its name.
+    A record without an id gets its `custom_id`, so that it keeps its name. What could not be read
+    is no record any more: it is left out, and a warning says so.
 
     Args:
         out: the output of a job, finished or not.
@@ -79,27 +83,35 @@ def export_inputs(
     target, job = Path(to), look(out)
     if target.suffix != ".jsonl":
         raise UsageError(f"{to}: --inputs are written to a name that ends in .jsonl; rename it.")
-    written = 0
+    written, unread = 0, list[str]()
     with _draft_at(out, to, overwrite=overwrite) as draft, draft.open("wb") as file:
         for item in _answered(job, Meant(where), out):
+            if isinstance(item, Failure):
+                unread.append(item.message)
+                continue
             name = {"custom_id": item.custom_id} if item.custom_id.startswith("#") else {}
             file.write(dump({**name, **item.record}, is_odd=bool(item.notes)) + b"\n")
             written += 1
+    if unread:
+        log.warning(
+            "%s: %d of the records could not be read and are left out; the first: %s",
+            to,
+            len(unread),
+            unread[0],
+        )
     return written
 
 
-def _answered(job: Look, is_meant: Meant, out: str) -> Iterator[Item]:
-    """Yield each record that has a meant row; a line that could not be read whole is none."""
+def _answered(job: Look, is_meant: Meant, out: str) -> Iterator[Item | Failure]:
+    """Yield each record that has a meant row."""
     names, last = layout_of(job.spec).our_names, ""
     with job.rows() as rows:
         for record, entry in rows.recorded():
-            if isinstance(record, Failure):
-                continue
-            ours = columns_of(entry.row)
-            row = dict(record.record) | {names[name]: value for name, value in ours.items()}
+            item, ours = item_of(record), columns_of(entry.row)
+            row = dict(item.record) | {names[name]: value for name, value in ours.items()}
             # The samples of a record stand beside each other.
-            if record.where != last and is_meant(row):
-                last = record.where
+            if item.where != last and is_meant(row):
+                last = item.where
                 yield record
     is_meant.check(out)
 

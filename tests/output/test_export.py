@@ -119,6 +119,19 @@ def test_records_whose_answer_was_cut_can_run_again_with_more_room(folder):
     assert [row["custom_id"] for row in rows_in(folder / "longer.jsonl")] == ["a", "d", "#4"]
 
 
+def test_what_could_not_be_read_is_told_and_not_copied(folder, capsys):
+    write_lines(folder / "in.jsonl", LINES[0], b"nope", {"prompt": 3}, b'{"prompt"')
+    start(folder, samples=2)
+    words = ["export", f"{folder}/out.jsonl", f"{folder}/again.jsonl", "--inputs"]
+    assert main([*words, "--where", "status=errored"]) == 0
+    assert rows_in(folder / "again.jsonl") == [{"custom_id": "#2", "prompt": 3}]
+    said = capsys.readouterr().err
+    assert "again.jsonl: 2 of the records could not be read and are left out; the first: " in said
+    assert "in.jsonl:2: not JSON" in said
+    assert main([*words, "--where", "status=succeeded", "--overwrite"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_records_of_an_unfinished_job_in_the_openai_format(folder):
     asked = {"custom_id": "x", "url": "/v1/completions", "body": {"prompt": "p"}}
     write_lines(folder / "in.jsonl", asked, asked | {"custom_id": "y"})
