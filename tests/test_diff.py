@@ -147,6 +147,6 @@ def test_the_command_says_why_an_item_is_in_one_run_only(folder, capsys):
     start(folder, inputs=(f"{folder}/more.jsonl",), out=f"{folder}/more-out.jsonl")
     assert main(["diff", f"{folder}/out.jsonl", f"{folder}/more-out.jsonl"]) == 3
     assert (
-        "items in one run only: 3, because the runs have other records; an item is known by its "
-        "id, content and sample"
+        "items in one run only: 3, because the runs have other records or samples; an item is "
+        "known by its id, content and sample"
     ) in capsys.readouterr().out.splitlines()

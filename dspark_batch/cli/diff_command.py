@@ -42,12 +42,10 @@ def diff_command(a: str, b: str, *, trust_remote_code: bool, as_json: bool) -> i
     for setting in found.settings:
         click.echo(f"setting: {setting}")
     if found.in_one_only:
-        why = (
-            "have other records" if found.are_finished else "have other records or unfinished ones"
-        )
+        unfinished = "" if found.are_finished else ", or are not finished"
         click.echo(
-            f"items in one run only: {count(found.in_one_only)}, because the runs {why}; an item "
-            "is known by its id, content and sample"
+            f"items in one run only: {count(found.in_one_only)}, because the runs have other "
+            f"records or samples{unfinished}; an item is known by its id, content and sample"
         )
     if found.items:
         cells = [_cells(item) for item in found.items[:_MOST_SHOWN]]

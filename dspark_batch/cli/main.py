@@ -188,6 +188,8 @@ def _signals_raise() -> Iterator[None]:
 def _how_to_continue(words: Sequence[str]) -> str:
     without = " without --overwrite" if "--overwrite" in words else ""
     again = f"run the same command{without} to continue"
+    if words[:1] == ["train-drafter"] and without:
+        return "; without --overwrite the same command goes on with what is there"
     if words[:1] in (["verify"], ["train-drafter"]):
         return f"; {again}"
     if words[:1] not in (["run"], ["run-batch"]):

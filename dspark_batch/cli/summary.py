@@ -68,8 +68,8 @@ def _failures(report: Report) -> Iterator[tuple[str, str]]:
     to_correct = sum(report.errors_by_code.get(code, 0) for code in OF_THE_RECORD)
     to_retry = report.errored - to_correct
     ways = [
-        *([f"the input of {count(to_correct)} must be corrected"] if to_correct else []),
         *([f"--retry-failed runs {count(to_retry)} again"] if to_retry else []),
+        *([f"for {count(to_correct)} the record or an option must change"] if to_correct else []),
     ]
     yield "failures", f"{codes}   ({'; '.join(ways)})"
     for message in report.first_errors:

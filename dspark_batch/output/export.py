@@ -94,7 +94,7 @@ def export_inputs(
             written += 1
     if unread:
         log.warning(
-            "%s: %d of the records could not be read and are left out; the first: %s",
+            "%s: %d of the records cannot be copied and are left out; the first: %s",
             to,
             len(unread),
             unread[0],

@@ -192,7 +192,7 @@ class Session:
                 seen = []
                 self._observe(Lesson("training", step, steps, curve))
             is_asked = self._stop()
-            is_over = step < steps and (is_asked or not budget.allows_one_more())
+            is_over = is_asked or (step < steps and not budget.allows_one_more())
             if is_over or step % state_every == 0 or step == steps:
                 kept = {_SEEN: mx.stack(seen)} if seen else {}
                 place.save_state(State(step, trainer.state() | kept))

@@ -60,7 +60,8 @@ def test_failures_are_counted_by_code_and_the_first_are_shown(say):
     assert lines[0] == "1,193 of 1,200 items have an answer."
     assert lines[3:9] == [
         "  rows          1,193 succeeded, 7 failed",
-        "  failures      5 bad_record, 2 prompt_too_long   (the input of 7 must be corrected)",
+        "  failures      5 bad_record, 2 prompt_too_long   "
+        "(for 7 the record or an option must change)",
         "    in.jsonl:3: not JSON",
         "    in.jsonl:9: a b",
         "    in.jsonl:12: empty",
@@ -74,7 +75,7 @@ def test_failures_are_counted_by_code_and_the_first_are_shown(say):
         ({"engine": 2, "poison": 1}, "--retry-failed runs 3 again"),
         (
             {"engine": 2, "bad_record": 1},
-            "the input of 1 must be corrected; --retry-failed runs 2 again",
+            "--retry-failed runs 2 again; for 1 the record or an option must change",
         ),
     ],
 )

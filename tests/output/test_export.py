@@ -126,7 +126,7 @@ def test_what_could_not_be_read_is_told_and_not_copied(folder, capsys):
     assert main([*words, "--where", "status=errored"]) == 0
     assert rows_in(folder / "again.jsonl") == [{"custom_id": "#2", "prompt": 3}]
     said = capsys.readouterr().err
-    assert "again.jsonl: 2 of the records could not be read and are left out; the first: " in said
+    assert "again.jsonl: 2 of the records cannot be copied and are left out; the first: " in said
     assert "in.jsonl:2: not JSON" in said
     assert main([*words, "--where", "status=succeeded", "--overwrite"]) == 0
     assert capsys.readouterr().err == ""

@@ -160,11 +160,19 @@ def test_a_signal_finishes_the_step_and_saves_its_state(whole, answered, tmp_pat
     )
     assert done.returncode == code
     assert done.stderr.splitlines()[-1] == (
-        "dspark-batch: stopped; run the same command without --overwrite to continue"
+        "dspark-batch: stopped; without --overwrite the same command goes on with what is there"
     )
     assert Place(str(to)).state().step == 2
     train_drafter([str(answered)], str(to), SMALL)
     assert_same_weights(whole[0], to)
+
+
+def test_a_stop_behind_the_last_step_leaves_measuring_to_the_next_start(whole, answered, tmp_path):
+    to, stops = str(tmp_path / "drafter"), iter([False] * 5 + [True])
+    with pytest.raises(Resumable, match="stopped as asked after step 6 of 6; the same command"):
+        train_drafter([str(answered)], to, SMALL, stop=lambda: next(stops))
+    assert train_drafter([str(answered)], to, SMALL).after == whole[1].after
+    assert_same_weights(whole[0], tmp_path / "drafter")
 
 
 def test_a_stop_between_two_points_of_the_curve_changes_none(
