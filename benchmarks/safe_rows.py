@@ -5,8 +5,8 @@
 
 A pair with random weights (`benchmarks.random_pair`; with `--bits` its target is quantised) decodes
 one item a slot in two ways: its products over safe rows, and over as many rows as there are, which
-is what mlx-lm's code does. Each way has an engine of its own. They take turns of 8 rounds, so what
-else the machine does hits both; all items run once before, so all is compiled.
+is what mlx-lm's code does. Each way has a pair and an engine of its own. They take turns of 8
+rounds, so what else the machine does hits both; all items run once before, so all is compiled.
 Shapes are slots x drafts. `ratio` is that of the speeds, safe rows over rows as they come;
 `median_ratio` the median over the turns. With drafts the acceptance is simulated (math,
 `benchmarks.rehearsal`), and there are a quarter as many rounds.
@@ -58,14 +58,26 @@ def work(slots, vocabulary, answer_tokens):
     ]
 
 
-def raced(pair, slots, draft_length, options):
+def paired(name, dtype, bits):
+    """Make a pair."""
+    pair, follower = random_pair(name, dtype)
+    if bits:
+        nn.quantize(pair.target.model, 64, bits)
+        mx.eval(pair.target.model.parameters())
+        make_rows_safe(pair.target.model)
+    rehearse(pair.drafter, follower, PROFILES["math"])
+    return pair
+
+
+def raced(pairs, slots, draft_length, options):
     """Decode the same items in both ways, in turns of some rounds; the first time compiles."""
     rounds = options.rounds if draft_length == 0 else options.rounds // 4
     tokens = (SETTLING + rounds) * (1 + draft_length)
-    engines = {way: Engine(pair, slots=slots, draft_length=draft_length) for way in WAYS}
+    engines = {way: Engine(pairs[way], slots=slots, draft_length=draft_length) for way in WAYS}
+    vocabulary = pairs["safe"].target.facts.vocab_size
     for is_measured in (False, True):
         for engine in engines.values():
-            for request in work(slots, pair.target.facts.vocab_size, tokens):
+            for request in work(slots, vocabulary, tokens):
                 engine.add(request)
         answers, round_ms = {way: [] for way in WAYS}, {way: [] for way in WAYS}
         _step(engines, SETTLING, answers)  # prompts
@@ -174,6 +186,7 @@ def verdicts():
     told = {}
     for (product, count), is_safe in sorted(VERDICTS.items(), key=lambda each: each[0][1]):
         name = f"{product.dtype} {product.size} x {product.width} {product.quantised or ''}"
+        name += " in halves" if product.matrices == 2 else ""
         told.setdefault(name.strip(), {"safe": [], "not": []})["safe" if is_safe else "not"].append(
             count
         )
@@ -192,15 +205,13 @@ def main():
     options = parser.parse_args()
     name = "toy" if options.toy else "4b"
     dtype = mx.float32 if options.toy else mx.bfloat16
-    pair, follower = random_pair(name, dtype)
-    if options.bits:
-        nn.quantize(pair.target.model, 64, options.bits)
-        mx.eval(pair.target.model.parameters())
-        make_rows_safe(pair.target.model)
-    rehearse(pair.drafter, follower, PROFILES["math"])
+    pairs = {}
+    for way in ["safe"] if options.no_speed else WAYS:
+        with WAYS[way]():
+            pairs[way] = paired(name, dtype, options.bits)
     shapes = [] if options.no_speed else [map(int, each.split("x")) for each in options.shapes]
-    races = [raced(pair, *shape, options) for shape in shapes]
-    grid = searched(pair.target) if options.grid else None
+    races = [raced(pairs, *shape, options) for shape in shapes]
+    grid = searched(pairs["safe"].target) if options.grid else None
     print_line(
         {
             "benchmark": "safe_rows",

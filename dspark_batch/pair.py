@@ -11,7 +11,6 @@ import dspark_batch.models  # noqa: F401  isort: skip  before transformers
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes as get_model_classes
 from mlx_lm.utils import load_config, load_model
 
@@ -43,6 +42,7 @@ from dspark_batch.models.target import (
     PairConfig,
     Target,
     TargetFacts,
+    by_itself,
     context_length_of,
     ends_of,
     for_mlx_lm,
@@ -219,7 +219,9 @@ def _names(
     """Settle which family, target and drafter are meant."""
     if family is None and target is None:
         if drafter is not None:
-            raise UsageError("--drafter needs the --target or the --family that it drafts for.")
+            raise UsageError(
+                "--drafter needs the --target that it drafts for, or its --family, such as tiny."
+            )
         family = DEFAULT_FAMILY
     known = known_pair(family) if family is not None else None
     if target is not None or known is None:
@@ -324,7 +326,7 @@ def _tap(model: nn.Module, tap_ids: tuple[int, ...], config: PairConfig, directo
     """Tap a target, and check that it still computes what it computed."""
     tokens = mx.arange(_PROBE_TOKENS)[None] + 1
     with _refused(directory, "mlx-lm cannot run it here", "Try --dtype float32"):
-        plain = model(tokens, cache=make_prompt_cache(model))
+        plain = by_itself(model, tokens)
         mx.eval(plain)
     target = Target(model, tap_ids, config)
     with _refused(directory, "its layers cannot be read", "Leave --drafter out"):

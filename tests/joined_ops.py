@@ -29,14 +29,16 @@ def split_heads(joined, shape, offsets, width, *, norms=None, periods=None, into
     return queries, *(mx.depends(put, [queries]) if shape.heads else put)
 
 
-def gated(joined, total, rows, *, is_wide=False):
+def gated(joined, total, rows, *, is_wide=False, parts=1):
     gates, ups = mx.split(joined[:total], 2, axis=-1)
     silu = swiglu if is_wide else activations.swiglu
-    return mx.take(silu(gates, ups), mx.arange(rows) % total, axis=0)
+    made = mx.take(silu(gates, ups), mx.arange(rows) % total, axis=0)
+    return made if parts == 1 else mx.stack(mx.split(made, parts, axis=-1))
 
 
 def add_and_normalise(left, right, weight, epsilon, total, rows):
-    sums = left[:total] + right[:total]
+    added = right if right.ndim == 2 else right[0] + right[1]
+    sums = left[:total] + added[:total]
     normalised = mx.fast.rms_norm(sums, weight, epsilon)
     return sums, mx.take(normalised, mx.arange(rows) % total, axis=0)
 

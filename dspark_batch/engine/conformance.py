@@ -20,7 +20,6 @@ from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import ModelError, is_out_of_memory
 from dspark_batch.models.target import Target
 from dspark_batch.numerics.attention import BLOCK
-from dspark_batch.numerics.rows import as_they_come
 
 _PROMPTS = (3, 21, 40)  # tokens of the prompts
 _ANSWER = 8  # tokens behind each of them
@@ -183,8 +182,7 @@ class _Bench:
         most, worst = 0.0, 0.0
         for content, own in enumerate(found):
             ids = self._ids(content, 0, _PROMPTS[content] + _ANSWER)
-            with as_they_come():
-                logits, _ = self._target.by_itself(mx.array([ids]))
+            logits, _ = self._target.by_itself(mx.array([ids]))
             last, ours = (
                 np.array(each.astype(mx.float32)) for each in (logits[0, -_ANSWER:], own.logits)
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from dspark_batch.engine.sequence import Sequence
@@ -31,12 +32,13 @@ def generate_outside(
     )
     pending = iter(stream)
     sequences: dict[int, Sequence] = {}  # by uid
+    made: dict[object, mx.array] = {}
     try:
         while True:
             yield from _admit(pair, slots, pending, generator, sequences)
             if not sequences:
                 return
-            with as_they_come():
+            with as_they_come(made):
                 responses = generator.next_generated()
             for response in responses:
                 outcome = _taken(pair, sequences, response.uid, int(response.token))

@@ -25,7 +25,7 @@ from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent
 from dspark_batch.errors import is_out_of_memory
 from dspark_batch.models.attention import attend
-from dspark_batch.models.safe_layers import name_of
+from dspark_batch.models.joined_products import Joined, Matrix, Part, product_of, summed
 from dspark_batch.numerics.arrays import named_arrays
 from dspark_batch.numerics.joined import (
     Heads,
@@ -36,13 +36,7 @@ from dspark_batch.numerics.joined import (
     gated,
     split_heads,
 )
-from dspark_batch.numerics.rows import (
-    Product,
-    as_they_come,
-    over_filled_rows,
-    over_safe_rows,
-    rows_needed,
-)
+from dspark_batch.numerics.rows import as_they_come
 
 
 def join_layers(layers: Sequence[nn.Module], final_norm: nn.Module | None) -> int:
@@ -61,11 +55,11 @@ def join_layers(layers: Sequence[nn.Module], final_norm: nn.Module | None) -> in
             _let_run(layer, own)
         return is_exact
 
-    return _join(layers, final_norm, made)
+    return _join(layers, final_norm, made, may_halve=True)
 
 
 def join_draft_layers(layers: Sequence[nn.Module], final_norm: nn.Module) -> int:
-    """Do the same with the layers of a drafter."""
+    """Do the same with the layers of a drafter, whose rows mostly run as they come."""
 
     def made(layer: nn.Module, own: _Pass) -> bool:
         def call(hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
@@ -76,7 +70,7 @@ def join_draft_layers(layers: Sequence[nn.Module], final_norm: nn.Module) -> int
             _let_draft(layer, own)
         return is_exact
 
-    return _join(layers, final_norm, made)
+    return _join(layers, final_norm, made, may_halve=False)
 
 
 def write_in_place(layers: Sequence[nn.Module]) -> bool:
@@ -95,10 +89,12 @@ def _join(
     layers: Sequence[nn.Module],
     final_norm: nn.Module | None,
     made: Callable[[nn.Module, "_Pass"], bool],
+    *,
+    may_halve: bool,
 ) -> int:
     if not device.is_cuda() or _num_bytes(layers) < _LEAST_BYTES:
         return 0
-    after, passes = _After(), [_Pass.of(layer) for layer in layers]
+    after, passes = _After(), [_Pass.of(layer, may_halve=may_halve) for layer in layers]
     last = passes[-1]
     if last is not None and type(final_norm) is nn.RMSNorm:
         last.following = _Entry(final_norm, None)
@@ -110,7 +106,10 @@ def _join(
     for layer, own in zip(layers, passes, strict=True):
         if own is not None:
             own.after = after
-            count += made(layer, own)
+            if made(layer, own):
+                count += 1
+            else:
+                own.down.let_go()
     _random.cache_clear()
     return count
 
@@ -129,7 +128,7 @@ class _Entry:
     """A norm and the product behind it, if there is one."""
 
     norm: nn.Module
-    product: "_Joined | None"
+    product: "Joined | None"
 
     def rows(self, total: int) -> int:
         return total if self.product is None else self.product.rows(total)
@@ -160,77 +159,6 @@ class _After:
         return known if is_known else None
 
 
-class _Matrix:
-    """A product over safe rows, [..., K] by a weight [N, K]."""
-
-    def __init__(self, weight: mx.array) -> None:
-        self.weight, self._transposed = weight, weight.T
-        mx.eval(self._transposed)  # or each pass would do so
-        self.seen: list[mx.array] | None = None  # what is multiplied, while a verdict is found
-        width, size = weight.shape
-        self._product = Product(name_of(weight.dtype), size, width)
-
-    def rows(self, total: int) -> int:
-        """Say how many rows it runs over; see `numerics.rows.rows_needed`."""
-        return rows_needed(self._product, total)
-
-    def filled(self, rows: mx.array, total: int) -> mx.array:
-        """Multiply rows that are filled up already."""
-        self._note(rows[:total])
-        return over_filled_rows(self._product, rows, total, self._multiply)
-
-    def __call__(self, hidden: mx.array) -> mx.array:
-        self._note(hidden)
-        return over_safe_rows(self._product, hidden, self._multiply)
-
-    def _note(self, hidden: mx.array) -> None:
-        if self.seen is not None:
-            self.seen.append(hidden.reshape(-1, hidden.shape[-1]))
-
-    def _multiply(self, rows: mx.array) -> mx.array:
-        return rows @ self._transposed
-
-
-class _Joined(_Matrix):
-    """A product of several linear layers of one input, whose weights become parts of one."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__(mx.concatenate([layer["weight"] for layer in layers]))
-        self._layers, self.cuts = layers, [0]
-        for layer in layers:
-            start = self.cuts[-1]
-            self.cuts.append(start + layer["weight"].shape[0])
-            layer["weight"] = self.weight[start : self.cuts[-1]]
-        self._parts = [layer["weight"] for layer in layers]
-        mx.eval(self._parts)
-
-    def without(self, number: int) -> _Matrix:
-        """Leave the first ones out."""
-        return _Matrix(self.weight[self.cuts[number] :])
-
-    def parts(self, names: Sequence[str]) -> list[tuple[str, _Matrix, int, int]]:
-        """List for each layer its name, this product, and where in it the layer's part is."""
-        bounds = zip(names, self.cuts, self.cuts[1:], strict=False)
-        return [(name, self, start, stop) for name, start, stop in bounds]
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the layers still have the weights that were joined; training changes them."""
-        pairs = zip(self._layers, self._parts, strict=True)
-        return all(layer["weight"] is part for layer, part in pairs)
-
-
-class _Part(nn.Module):
-    """Stands in for one of the layers that are joined: its part of the joined product."""
-
-    def __init__(self, joined: _Matrix, start: int, stop: int) -> None:
-        super().__init__()
-        self._joined, self._start, self._stop = joined, start, stop
-
-    def __call__(self, hidden: mx.array) -> mx.array:
-        return self._joined(hidden)[..., self._start : self._stop]
-
-
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
@@ -240,18 +168,19 @@ class _Pass:
     after: _After
     following: _Entry | None = None
 
-    def __init__(self, layer: nn.Module, shape: Heads) -> None:
+    def __init__(self, layer: nn.Module, shape: Heads, *, may_halve: bool) -> None:
         self._attention, self._mlp = layer.self_attn, layer.mlp
         self._norm = layer.post_attention_layernorm
         self.shape = shape
         attention = self._attention
         self._periods = getattr(attention.rope, "_freqs", None)
         self._scale = attention.scale
-        self.qkv = _Joined([attention[name] for name in _QKV])
+        self.qkv = Joined([attention[name] for name in _QKV])
         self._kv = self.qkv.without(1)
-        self.out = _Matrix(attention.o_proj["weight"])
-        self.gate_up = _Joined([self._mlp[name] for name in _GATE_UP])
-        self.down = _Matrix(self._mlp.down_proj["weight"])
+        self.out = Matrix(attention.o_proj["weight"])
+        self.gate_up = Joined([self._mlp[name] for name in _GATE_UP])
+        down = self._mlp.down_proj
+        self.down = product_of(down) if may_halve else Matrix(down["weight"])
         self.entry = _Entry(layer.input_layernorm, self.qkv)
         self.size = layer.input_layernorm["weight"].size
         self.is_wide = False  # see `numerics.joined.gated`
@@ -269,7 +198,7 @@ class _Pass:
             parts += [(mlp, "down_proj", self.down, 0, self.size)]
         before = [(module, name, module[name]) for module, name, *_ in parts]
         for module, name, joined, start, stop in parts:
-            module[name] = _Part(joined, start, stop)
+            module[name] = Part(joined, start, stop)
         try:
             yield
         finally:
@@ -277,10 +206,10 @@ class _Pass:
                 module[name] = layer
 
     @classmethod
-    def of(cls, layer: nn.Module) -> "_Pass | None":
+    def of(cls, layer: nn.Module, *, may_halve: bool) -> "_Pass | None":
         """Make the pass of a layer that has the parts of a plain one; None: it has not."""
         shape = _heads_of(layer)
-        return None if shape is None else cls(layer, shape)
+        return None if shape is None else cls(layer, shape, may_halve=may_halve)
 
     def __call__(self, hidden: mx.array, mask: mx.array, cache: PositionCache) -> mx.array:
         """Run over hidden [B, T, E]."""
@@ -309,7 +238,8 @@ class _Pass:
             self.gate_up.rows(total),
         )
         joined = self.gate_up.filled(rows, total)
-        rows = gated(joined, total, self.down.rows(total), is_wide=self.is_wide)
+        needed, parts = self.down.rows(total), self.down.num_parts
+        rows = gated(joined, total, needed, is_wide=self.is_wide, parts=parts)
         added = self.down.filled(rows, total)
         return self._left(sums, added, (batch, width, size))
 
@@ -381,7 +311,7 @@ class _Pass:
     def _left(self, sums: mx.array, added: mx.array, shape: tuple[int, ...]) -> mx.array:
         """Add what the MLP says, and normalise it for what follows, if that is known."""
         if self.following is None:
-            return (sums + added[: sums.shape[0]]).reshape(shape)
+            return (sums + summed(added)[: sums.shape[0]]).reshape(shape)
         norm, total = self.following.norm, sums.shape[0]
         rows = self.following.rows(total)
         left, normalised = add_and_normalise(sums, added, norm["weight"], norm.eps, total, rows)

@@ -26,6 +26,7 @@ from dspark_batch.models.joined_layers import join_layers, write_in_place
 from dspark_batch.models.narrow_head import NarrowHead
 from dspark_batch.models.recurrent import Recurrent, let_caches_record, recurrent_layers
 from dspark_batch.models.taps import Taps
+from dspark_batch.numerics.rows import as_they_come
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,13 @@ def text_model(model: nn.Module) -> nn.Module:
     return model.language_model if "language_model" in model else model
 
 
+def by_itself(model: nn.Module, tokens: mx.array) -> mx.array:
+    """Run tokens [B, T] as mlx-lm does, over its own caches; logits [B, T, V]."""
+    with as_they_come():
+        logits: mx.array = model(tokens, cache=make_prompt_cache(model))
+        return logits
+
+
 class Target:
     """The model whose text is wanted.
 
@@ -327,7 +335,7 @@ class Target:
 
     def by_itself(self, tokens: mx.array) -> tuple[mx.array, mx.array | None]:
         """Run tokens [B, T] as mlx-lm does, over its own caches; else as a step."""
-        return self._run(tokens, make_prompt_cache(self.model))
+        return by_itself(self.model, tokens), self._taps.take()
 
     def _run(self, tokens: mx.array, caches: Sequence[object]) -> tuple[mx.array, mx.array | None]:
         logits = self.model(tokens, cache=caches)

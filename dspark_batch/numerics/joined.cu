@@ -129,11 +129,11 @@ __device__ inline Number activated(Number number) {
 }
 
 // Activates the first half of a joined product, and multiplies the second half by it. A thread has
-// a run of a row.
-template <bool IS_WIDE>
+// a run of a row. In PARTS the first columns of all rows lie in front of the others.
+template <bool IS_WIDE, int PARTS>
 __device__ inline void gate(
     const Number* joined,  // [at least total, 2 * size]
-    Number* gated,         // [rows, size]
+    Number* gated,         // [PARTS, rows, size / PARTS]
     int total, int rows, int size) {
   const size_t number = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int runs = size / RUN;
@@ -146,20 +146,22 @@ __device__ inline void gate(
   for (int i = 0; i < RUN; i++) {
     run.at[i] = activated<IS_WIDE>(gates.at[i]) * ups.at[i];
   }
-  *reinterpret_cast<Run*>(gated + row * size + column) = run;
+  const size_t width = size / PARTS, part = column / width;
+  *reinterpret_cast<Run*>(gated + (part * rows + row) * width + column % width) = run;
 }
 
-// Adds two arrays, and normalises the sum. A block of THREADS has a row, a thread CHUNKS runs
-// of it; where there are none it adds zeros.
-template <int SIZE, int THREADS, int CHUNKS>
+// Adds two arrays, of which the second may be two to be added before, and normalises the sum. A
+// block of THREADS has a row, a thread CHUNKS runs of it; where there are none it adds zeros.
+template <int SIZE, int THREADS, int CHUNKS, int PARTS>
 __device__ void add_and_normalise(
-    const Number* left,    // [at least total, SIZE], as the next
-    const Number* right,
+    const Number* left,    // [at least total, SIZE]
+    const Number* right,   // [PARTS, others, SIZE], others at least total
     const Number* weight,  // [SIZE]
     float epsilon,
     Number* sums,       // [total, SIZE]
     Number* normalised_sums,  // [rows, SIZE]
-    int total) {
+    int total, int others) {
+  static_assert(PARTS == 1 || PARTS == 2);
   __shared__ float parts[THREADS / 32];
   const int row = blockIdx.x, source = row % total;
   Run run[CHUNKS] = {};
@@ -170,7 +172,12 @@ __device__ void add_and_normalise(
     if (column >= SIZE) continue;
     const size_t at = static_cast<size_t>(source) * SIZE + column;
     run[chunk] = run_at(left + at);
-    const Run other = run_at(right + at);
+    Run other = run_at(right + at);
+    if constexpr (PARTS == 2) {
+      const Run second = run_at(right + static_cast<size_t>(others) * SIZE + at);
+#pragma unroll
+      for (int i = 0; i < RUN; i++) other.at[i] = other.at[i] + second.at[i];
+    }
 #pragma unroll
     for (int i = 0; i < RUN; i++) run[chunk].at[i] = run[chunk].at[i] + other.at[i];
     if (row < total) *reinterpret_cast<Run*>(sums + at) = run[chunk];

@@ -41,9 +41,9 @@ def fits_heads(shape: Heads) -> bool:
     )
 
 
-def fits_gate(size: int) -> bool:
-    """Whether `gated` can do it: whole runs of numbers."""
-    return size % _RUN == 0
+def fits_gate(size: int, parts: int = 1) -> bool:
+    """Whether `gated` can do it: whole runs of numbers in each part of a row."""
+    return size % (parts * _RUN) == 0
 
 
 def fits_norm(size: int) -> bool:
@@ -125,7 +125,9 @@ def split_heads(  # noqa: PLR0913  all that a head is made of
     return made[0], keys, values
 
 
-def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> mx.array:
+def gated(
+    joined: mx.array, total: int, rows: int, *, is_wide: bool = False, parts: int = 1
+) -> mx.array:
     """Activate as `silu(gate) * up`.
 
     Args:
@@ -133,18 +135,20 @@ def gated(joined: mx.array, total: int, rows: int, *, is_wide: bool = False) -> 
         total: rows that there are.
         rows: how many to make; those beyond `total` are copies.
         is_wide: as `numerics.exponential.swiglu` does it; else as mlx-lm does.
+        parts: into how many a row is cut.
 
     Returns:
-        [rows, N].
+        [rows, N]; in several parts [parts, rows, N / parts].
     """
     size = joined.shape[-1] // 2
+    shape = (rows, size) if parts == 1 else (parts, rows, size // parts)
     (found,) = _kernel("gate")(
         inputs=[joined],
         numbers={"total": total, "made": rows},
-        template=[("SIZE", size), ("IS_WIDE", is_wide)],
+        template=[("SIZE", size), ("IS_WIDE", is_wide), ("PARTS", parts)],
         grid=(rows * size // _RUN, 1, 1),
         threadgroup=(_THREADS, 1, 1),
-        output_shapes=[(rows, size)],
+        output_shapes=[shape],
         output_dtypes=[joined.dtype],
     )
     return found
@@ -157,7 +161,7 @@ def add_and_normalise(
 
     Args:
         left: bfloat16 [M, E], M >= total.
-        right: the same.
+        right: the same, or [2, M, E]: two to be added before.
         weight: [E], of the norm.
         epsilon: of the norm.
         total: rows that there are.
@@ -170,11 +174,12 @@ def add_and_normalise(
     threads = _threads_of(size)
     sums, normalised = _kernel("add")(
         inputs=[left, right, weight],
-        numbers={"epsilon": epsilon, "total": total},
+        numbers={"epsilon": epsilon, "total": total, "others": right.shape[-2]},
         template=[
             ("SIZE", size),
             ("THREADS", threads),
             ("CHUNKS", -(-size // (_RUN * threads))),
+            ("PARTS", math.prod(right.shape[:-2])),
         ],
         grid=(rows * threads, 1, 1),
         threadgroup=(threads, 1, 1),
@@ -270,7 +275,7 @@ _CALLS = {  # inputs, outputs, numbers, source
         ["joined"],
         ["gated"],
         {"total": "int", "made": "int"},
-        "gate<IS_WIDE>(joined, gated, total, made, SIZE);",
+        "gate<IS_WIDE, PARTS>(joined, gated, total, made, SIZE);",
     ),
     "insert": (
         ["other_keys", "other_values", "chosen", "slots", "keys", "values"],
@@ -283,9 +288,9 @@ _CALLS = {  # inputs, outputs, numbers, source
     "add": (
         ["left", "right", "weight"],
         ["sums", "normalised_sums"],
-        {"epsilon": "float", "total": "int"},
-        "add_and_normalise<SIZE, THREADS, CHUNKS>(left, right, weight, epsilon, sums, "
-        "normalised_sums, total);",
+        {"epsilon": "float", "total": "int", "others": "int"},
+        "add_and_normalise<SIZE, THREADS, CHUNKS, PARTS>(left, right, weight, epsilon, sums, "
+        "normalised_sums, total, others);",
     ),
 }
 

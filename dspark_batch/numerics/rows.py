@@ -27,6 +27,7 @@ Multiply: TypeAlias = Callable[[mx.array], mx.array]  # [M, K] to [M, N], or wit
 _DISTINCT = 256  # rows of a random weight; more are repeated
 _LEAST_VALUES = 256  # of one row that are compared, over several trials if the row is short
 _TRIALS, _MOST_TRIALS = 2, 16
+_PLAIN_ROUND = 64  # rows of a round without drafts, of many slots
 # Rows of a product that is large: without strips; with them, where there is no count of 16.
 _LARGE, _LARGE_STRIPS = 16, 24
 
@@ -75,7 +76,8 @@ _MATRICES = 128  # of the reference, where matrices run in a batch
 Verdicts: TypeAlias = dict[tuple[Product, int], bool]  # product, count -> is it safe?
 VERDICTS: Verdicts = {}  # of this process; `tuning.verdicts` keeps them on the disk
 
-_is_free = ContextVar("is_free", default=False)  # whether rows run as they come, in a thread
+# While rows run as they come, in a thread: what is made for that time, by what needs it.
+_free: ContextVar[dict[object, mx.array] | None] = ContextVar("free", default=None)
 _references: dict[Product, tuple[int, list[bytes]]] = {}  # count, and the bits of its rows
 # What is asked for in each layer of each step.
 _pieces: dict[tuple[Product, int, Ladder], tuple[int, ...]] = {}
@@ -107,10 +109,10 @@ def rows_needed(product: Product, total: int) -> int:
 
 
 def over_filled_rows(product: Product, rows: mx.array, total: int, multiply: Multiply) -> mx.array:
-    """Multiply as `over_safe_rows` does, `rows_needed` rows [R, K] that somebody filled up.
+    """Multiply as `over_safe_rows` does, `rows_needed` rows [..., R, K] that somebody filled up.
 
     Returns:
-        [R, N]; those of the first `total` rows are the result.
+        [..., R, N]; those of the first `total` rows are the result.
     """
     return _multiplied(_counts(product, total), rows, multiply)
 
@@ -130,7 +132,7 @@ def over_safe_heads(product: Product, rows: mx.array, multiply: Multiply) -> mx.
         [..., M, N].
     """
     *batch, total, size = rows.shape
-    if _is_free.get():
+    if are_as_they_come():
         return multiply(rows[..., None, :, :])[..., 0, :, :]
     count = _least_safe(product, total) or _reference(product)[0]
     rest = total % count
@@ -160,7 +162,7 @@ def over_safe_batches(product: Product, rows: mx.array, weights: mx.array) -> mx
     Returns:
         [..., P, M, N]; leading axes as they broadcast.
     """
-    if _is_free.get() or not _ladder(product).matrices:
+    if are_as_they_come() or not _ladder(product).matrices:
         return _matmul(product, rows, weights)
     parts = [
         _in_batches(product, rows[..., at, :, :], weights[..., 0, :, :])
@@ -170,18 +172,33 @@ def over_safe_batches(product: Product, rows: mx.array, weights: mx.array) -> mx
 
 
 @contextmanager
-def as_they_come() -> Iterator[None]:
-    """Run products over as many rows as there are, as mlx-lm does: bits depend on the count."""
-    before = _is_free.set(True)
+def as_they_come(made: dict[object, mx.array] | None = None) -> Iterator[None]:
+    """Run products over as many rows as there are, as mlx-lm does: bits depend on the count.
+
+    Args:
+        made: what was made for an earlier time of it, and is for this one; None: nothing.
+    """
+    outer = _free.get()
+    before = _free.set(outer if outer is not None else {} if made is None else made)
     try:
         yield
     finally:
-        _is_free.reset(before)
+        _free.reset(before)
 
 
 def are_as_they_come() -> bool:
     """Whether products run over as many rows as there are now."""
-    return _is_free.get()
+    return _free.get() is not None
+
+
+def while_they_come(owner: object, make: Callable[[], mx.array]) -> mx.array:
+    """Make something once for the time in which rows run as they come; then it is let go."""
+    made = _free.get()
+    if made is None:
+        return make()
+    if owner not in made:
+        made[owner] = make()
+    return made[owner]
 
 
 def pieces(product: Product, count: int) -> tuple[int, ...]:
@@ -221,6 +238,19 @@ def in_strips(product: Product) -> Product | None:
     return _in_strips[product]
 
 
+def in_halves(product: Product) -> Product | None:
+    """Say which two products give the halves of its sums, if few rows need far fewer so.
+
+    CUDA's libraries add the terms of a long sum in other orders for other counts of rows. So 64
+    rows may need 320 rows of a product, and 64 of a batch of two that have half of its terms each.
+    """
+    halves = product._replace(size=product.size // 2, matrices=2)
+    if not device.is_cuda() or are_as_they_come() or product.size % 2:
+        return None
+    whole, halved = (rows_needed(each, _PLAIN_ROUND) for each in (product, halves))
+    return halves if 2 * halved <= whole else None
+
+
 def is_safe(product: Product, count: int) -> bool:
     """Whether every row of a product of so many rows has the bits of the reference count."""
     product = _of_reference(product) if product.matrices == 1 else product
@@ -248,15 +278,15 @@ def forget() -> None:
 
 
 def _counts(product: Product, total: int) -> tuple[int, ...]:
-    return (total,) if _is_free.get() else pieces(product, total)
+    return (total,) if are_as_they_come() else pieces(product, total)
 
 
 def _multiplied(counts: tuple[int, ...], rows: mx.array, multiply: Multiply) -> mx.array:
-    """Multiply rows [R, K] in pieces of so many; [R, N]."""
+    """Multiply rows [..., R, K] in pieces of so many; [..., R, N]."""
     if len(counts) == 1:
         return device.begun(multiply(rows))
-    parts = mx.split(rows, np.cumsum(counts[:-1]).tolist())
-    return device.begun(mx.concatenate([multiply(part) for part in parts]))
+    parts = mx.split(rows, np.cumsum(counts[:-1]).tolist(), axis=-2)
+    return device.begun(mx.concatenate([multiply(part) for part in parts], axis=-2))
 
 
 def _filled_up(hidden: mx.array, total: int, count: int) -> mx.array:

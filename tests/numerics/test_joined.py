@@ -83,13 +83,18 @@ def test_every_number_is_activated_with_the_same_bits(is_wide):
     expected = joined_ops.gated(product, 64, 70, is_wide=is_wide)
 
     assert _same(expected, joined.gated(product, 64, 70, is_wide=is_wide))
+    halves = mx.stack(mx.split(expected, 2, axis=-1))
+    assert _same(halves, joined.gated(product, 64, 70, is_wide=is_wide, parts=2))
 
 
 @pytest.mark.parametrize("size", [64, 320, 512, 576, 960, 1024, 2560, 3072, 4096, 5120, 8192])
 def test_sums_are_normalised_with_the_same_bits(size):
     left, right, weight = _random(40, size), _random(40, size, seed=1), _random(size, seed=2)
 
-    expected = joined_ops.add_and_normalise(left, right, weight, 1e-6, 37, 48)
-    found = joined.add_and_normalise(left, right, weight, 1e-6, 37, 48)
+    halves = mx.stack([right, _random(40, size, seed=3)])
 
-    assert all(map(_same, expected, found))
+    for added in right, halves:
+        expected = joined_ops.add_and_normalise(left, added, weight, 1e-6, 37, 48)
+        found = joined.add_and_normalise(left, added, weight, 1e-6, 37, 48)
+
+        assert all(map(_same, expected, found))

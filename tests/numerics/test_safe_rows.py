@@ -19,10 +19,12 @@ from dspark_batch.numerics.attention import BLOCK, ragged_attention
 from dspark_batch.numerics.rows import (
     Product,
     as_they_come,
+    in_halves,
     is_safe,
     over_safe_heads,
     over_safe_rows,
     pieces,
+    while_they_come,
 )
 
 PLAIN = Product("float32", 96, 48)
@@ -54,6 +56,54 @@ def plant(monkeypatch, bits_of):
 
     monkeypatch.setattr(rows, "_bits", bits)
     monkeypatch.setattr(rows, "_ladder", lambda product: rows._CPU)
+
+
+def plant_orders(monkeypatch, whole, halved):
+    """Plant orders of sums by the count of rows, of a whole product and of one in halves."""
+    plant(monkeypatch, lambda count, place: 0)
+    monkeypatch.setattr(device, "is_cuda", lambda: True)
+    monkeypatch.setattr(
+        rows, "_bits", lambda p, count: [b"%d" % (whole, halved)[p.matrices - 1](count)]
+    )
+
+
+def test_sums_that_need_many_rows_are_added_in_halves(monkeypatch):
+    halves = PLAIN._replace(size=48, matrices=2)
+    plant_orders(monkeypatch, lambda count: count > 48, lambda count: 0)
+    assert in_halves(PLAIN) is None  # 64 rows have the reference's order
+    rows.forget()
+    plant_orders(monkeypatch, lambda count: count == 64, lambda count: 0)
+    monkeypatch.setattr(rows, "_PLAIN_ROUND", 8)
+    assert in_halves(PLAIN) == halves
+    assert pieces(halves, 8) == (8,)
+    assert in_halves(PLAIN._replace(size=95)) is None
+    with as_they_come():
+        assert in_halves(PLAIN) is None
+    rows.forget()
+    plant_orders(monkeypatch, lambda count: count == 64, lambda count: count == 64)
+    assert in_halves(PLAIN) is None  # they do not help
+    rows.forget()
+    plant_orders(monkeypatch, lambda count: count == 64, lambda count: 0)
+    monkeypatch.setattr(device, "is_cuda", lambda: False)
+    assert in_halves(PLAIN) is None
+
+
+def test_what_is_made_while_rows_run_as_they_come_is_made_once_and_let_go():
+    made = []
+
+    def make():
+        made.append(mx.zeros(3))
+        return made[-1]
+
+    with as_they_come():
+        first = while_they_come("owner", make)
+        with as_they_come():
+            assert while_they_come("owner", make) is first
+    while_they_come("owner", make)
+    while_they_come("owner", make)
+    with as_they_come():
+        assert while_they_come("owner", make) is not first
+    assert len(made) == 4
 
 
 # How many rows run together
