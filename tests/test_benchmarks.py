@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 import benchmarks
-from benchmarks import throughput
+from benchmarks import throughput, turns
 from benchmarks.planted_mistakes import ROOT, plant
 from dspark_batch.pair import load_pair
 
@@ -123,6 +123,20 @@ def test_throughput_gives_turns_to_the_best_of_either_side_and_to_the_automatic_
         "slots_4_drafts_7",
         "speculation_auto",
     ]
+
+
+def test_who_left_early_is_not_the_best(monkeypatch):
+    """It was seen while the machine was fast."""
+    found = {
+        "tokens_per_s": {"0": 190.0, "3": 230.0, "auto": 185.0},
+        "left_early": ["3"],
+        "best_fixed": "0",
+        "ratio": 0.974,
+        "identical": True,
+    }
+    monkeypatch.setattr(turns, "compete", lambda fixed, auto, work: found)
+    told = turns.compete_often(dict, dict, [], 2)
+    assert (told["best_fixed"], told["ratio"], told["ratios"]) == ("0", 0.974, [0.974, 0.974])
 
 
 def test_throughput_says_what_the_host_took():
