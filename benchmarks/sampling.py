@@ -14,7 +14,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-import dspark_batch.engine.sampling
+import dspark_batch.answers.sampling
 from benchmarks.common import held_out_records, print_line, requests, surroundings
 from dspark_batch.engine.engine import Engine
 from dspark_batch.numerics.rules import Coupled, Rejection
@@ -52,7 +52,7 @@ class Watched:
 
 def measure(pair, work, name, temperature):
     """Answer all of the work under one rule and sum up its notes."""
-    notes, rules = [], dspark_batch.engine.sampling.RULES
+    notes, rules = [], dspark_batch.answers.sampling.RULES
     rules[name] = partial(Watched, RULES[name], notes)
     sampling = Sampling(temperature=temperature)
     warm = [replace(request, sampling=sampling) for request in work]

@@ -21,7 +21,7 @@ from statistics import median
 import jsonschema
 
 from benchmarks.common import held_out_records, print_line, requests, spread, surroundings
-from dspark_batch.engine import steering
+from dspark_batch.answers import steering
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.setup import set_up
 from dspark_batch.pair import load_pair

@@ -5,9 +5,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, Unpack
 
+from dspark_batch.answers.text_stream import TextStream
 from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.text_stream import TextStream
 from dspark_batch.errors import ModelError, UsageError
 from dspark_batch.intake.json_text import dump
 from dspark_batch.intake.reader import record_of_line

@@ -36,7 +36,12 @@ MAY_IMPORT = {
     "drafters": {"models", "caches", "numerics", *BASE, *MACHINE},
     "pair": {"drafters", "models", *BASE, *MACHINE},
     "tuning": {"numerics", *BASE, *MACHINE},
-    "engine": {"tuning", "pair", "drafters", "models", "caches", "numerics", *BASE, *MACHINE},
+    "answers": {"pair", "drafters", "models", "numerics", *BASE, *MACHINE},
+    "engine": {
+        *("answers", "tuning", "pair", "drafters", "models", "caches", "numerics"),
+        *BASE,
+        *MACHINE,
+    },
     "opening": {
         *("engine", "pair", "models", "audit", "record", "intake", "spec"),
         *BASE,
@@ -49,8 +54,14 @@ MAY_IMPORT = {
     },
     "ray": {"hub", "opening", "generate", "record", "intake", "spec", *BASE},
     "hub": {"opening", "record", "intake", "spec", *BASE},
-    "serve": {"hub", "opening", "run", "engine", "output", "record", "intake", "spec", *BASE},
-    "generate": {"opening", "engine", "pair", "drafters", "models", "intake", "spec", *BASE},
+    "serve": {
+        *("hub", "opening", "run", "engine", "answers", "output", "record", "intake", "spec"),
+        *BASE,
+    },
+    "generate": {
+        *("opening", "engine", "answers", "pair", "drafters", "models", "intake", "spec"),
+        *BASE,
+    },
     "bench": {"opening", "engine", "pair", "models", *JOB, *BASE, *MACHINE},
     "calibrate": {"drafters", "numerics", "record", *BASE},
     "registry": {"models", *BASE},
@@ -92,13 +103,14 @@ COMPUTES = {
     "caches",
     "models",
     "drafters",
+    "answers",
     "engine",
     "tuning",
     "pair",
     "device",
     "blas",
 }
-TELLS_SECONDS = {"engine/clock.py", "engine/sequence.py"}
+TELLS_SECONDS = {"engine/clock.py", "answers/sequence.py"}
 CLOCKS = {"time", "datetime", "timeit"}
 # What other commands and options need, and a plain run with `-q` would wait for.
 OTHERS = {

@@ -9,7 +9,7 @@ import pytest
 from small_jobs import rows_in, write_lines
 
 from benchmarks.structured import SCHEMAS
-from dspark_batch.engine import steering
+from dspark_batch.answers import steering
 from dspark_batch.errors import Resumable
 from dspark_batch.models.grammar import Guide
 from dspark_batch.opening import open_with

@@ -21,6 +21,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from dspark_batch import device
+from dspark_batch.answers.sampling import RULES, rule_of, scores_of, steers
+from dspark_batch.answers.sequence import Score, Sequence
+from dspark_batch.answers.steering import guide_of, wish_of
+from dspark_batch.answers.stopping import StopStrings
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.fallback import (
@@ -32,13 +36,9 @@ from dspark_batch.engine.fallback import (
 from dspark_batch.engine.lookups import LookUps
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.prefix_cache import PrefixCache
-from dspark_batch.engine.sampling import RULES, rule_of, scores_of, steers
 from dspark_batch.engine.scheduler import MayBegin, Scheduler, Waiting
-from dspark_batch.engine.sequence import Score, Sequence
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.engine.slots import Slots
-from dspark_batch.engine.steering import guide_of, wish_of
-from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics.confidence import threshold_lengths
 from dspark_batch.numerics.rules import Rule, Scored

@@ -10,9 +10,9 @@ from collections.abc import Sequence as ListLike
 
 import mlx.core as mx
 
+from dspark_batch.answers.sequence import Sequence
 from dspark_batch.drafters.drafter import Drafter
 from dspark_batch.drafters.lookup import LONGEST_MATCH, Judged, OnlyLookUps, TextIndex
-from dspark_batch.engine.sequence import Sequence
 from dspark_batch.pair import Pair
 from dspark_batch.tuning.pace import Acceptance, Costs, Kind, Step
 

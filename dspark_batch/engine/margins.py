@@ -5,12 +5,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from dspark_batch.answers.sampling import noise_key
+from dspark_batch.answers.steering import Answer, steering_of, wish_of
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
-from dspark_batch.engine.sampling import noise_key
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.engine.steering import Answer, steering_of, wish_of
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.sampling import Filters, Settings, scaled_logits
 from dspark_batch.pair import Pair

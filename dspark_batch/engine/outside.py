@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
-from dspark_batch.engine.sequence import Sequence
-from dspark_batch.engine.stopping import StopStrings
+from dspark_batch.answers.sequence import Sequence
+from dspark_batch.answers.stopping import StopStrings
 from dspark_batch.numerics.rows import as_they_come
 from dspark_batch.pair import Pair
 from dspark_batch.types import Failure, Outcome, Request

@@ -4,10 +4,10 @@ from collections.abc import Sequence as ListLike
 
 import mlx.core as mx
 
+from dspark_batch.answers.sequence import Sequence
 from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled
-from dspark_batch.engine.sequence import Sequence
 from dspark_batch.engine.shapes import Shapes, common_len
 from dspark_batch.pair import Pair
 from dspark_batch.types import Item, Request

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dspark_batch.engine.text_stream import TextStream
+from dspark_batch.answers.text_stream import TextStream
 from dspark_batch.intake.mapping import splitter
 from dspark_batch.opening import Opened
 from dspark_batch.output.responses import logprobs_of

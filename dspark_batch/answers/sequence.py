@@ -6,9 +6,9 @@ from collections.abc import Sequence as ListLike
 from math import isfinite
 from typing import NamedTuple
 
+from dspark_batch.answers.steering import Wish
+from dspark_batch.answers.stopping import StopStrings
 from dspark_batch.drafters.lookup import TextIndex
-from dspark_batch.engine.steering import Wish
-from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.types import (
     Completion,
     FinishReason,

@@ -6,8 +6,8 @@ from functools import cache
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.answers.stopping import StopStrings
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.stopping import StopStrings
 from dspark_batch.errors import UsageError
 from dspark_batch.types import Item, Request, Sampling
 

@@ -8,10 +8,10 @@ import pytest
 from golden_cases import DENSE, load_case
 from grids import grid
 
-import dspark_batch.engine.sampling
+import dspark_batch.answers.sampling
+from dspark_batch.answers.sampling import noise_key, rule_of
+from dspark_batch.answers.sequence import Sequence
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.sampling import noise_key, rule_of
-from dspark_batch.engine.sequence import Sequence
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.rules import Greedy
@@ -48,7 +48,7 @@ class Tape:
 def test_the_references_sampled_runs_come_out_of_its_uniforms(run, name, monkeypatch):
     case = load_case(name)
     tape, recorded = Tape(case, run), case.runs[run]
-    monkeypatch.setattr(dspark_batch.engine.sampling, "Chance", lambda *_: tape)
+    monkeypatch.setattr(dspark_batch.answers.sampling, "Chance", lambda *_: tape)
     warm = Sampling(temperature=recorded["temperature"])
     request = Request(ITEM, case.prompt(run), recorded["max_new_tokens"], warm)
     engine = Engine(case.pair, sampling="rejection", drafts_ahead=False)  # the tape has an order
@@ -178,7 +178,7 @@ def test_every_answer_position_has_noise_of_its_own(ahead, monkeypatch):
         seen.extend(positions.tolist())
         return Chance(keys, positions)
 
-    monkeypatch.setattr(dspark_batch.engine.sampling, "Chance", told)
+    monkeypatch.setattr(dspark_batch.answers.sampling, "Chance", told)
     request = Request(ITEM, (1, 2), 6, WARM)
     engine = Engine(load_case("qwen3_vanilla").pair, draft_length=0, drafts_ahead=ahead)
     (answer,) = engine.generate([request])

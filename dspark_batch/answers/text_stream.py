@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from dspark_batch.engine.stopping import cut
+from dspark_batch.answers.stopping import cut
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder gives for bytes that are no text
 

@@ -9,13 +9,13 @@ import pytest
 from golden_cases import load_case
 from grids import grid
 
+from dspark_batch.answers.steering import wish_of
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.margins import margins
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.shapes import Shapes
-from dspark_batch.engine.steering import wish_of
 from dspark_batch.errors import UsageError
 from dspark_batch.numerics import steering
 from dspark_batch.numerics.steering import ANY, NOBODY, Counted, Edits, Penalties, Steering, Words

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from grids import grid
 
-from dspark_batch.engine import steering
+from dspark_batch.answers import steering
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.margins import margins
 from dspark_batch.models.grammar import Grammars, Guide, Marks

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from dspark_batch.engine.stopping import StopStrings
-from dspark_batch.engine.text_stream import TextStream
+from dspark_batch.answers.stopping import StopStrings
+from dspark_batch.answers.text_stream import TextStream
 
 TEXTS = [
     "Name a sea.",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_batch.engine.sequence import Sequence
+from dspark_batch.answers.sequence import Sequence
 from dspark_batch.types import Item, Request
 
 STOP = 99

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import mlx.core as mx
 
-from dspark_batch.engine.sequence import Score, Sequence
-from dspark_batch.engine.steering import Answer, steering_of
+from dspark_batch.answers.sequence import Score, Sequence
+from dspark_batch.answers.steering import Answer, steering_of
 from dspark_batch.numerics.chance import Chance
 from dspark_batch.numerics.rules import Coupled, Greedy, Rejection, Rule, Scored, Steered
 from dspark_batch.numerics.sampling import Filters, Settings
