@@ -25,7 +25,7 @@ TESTS = {
         "tests/models/test_hybrids.py",
         "tests/models/test_qwen3_5.py",
         "tests/engine/test_states.py",
-        "tests/engine/test_prefix_cache.py",
+        "tests/caches/test_prefix_cache.py",
         "tests/engine/test_prefill.py",
     ],
     "trainer": [

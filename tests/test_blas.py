@@ -75,7 +75,8 @@ def test_the_user_can_keep_the_bundled_one():
 
 
 @pytest.mark.parametrize(
-    "module", ["", ".engine.engine", ".answers.steering", ".pair", ".numerics.masks"]
+    "module",
+    ["", ".engine.engine", ".answers.steering", ".caches.prefix_cache", ".pair", ".numerics.masks"],
 )
 def test_every_door_to_mlx_loads_the_blas_first(module):
     assert told(f"import dspark_batch{module}, mlx.core") == told()

@@ -1,1 +1,3 @@
-"""What a model remembers of its slots: one file for each kind of layer."""
+"""What a model remembers: of slots, by kind of layer, and of beginnings that prompts share."""
+
+import dspark_batch.blas  # noqa: F401  before MLX

@@ -10,12 +10,12 @@ import mlx.core as mx
 import numpy as np
 
 from dspark_batch import device
+from dspark_batch.caches.prefix_cache import PrefixCache
 from dspark_batch.caches.slot_cache import Part, SlotCache
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.fallback import FAULTS
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, prefill, whole
-from dspark_batch.engine.prefix_cache import PrefixCache
 from dspark_batch.engine.shapes import FALLBACK, Shapes
 from dspark_batch.errors import ModelError, is_out_of_memory
 from dspark_batch.models.target import Target

@@ -9,10 +9,10 @@ import numpy as np
 
 from dspark_batch.answers.sampling import scores_of
 from dspark_batch.answers.sequence import Score
+from dspark_batch.caches.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
 from dspark_batch.caches.slot_cache import SlotCache
 from dspark_batch.engine.fallback import DrafterFault, guarded
 from dspark_batch.engine.passes import Passes
-from dspark_batch.engine.prefix_cache import CHUNK, Prefix, PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shape, Shapes, common_len
 from dspark_batch.numerics.scores import Scores, score
 from dspark_batch.types import Request

@@ -14,10 +14,10 @@ import mlx.core as mx
 
 from dspark_batch.answers.sampling import rule_of, scores_of
 from dspark_batch.answers.sequence import Score, Sequence
+from dspark_batch.caches.prefix_cache import CHUNK, Chunks, PrefixCache, chunks_of
 from dspark_batch.engine.clock import Clock
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import Prefilled, Prompt, prefill
-from dspark_batch.engine.prefix_cache import CHUNK, Chunks, PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes, common_len
 from dspark_batch.engine.slots import Slots
 from dspark_batch.numerics.rules import Scored

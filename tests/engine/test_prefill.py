@@ -6,10 +6,10 @@ from golden_cases import load_case
 from grids import grid
 
 from dspark_batch import device
+from dspark_batch.caches.prefix_cache import PrefixCache, chunks_of
 from dspark_batch.engine import shapes
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill, prefill_alone, whole
-from dspark_batch.engine.prefix_cache import PrefixCache, chunks_of
 from dspark_batch.engine.shapes import Shapes
 
 ANY, ONE = Shapes(), Shapes(fixed=(4, 16))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dspark_batch.engine.prefix_cache import PrefixCache
+from dspark_batch.caches.prefix_cache import PrefixCache
 from dspark_batch.engine.scheduler import Window
 from dspark_batch.types import Given, Item, Request
 

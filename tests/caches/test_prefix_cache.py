@@ -6,9 +6,9 @@ import mlx.core as mx
 import pytest
 
 from dspark_batch.caches.positions import KeysValues
+from dspark_batch.caches.prefix_cache import CHUNK, PrefixCache, chunks_of
 from dspark_batch.caches.slot_cache import Part
 from dspark_batch.caches.states import State
-from dspark_batch.engine.prefix_cache import CHUNK, PrefixCache, chunks_of
 
 
 def part(ids, start=0):
