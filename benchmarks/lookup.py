@@ -14,9 +14,9 @@ import sys
 import dspark_batch  # noqa: F401  the BLAS, before MLX
 from benchmarks.common import ROOT, held_out_records, print_line, requests, surroundings
 from benchmarks.never_slower import Contestant
+from dspark_batch.answers.who_drafts import with_look_ups
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.lookups import with_look_ups
 from dspark_batch.engine.setup import set_up
 from dspark_batch.pair import load_pair
 

@@ -206,8 +206,8 @@ def open_pair_for(
     spec: Spec, num_items: int, on_download: Callable[["Download"], None] | None = None
 ) -> Contest:
     """Load a pair, and set up who decodes with it."""
+    from dspark_batch.answers.who_drafts import with_look_ups
     from dspark_batch.engine.engine import Engine
-    from dspark_batch.engine.lookups import with_look_ups
     from dspark_batch.engine.outside import generate_outside
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking

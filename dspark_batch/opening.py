@@ -181,8 +181,8 @@ def _by_name(spec: Spec, pair: "Pair", thinking: str | None) -> Iterator[str]:
 
 def open_with(pair: "Pair", spec: Spec, num_items: int | None = None) -> Opened:
     """Open the engine half over a loaded pair, the way that suits this machine."""
+    from dspark_batch.answers.who_drafts import with_look_ups
     from dspark_batch.engine.engine import Engine
-    from dspark_batch.engine.lookups import with_look_ups
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking
 

@@ -1,3 +1,3 @@
-"""What becomes of one answer: its tokens and text, where it ends, how its next token is chosen."""
+"""What becomes of an answer: its tokens, text and end; who drafts and what chooses for it."""
 
 import dspark_batch.blas  # noqa: F401  before MLX

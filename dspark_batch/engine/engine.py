@@ -25,6 +25,7 @@ from dspark_batch.answers.sampling import RULES, rule_of, scores_of, steers
 from dspark_batch.answers.sequence import Score, Sequence
 from dspark_batch.answers.steering import guide_of, wish_of
 from dspark_batch.answers.stopping import StopStrings
+from dspark_batch.answers.who_drafts import LookUps
 from dspark_batch.caches.prefix_cache import PrefixCache
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.clock import Clock
@@ -34,7 +35,6 @@ from dspark_batch.engine.fallback import (
     DrafterFault,
     guarded,
 )
-from dspark_batch.engine.lookups import LookUps
 from dspark_batch.engine.passes import Passes, Proposed
 from dspark_batch.engine.scheduler import MayBegin, Scheduler, Waiting
 from dspark_batch.engine.shapes import Shapes

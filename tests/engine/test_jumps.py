@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 
+from dspark_batch.answers.who_drafts import with_look_ups
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.lookups import with_look_ups
 from dspark_batch.models.grammar import Guide
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of

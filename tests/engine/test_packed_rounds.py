@@ -6,11 +6,11 @@ import pytest
 from golden_cases import load_case
 from grids import grid
 
+from dspark_batch.answers.who_drafts import LookUps, with_look_ups
 from dspark_batch.drafters.lookup import Found, TextIndex
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine import shapes as shapes_module
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.lookups import LookUps, with_look_ups
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of

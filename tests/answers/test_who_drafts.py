@@ -8,11 +8,11 @@ import pytest
 from golden_cases import load_case
 
 from dspark_batch.answers.sequence import Sequence
+from dspark_batch.answers.who_drafts import LookUps, with_look_ups
 from dspark_batch.drafters.drafter import Draft
 from dspark_batch.drafters.lookup import Found, OnlyLookUps, TextIndex
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.lookups import LookUps, with_look_ups
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of
 from dspark_batch.tuning.pace import Costs, Kind, Pace, Step
