@@ -15,8 +15,8 @@ import time
 
 from benchmarks.common import print_line, requests, surroundings
 from benchmarks.throughput import mlx_lm_generate
+from dspark_batch.baseline.margins import margins
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.margins import margins
 from dspark_batch.engine.setup import set_up
 from dspark_batch.pair import load_pair
 from recipes.tiny.corpus import held_out_turns

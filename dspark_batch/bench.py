@@ -207,8 +207,8 @@ def open_pair_for(
 ) -> Contest:
     """Load a pair, and set up who decodes with it."""
     from dspark_batch.answers.who_drafts import with_look_ups
+    from dspark_batch.baseline.outside import generate_outside
     from dspark_batch.engine.engine import Engine
-    from dspark_batch.engine.outside import generate_outside
     from dspark_batch.engine.setup import set_up
     from dspark_batch.models.thinking import settle_thinking
 

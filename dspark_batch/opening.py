@@ -259,9 +259,9 @@ def open_baseline(
         split: tells reasoning and answer apart.
         against: our engine without a drafter, or mlx-lm's own generation.
     """
+    from dspark_batch.baseline.margins import margins
+    from dspark_batch.baseline.outside import generate_outside
     from dspark_batch.engine.engine import Engine
-    from dspark_batch.engine.margins import margins
-    from dspark_batch.engine.outside import generate_outside
 
     generate: Callable[[Iterable[Request | Failure]], Iterator[Outcome]]
     if against == "mlx-lm":

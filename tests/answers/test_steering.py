@@ -10,9 +10,9 @@ from golden_cases import load_case
 from grids import grid
 
 from dspark_batch.answers.steering import wish_of
+from dspark_batch.baseline.margins import margins
 from dspark_batch.drafters.plain import NoDrafter
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.margins import margins
 from dspark_batch.engine.passes import Passes
 from dspark_batch.engine.prefill import prefill_alone
 from dspark_batch.engine.shapes import Shapes

@@ -8,8 +8,8 @@ import pytest
 from grids import grid
 
 from dspark_batch.answers import steering
+from dspark_batch.baseline.margins import margins
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.margins import margins
 from dspark_batch.models.grammar import Grammars, Guide, Marks
 from dspark_batch.pair import load_pair
 from dspark_batch.spec.structure import structure_of

@@ -11,12 +11,12 @@ from mlx_lm.models import llama, qwen3
 from mlx_lm.models.cache import make_prompt_cache
 
 from dspark_batch import device
+from dspark_batch.baseline.outside import generate_outside
 from dspark_batch.caches.positions import PositionCache
 from dspark_batch.caches.slot_cache import Extent
 from dspark_batch.drafters.drafter_config import DrafterConfig
 from dspark_batch.drafters.dspark import DSparkDrafter
 from dspark_batch.drafters.plain import NoDrafter
-from dspark_batch.engine.outside import generate_outside
 from dspark_batch.models import joined_layers, joined_products
 from dspark_batch.models.attention import let_caches_choose
 from dspark_batch.models.joined_layers import join_draft_layers, join_layers

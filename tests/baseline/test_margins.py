@@ -6,9 +6,9 @@ from functools import cache
 import pytest
 from golden_cases import load_case
 
+from dspark_batch.baseline.margins import margins
+from dspark_batch.baseline.outside import generate_outside
 from dspark_batch.engine.engine import Engine
-from dspark_batch.engine.margins import margins
-from dspark_batch.engine.outside import generate_outside
 from dspark_batch.pair import load_pair
 from dspark_batch.types import Failure, Item, Request, Sampling
 

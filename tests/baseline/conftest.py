@@ -1,0 +1,1 @@
+from small_blocks import small_blocks  # noqa: F401
