@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from dspark_batch.numerics.rows import VERDICTS
+
 # Rounds. The first ones compile passes; a sample loses what a round gains by being queued.
 _FIRST_SAMPLE, _SAMPLE_EVERY = 16, 1024
 _AT_ONCE_S = 1e-4  # a round that comes so quickly was over before the host asked for it
@@ -51,6 +53,7 @@ class Clock:
         self.sampled_rounds = self.rounds = self.slot_rounds = self.prompt_tokens = 0
         self.answers = 0
         self._usual_s = 0.0  # of a round without prompts
+        self._num_verdicts = len(VERDICTS)  # that were known when the last round ended
         self._has_prompts = self._is_sample = False
         self._next_sample = _FIRST_SAMPLE
         self._now = now
@@ -134,13 +137,15 @@ class Clock:
     def end(self) -> float | None:
         """The round is over; return its seconds, from the end of the one before.
 
-        None: prompts went along, it was a sample, or none came right before.
+        None: prompts went along, it was a sample, none came right before, or products of a new
+        shape were tested meanwhile.
         """
         over, sent = self._now(), self._sent.popleft()
         if over - self._asked < _AT_ONCE_S:  # the next one, if it is there, may have come late
             self.idle_s += self._sent[0].late_s if self._sent else self._asked - sent.launched
         total, follows, self._follows = over - self._began, self._follows, True
-        is_usual = not (sent.has_prompts or sent.is_sample)
+        has_tested, self._num_verdicts = len(VERDICTS) > self._num_verdicts, len(VERDICTS)
+        is_usual = not (sent.has_prompts or sent.is_sample or has_tested)
         if sent.has_prompts:
             self.round_s += min(total, self._usual_s)
             self.prefill_s += max(0.0, total - self._usual_s)

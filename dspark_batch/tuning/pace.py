@@ -387,10 +387,13 @@ class Pace:
         best = max((k for k in rates if k), key=rates.__getitem__)
         if not self._costs.saw_plain:
             return self._tried(0)
-        least = _LEAST_IF_CLEAR if _CLEAR * rates[best] < rates[0] else _LEAST_DRAFTED
+        is_clear = _CLEAR * rates[best] < rates[0]
+        least = _LEAST_IF_CLEAR if is_clear else _LEAST_DRAFTED
         if self._costs.is_odd(Kind(slots, best), Kind(slots, 0)):
             least = _LEAST_IF_ODD
-        return Step(best) if num_drafted < least else None
+        # What is estimated of rounds that nobody saw may be wrong by a quarter.
+        is_sure = is_clear or self._costs.is_known(Kind(slots, best))
+        return None if is_sure and num_drafted >= least else Step(best)
 
     def _looks_again(self, slots: int, best: int, rates: Mapping[int, float]) -> bool:
         """Whether no drafts, which were seen seldom and lost, are tried once more."""

@@ -295,6 +295,21 @@ def test_a_sample_does_not_tell_what_a_round_takes(clock, time):
     assert [number for number, seconds in enumerate(taken, 1) if seconds is None] == [1, 17, 33]
 
 
+def test_nor_does_a_round_in_whose_time_products_are_tested(clock, time, monkeypatch):
+    """A round of a new shape may test them for longer than it takes."""
+    known = {}
+    monkeypatch.setattr(clock_module, "VERDICTS", known)
+    taken = []
+    for number in range(6):
+        if number in (2, 4):
+            known[number] = False
+            time.seconds += 9.0
+        clock.launch(1)
+        time.seconds += 1.0
+        taken.append(clock.end())
+    assert taken == [None, 1.0, None, 1.0, None, 1.0]
+
+
 def dear_drafts(case, time, **settings):
     """An engine whose drafter takes ten times as long as the rule says, more than it saves."""
     engine = Engine(case.pair, lengths=(0, 7), costs=(1.0, 0.0, 5.0, 0.0), **settings)

@@ -404,6 +404,21 @@ def test_drafts_that_look_disturbed_are_not_given_up_at_once():
     assert steps[-1].draft_length == 7
 
 
+def test_an_estimate_of_rounds_that_nobody_saw_gives_up_no_drafts():
+    pace, costs, acceptance = made(slots=64)
+    rounds = ((0, 11.4), (0, 11.5), (0, 11.6), (1, 25), (4, 59), (7, 95))  # each length seen once
+    for draft_length, seconds in rounds:
+        costs.add(Kind(64, draft_length), seconds)
+    for _ in range(64):
+        acceptance.add(6, 7)
+    drafted = [pace.next(64, 64).draft_length]
+    for _ in range(3):
+        costs.add(Kind(64, drafted[-1]), 36.0)
+        drafted.append(pace.next(64, 64).draft_length)
+    assert 0 not in drafted[:3]
+    assert costs.is_known(Kind(64, drafted[0]))
+
+
 def test_plain_rounds_are_worth_what_they_are_while_the_drafter_rests():
     costs = Costs(RULE_CPU, upkeep=0.1)
     for _ in range(3):
