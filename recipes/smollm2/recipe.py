@@ -1,6 +1,6 @@
 """The real pair: `python -m recipes.smollm2.recipe PROMPTS.jsonl... --out DIR`.
 
-Five stages, each from the files of those before: target, answers, drafter, twin, measure.
+Six stages, each from the files of those before: target, answers, drafter, twin, measure, draw.
 """
 
 import argparse
@@ -16,12 +16,14 @@ from random import Random
 
 from dspark_batch import Spec, run
 from dspark_batch.errors import Resumable
+from dspark_batch.train.training import Reports
 from dspark_batch.train_drafter import Asked, Lesson, train_drafter
 from recipes.smollm2.convert import REQUIREMENT, convert, unpack
-from recipes.smollm2.held_out import compare, outs_of
+from recipes.smollm2.held_out import compare, draw, outs_of
 
 TEMPERATURES = (0.0, 0.3, 0.7)  # of the answers: a run of each
 _MEASURED = 512  # answers
+DRAFTERS = ("drafter", "twin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +95,18 @@ def make_twin(out: Path, plan: Plan) -> None:
 
 def measure(out: Path, plan: Plan) -> None:
     """Compare the two on greedy answers that no training saw and that ended by themselves."""
-    reports = compare(out, ("drafter", "twin"), _column(out), most=_MEASURED)
+    _write(out / "measured.json", compare(out, DRAFTERS, _column(out), most=_MEASURED))
+
+
+def measure_drawn(out: Path, plan: Plan) -> None:
+    """Compare the two on answers drawn at temperature 1, to prompts that no training saw."""
+    limits = {"max_tokens": plan.max_tokens, "slots": plan.slots}
+    _write(out / "drawn.json", draw(out, DRAFTERS, _column(out), **limits))
+
+
+def _write(path: Path, reports: dict[str, Reports]) -> None:
     text = json.dumps(reports, indent=1)
-    (out / "measured.json").write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
     print(text, flush=True)
 
 
@@ -122,6 +133,7 @@ STAGES: dict[str, Callable[[Path, Plan], None]] = {
     "drafter": make_drafter,
     "twin": make_twin,
     "measure": measure,
+    "draw": measure_drawn,
 }
 
 

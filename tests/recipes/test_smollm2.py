@@ -78,3 +78,24 @@ def test_drafters_are_compared_on_ended_greedy_answers_of_prompts_never_seen(mad
                 expected[group] += len(row["token_ids"]) - 1
     assert 0 < expected["all"] < 24 * 15
     assert {group: report["tokens"] for group, report in reports.items()} == expected
+
+
+def test_drafters_are_compared_on_the_same_drawn_answers_to_prompts_never_seen(made):
+    shutil.copytree(made / "drafter", made / "twin")
+    shutil.copy(made / "prompts.jsonl", made / "prompts-0.jsonl")
+    reports = held_out.draw(made, ("drafter", "twin"), "source", max_tokens=16, slots=4)
+    rows = [json.loads(line) for line in (made / "drawn-drafter.jsonl").read_bytes().splitlines()]
+    lines = (made / "prompts.jsonl").read_bytes().splitlines()
+    never_seen = [json.loads(line) for line in lines if corpus.is_held_out(digest_of(line))]
+    assert [row["prompt"] for row in rows] == [record["prompt"] for record in never_seen]
+    rounds = [row["metrics"]["speculative_decoding"]["num_spec_steps"] for row in rows]
+    groups = {"all"} | {record["source"] for record in never_seen}
+    assert groups <= reports["drafter"].keys() <= groups | {held_out.ENDED}
+    assert reports["drafter"]["all"]["rounds"] == sum(rounds) > 0
+    assert reports["drafter"] == reports["twin"]
+
+
+def test_no_prompt_may_be_held_out(made, monkeypatch):
+    monkeypatch.setattr(held_out, "is_held_out", lambda digest: False)
+    shutil.copy(made / "prompts.jsonl", made / "prompts-0.jsonl")
+    assert held_out.draw(made, ("drafter",), None, max_tokens=16, slots=None) == {}
