@@ -37,6 +37,7 @@ TESTS = {
         *("tests/numerics/test_among.py", "tests/train/test_few_tokens.py"),
         "tests/models/test_variants.py",
     ],
+    "pace": ["tests/tuning/test_pace.py", "tests/engine/test_round_clock.py"],
     "halves": ["tests/models/test_joined_layers.py", "tests/numerics/test_safe_rows.py"],
     "room": [
         *("tests/models/test_long_prompts.py", "tests/engine/test_drafts_ahead.py"),
