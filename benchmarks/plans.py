@@ -20,6 +20,9 @@ import time
 from statistics import median
 
 import dspark_batch  # noqa: F401  the BLAS, before MLX
+
+import mlx.core as mx  # isort: skip
+
 from benchmarks.common import held_out_records, print_line, requests, surroundings
 from benchmarks.turns import BEHIND
 from dspark_batch.engine.engine import Engine
@@ -61,19 +64,20 @@ def whole_jobs(pair, work, plans, turns):
         pair: that all of them decode with.
         work: the requests.
         plans: settings of an engine by name; "auto" is compared with the others.
-        turns: how often, behind one turn of the first of them that warms up.
+        turns: how often, behind one that warms up; at least one.
     """
     said, rates, left = set(), {name: [] for name in plans}, {}
-    job(pair, work, plans["auto"])
-    for turn in range(turns):
+    for turn in range(-1, turns):  # the first one warms up
         names = [name for name in plans if name not in left]
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             rate, answers = job(pair, work, plans[name])
-            rates[name].append(rate)
             said.add(answers)
-        best = max(rates[name][0] for name in names)
-        behind = [name for name in names if name != "auto" and rates[name][0] < BEHIND * best]
-        left |= {name: rates[name][0] for name in behind}
+            if turn >= 0:
+                rates[name].append(rate)
+        if turn == 0:
+            best = max(rates[name][0] for name in names if name != "auto")
+            behind = [name for name in names if rates[name][0] < BEHIND * best]
+            left = {name: rates[name][0] for name in behind if name != "auto"}
     stayed = {name: median(rates[name]) for name in plans if name not in left}
     best = max((name for name in stayed if name != "auto"), key=stayed.__getitem__)
     pairs = zip(rates["auto"], rates[best], strict=True)
@@ -91,6 +95,7 @@ def job(pair, work, settings):
     """Do a job; return its tokens per second, and all answers in order."""
     began = time.perf_counter()
     done = list(Engine(pair, **settings).generate(work))
+    mx.synchronize()
     seconds = time.perf_counter() - began
     answers = tuple(tuple(each.token_ids) for each in sorted(done, key=lambda one: one.item.index))
     return sum(map(len, answers)) / seconds, answers

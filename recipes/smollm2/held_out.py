@@ -97,6 +97,7 @@ def draw(
                 draft_length=json.loads((out / name / "config.json").read_bytes())["block_size"],
                 max_tokens=max_tokens,
                 slots=slots or "auto",
+                overwrite=True,  # the drafter may be another one than before
             )
         )
         reports[name] = _rounds(look(str(drawn)), column)
@@ -107,9 +108,15 @@ def _rounds(job: Look, column: str | None) -> Reports:
     tallies: dict[str, Tally] = defaultdict(Tally)
     with job.rows() as rows:
         for record, entry in rows.recorded():
-            found = (entry.row["metrics"] or {}).get("speculative_decoding")
+            row = entry.row
+            if not row["metrics"]:
+                continue  # a failure
             groups = {ALL, group_of(record, column, job)}
-            for name in groups | ({ENDED} if entry.row["finish_reason"] == "stop" else set()):
-                for accepted in found["per_step_accepted"] if found else ():
-                    tallies[name].add(accepted, accepted + 1, job.spec.draft_length)
+            groups |= {ENDED} if row["finish_reason"] == "stop" else set()
+            left = len(row["token_ids"]) - 1  # the first one came with the prompt
+            for accepted in row["metrics"]["speculative_decoding"]["per_step_accepted"]:
+                committed = min(accepted + 1, left)
+                left -= committed
+                for name in groups:
+                    tallies[name].add(accepted, committed, job.spec.draft_length)
     return {name: tally.report() for name, tally in tallies.items()}

@@ -92,7 +92,19 @@ def test_drafters_are_compared_on_the_same_drawn_answers_to_prompts_never_seen(m
     groups = {"all"} | {record["source"] for record in never_seen}
     assert groups <= reports["drafter"].keys() <= groups | {held_out.ENDED}
     assert reports["drafter"]["all"]["rounds"] == sum(rounds) > 0
+    assert reports["drafter"]["all"]["tokens"] == sum(len(row["token_ids"]) - 1 for row in rows)
     assert reports["drafter"] == reports["twin"]
+
+
+def test_a_drafter_that_was_trained_anew_is_measured_anew(made):
+    (made / "prompts-0.jsonl").write_bytes((made / "prompts.jsonl").read_bytes() + b"no JSON\n")
+    config = json.loads((made / "drafter" / "config.json").read_bytes())
+    settings = {"max_tokens": 16, "slots": 4}
+    before = held_out.draw(made, ("drafter",), "source", **settings)["drafter"]["all"]
+    (made / "drafter" / "config.json").write_text(json.dumps(config | {"block_size": 2}))
+    after = held_out.draw(made, ("drafter",), "source", **settings)["drafter"]["all"]
+    assert [len(report["accept_rate"]) for report in (before, after)] == [4, 2]
+    assert before["tokens"] == after["tokens"]
 
 
 def test_no_prompt_may_be_held_out(made, monkeypatch):
