@@ -1,6 +1,7 @@
 """What every benchmark shares: the workload, the surroundings, the JSON line."""
 
 import json
+import os
 import platform
 import subprocess
 from contextlib import contextmanager
@@ -58,7 +59,9 @@ def busy_share():
     That is the share of the time in which some kernel runs, as NVIDIA's driver counts it, asked
     every half second; None without such a driver.
     """
-    words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    card = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+    asked = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    words = ["nvidia-smi", "-i", card, *asked]
     try:
         process = subprocess.Popen([*words, "-lms", "500"], stdout=subprocess.PIPE, text=True)
     except OSError:

@@ -4,6 +4,7 @@ import json
 import pkgutil
 import shutil
 import sys
+import time
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import benchmarks
 from benchmarks import throughput, turns
+from benchmarks.common import busy_share
 from benchmarks.planted_mistakes import ROOT, plant
 from dspark_batch.pair import load_pair
 
@@ -142,3 +144,14 @@ def test_who_left_early_is_not_the_best(monkeypatch):
 def test_throughput_says_what_the_host_took():
     assert throughput.stolen_share([0] * 8, [1, 1, 1, 9, 9, 0, 0, 1]) == 0.25
     assert throughput.stolen_share([0] * 8, [0] * 8) == 0
+
+
+def test_how_busy_a_gpu_is_is_asked_of_the_card_of_this_process_alone(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nfor _ in 1 2 3 4; do echo ${2}0; done; exec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    with busy_share() as share:
+        time.sleep(0.5)
+        assert share() == 0.3

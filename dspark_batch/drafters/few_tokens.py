@@ -79,11 +79,11 @@ def reduced(
 
 
 def worth_drafting(counts: np.ndarray, known: Sequence[int] = ()) -> list[int] | None:
-    """Choose the most frequent tokens, until the rest is one in a thousand.
+    """Choose the most frequent tokens, until the rest is one in a thousand, at most half of all.
 
-    None, all tokens, where answers are so few that more than one in a hundred tokens of further
-    ones would be unknown, by the share of those that occur once (Good and Turing's estimate), or
-    where more than half of the vocabulary would be left.
+    None, all tokens, where half leaves one in a hundred out, and where answers are so few that one
+    in a hundred tokens of further ones would be unknown, by the share of those that occur once
+    (Good and Turing's estimate).
 
     Args:
         counts: [V], how often each token of a vocabulary occurs in answers.
@@ -94,9 +94,14 @@ def worth_drafting(counts: np.ndarray, known: Sequence[int] = ()) -> list[int] |
     often[list(known)] = np.inf
     frequent = np.argsort(-often, kind="stable")
     reached = np.cumsum(counts[frequent]) >= (1 - _LEFT_OUT) * whole
-    least = max(int(reached.argmax()) + 1, len(known))
-    size = -(-least // _MULTIPLE) * _MULTIPLE
-    if (counts == 1).sum() >= _MOST_UNKNOWN * whole or 2 * size > counts.size:
+    least, half = int(reached.argmax()) + 1, counts.size // 2 // _MULTIPLE * _MULTIPLE
+    size = max(min(_filled_up(least), half), _filled_up(len(known)))
+    left_out = whole - counts[frequent[:size]].sum()
+    if max(left_out, (counts == 1).sum()) >= _MOST_UNKNOWN * whole:
         return None
     ids: list[int] = np.sort(frequent[:size]).tolist()
     return ids
+
+
+def _filled_up(size: int) -> int:
+    return -(-size // _MULTIPLE) * _MULTIPLE

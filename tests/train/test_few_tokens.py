@@ -43,8 +43,14 @@ def test_the_most_frequent_tokens_are_drafted_until_one_in_a_thousand_is_left():
 
 def test_few_answers_leave_every_token():
     assert worth_drafting(counts(4096, *[1000] * 10, *[1] * 200)) is None  # 2 % occur once
-    assert worth_drafting(counts(512, *[100] * 300)) is None  # more than half
+    assert worth_drafting(counts(512, *[100] * 300)) is None  # half leaves 15 % out
     assert worth_drafting(counts(4096)) is None  # none at all
+
+
+def test_half_of_a_vocabulary_is_drafted_where_more_is_needed_for_the_last_thousandth():
+    found = worth_drafting(counts(1024, *[1000] * 500, *[10] * 100))  # half leaves 0.2 % out
+    assert len(found) == 512
+    assert found[:500] == list(range(500))
 
 
 def test_tokens_of_before_are_drafted_whatever_occurs():
