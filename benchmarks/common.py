@@ -77,7 +77,7 @@ def _mean_share(process):
     """End a process of `busy_share`; give the mean of its windows, less those that began before."""
     process.terminate()
     said, _ = process.communicate()
-    percent = [float(line) for line in said.split()[_EARLY:]]
+    percent = [float(word) for word in said.split()[_EARLY:] if word.isdigit()]
     return round(mean(percent) / 100, 3) if percent else None
 
 

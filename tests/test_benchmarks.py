@@ -148,10 +148,13 @@ def test_throughput_says_what_the_host_took():
 
 def test_how_busy_a_gpu_is_is_asked_of_the_card_of_this_process_alone(tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nfor _ in 1 2 3 4; do echo ${2}0; done; exec sleep 60\n")
+    asked = tmp_path / "asked"
+    told = f"for _ in 1 2 3 4; do echo ${{2}}0; done; : > {asked}; exec sleep 60"
+    program.write_text(f"#!/bin/sh\n{told}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     with busy_share() as share:
-        time.sleep(0.5)
+        while not asked.exists():
+            time.sleep(0.01)
         assert share() == 0.3

@@ -81,6 +81,9 @@ def reduced(
 def worth_drafting(counts: np.ndarray, known: Sequence[int] = ()) -> list[int] | None:
     """Choose the most frequent tokens, until the rest is one in a thousand, at most half of all.
 
+    Those that are known stay, also where they are more. Half is rounded down, so a vocabulary of
+    fewer than 256 tokens is drafted whole.
+
     None, all tokens, where half leaves one in a hundred out, and where answers are so few that one
     in a hundred tokens of further ones would be unknown, by the share of those that occur once
     (Good and Turing's estimate).
