@@ -5,6 +5,7 @@ whole blocks of positions, and a slot's own buffer has what comes behind them.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, Self
 from weakref import ref
 
@@ -189,8 +190,8 @@ class PositionCache:
             self.keys = _resized(self.keys, kept, slots, self._own_capacity)
             self.values = _resized(self.values, kept, slots, self._own_capacity)
 
-    def insert(self, slots: mx.array, other: Self, chosen: Sequence[int]) -> None:
-        """Replace slots [n] by n chosen ones of `other`, whole.
+    def insert(self, slots: Sequence[int], other: Self, chosen: Sequence[int]) -> None:
+        """Replace slots by chosen ones of `other`, whole.
 
         Zeros follow: a masked position has weight 0, and 0 times the NaN of a former owner is NaN.
         """
@@ -204,13 +205,13 @@ class PositionCache:
             self.values = _empty(other.values, self._own_capacity, self._extent.lengths.shape[0])
         if (into := self.buffers()) and fits_slots(*into):
             keys, values = other._behind(self.start, range(other.keys.shape[0]))
-            self.keys, self.values = insert_slots(
-                into, (keys, values), mx.array(list(chosen), dtype=mx.int32), slots
-            )
+            where, which = (mx.array(list(each), dtype=mx.int32) for each in (slots, chosen))
+            self.keys, self.values = insert_slots(into, (keys, values), which, where)
             return
         keys, values = other._behind(self.start, chosen)
-        self.keys[slots] = _resized(keys, range(len(chosen)), len(chosen), self._own_capacity)
-        self.values[slots] = _resized(values, range(len(chosen)), len(chosen), self._own_capacity)
+        n, capacity = len(chosen), self._own_capacity
+        self.keys = _replaced(self.keys, slots, _resized(keys, range(n), n, capacity))
+        self.values = _replaced(self.values, slots, _resized(values, range(n), n, capacity))
 
     def snapshot(self, slot: int, start: int, stop: int) -> KeysValues:
         """Copy positions of a slot."""
@@ -271,6 +272,27 @@ def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -
     buffer = _chosen(buffer, kept)[:, :, :capacity]
     missing = (slots - buffer.shape[0], capacity - buffer.shape[2])
     return mx.pad(buffer, [(0, missing[0]), (0, 0), (0, missing[1]), (0, 0)])
+
+
+def _replaced(buffer: mx.array, slots: Sequence[int], others: mx.array) -> mx.array:
+    """Put others in place of some slots.
+
+    A CPU scatters number by number; a run of neighbours it copies five times as fast.
+    """
+    if not device.is_cpu():
+        buffer[mx.array(list(slots))] = others
+        return buffer
+    for start, stop in _runs(slots):
+        first = slots[start]
+        buffer[first : first + stop - start] = others[start:stop]
+    return buffer
+
+
+def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut slots into runs of neighbours; where each begins among them, and ends."""
+    steps = enumerate(pairwise(slots), 1)
+    cuts = [0, *(at for at, (one, next_one) in steps if next_one != one + 1), len(slots)]
+    return list(pairwise(cuts))
 
 
 def _taken(runs: Sequence[mx.array], index: mx.array) -> mx.array:

@@ -152,8 +152,8 @@ class LayerCache(Protocol):
         """Keep some slots, in this order, as the first of `slots`, and have room as the extent."""
         ...
 
-    def insert(self, slots: mx.array, other: Self, chosen: Sequence[int]) -> None:
-        """Replace slots [n] by n chosen ones of another layer."""
+    def insert(self, slots: Sequence[int], other: Self, chosen: Sequence[int]) -> None:
+        """Replace slots by chosen ones of another layer."""
         ...
 
     def snapshot(self, slot: int, start: int, stop: int) -> LayerPart:
@@ -297,10 +297,9 @@ class SlotCache:
         The chosen ones begin with what the slots here share.
         """
         self.reserve(max(lengths))
-        where = mx.array(list(slots))
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            mine.insert(where, theirs, chosen)
-        self._set_lengths(where, mx.array(list(lengths), dtype=mx.int32))
+            mine.insert(slots, theirs, chosen)
+        self._set_lengths(mx.array(list(slots)), mx.array(list(lengths), dtype=mx.int32))
 
     def clear(self, slots: Sequence[int]) -> None:
         """Empty some slots."""

@@ -115,16 +115,17 @@ class StateCache:
         """Keep some slots, in this order, as the first of `slots`; the others are zero."""
         self._held = [_resized(array, kept, slots) for array in self._held]
 
-    def insert(self, slots: mx.array, other: Self, chosen: Sequence[int]) -> None:
-        """Replace slots [n] by n chosen ones of `other`."""
+    def insert(self, slots: Sequence[int], other: Self, chosen: Sequence[int]) -> None:
+        """Replace slots by chosen ones of `other`."""
+        where = mx.array(list(slots))
         if not other._held:
-            self.clear(slots)
+            self.clear(where)
             return
         if not self._held:
             self._held = [mx.zeros((self._num_slots, *a.shape[1:]), a.dtype) for a in other._held]
-        where = mx.array(list(chosen), dtype=mx.int32)
+        which = mx.array(list(chosen), dtype=mx.int32)
         for mine, theirs in zip(self._held, other._held, strict=True):
-            mine[slots] = theirs[where]
+            mine[where] = theirs[which]
 
     def snapshot(self, slot: int, start: int, stop: int) -> State:
         """Copy what a slot that is `stop` positions long remembers."""

@@ -113,10 +113,17 @@ class Slots:
         return has_room and self._to_share(newcomers) == now
 
     def enter(
-        self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
+        self,
+        newcomers: ListLike[Sequence],
+        filled: Prefilled,
+        chosen: ListLike[int],
+        behind: ListLike[Sequence] = (),
     ) -> None:
-        """Give slots to sequences that have begun; newcomers[i] is slot chosen[i] of `filled`."""
-        self._make_room_for(len(self.active) + len(newcomers))
+        """Give slots to sequences that have begun; newcomers[i] is slot chosen[i] of `filled`.
+
+        Those `behind` follow at once: room is made for all, so that nobody moves again.
+        """
+        self._make_room_for([*newcomers, *behind])
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
@@ -197,11 +204,13 @@ class Slots:
     def _round_room(self, widest: int) -> int:
         return max(self._shapes.width(widest), 1 + self._block_size)
 
-    def _make_room_for(self, needed: int) -> None:
+    def _make_room_for(self, newcomers: ListLike[Sequence]) -> None:
+        needed = len(self.active) + len(newcomers)
         slots = max(self._shapes.slots_for(needed), len(self.sequences))
         is_forgotten = self.cache.shared > 0 and not self.active
         if slots > len(self.sequences) or is_forgotten:
-            self._resize(slots, self.cache.capacity)
+            longest = max(sequence.cached_len for sequence in newcomers)
+            self._resize(slots, max(self.cache.capacity, self._room(longest)))
 
     def _to_share(self, newcomers: ListLike[Sequence]) -> tuple[int, int]:
         """Count the positions to keep once, of the target's cache and of the drafter's."""

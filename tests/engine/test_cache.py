@@ -87,6 +87,22 @@ def test_an_inserted_row_is_the_slot_and_its_neighbours_stay():
     assert mx.array_equal(cache.layers[0].keys[2], before[2])
 
 
+@pytest.mark.parametrize("is_cpu", [True, False])
+@pytest.mark.parametrize("slots", [[1, 2, 3], [3, 1, 2], [0, 2, 3], [4, 0], [0, 1, 2, 3, 4]])
+def test_neighbours_that_are_inserted_together_take_their_own_slots(slots, is_cpu, monkeypatch):
+    monkeypatch.setattr(device, "is_cpu", lambda: is_cpu)
+    cache, other = filled(5, [4, 9, 6, 2, 3], capacity=500), filled(6, [1, 2, 3, 4, 5, 6])
+    chosen = [5, 0, 3, 1, 4][: len(slots)]
+    behind = [(0, 0), (0, cache.capacity - other.capacity), (0, 0)]
+    wanted = [array.tolist() for array in cache.layers[0].left()]
+    for array, others in zip(wanted, other.layers[0].left(), strict=True):
+        for slot, which in zip(slots, chosen, strict=True):
+            array[slot] = mx.pad(others[which], behind).tolist()
+    cache.insert(slots, other, chosen, [1 + which for which in chosen])
+    assert [array.tolist() for array in cache.layers[0].left()] == wanted
+    assert [cache.lengths[slot].item() for slot in slots] == [1 + which for which in chosen]
+
+
 def begun_alike(seed, lengths, shared, capacity):
     """Fill slots of bfloat16 whose first 64 positions are the same everywhere."""
     cache = SlotCache([PositionCache], len(lengths))

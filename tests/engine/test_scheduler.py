@@ -4,6 +4,7 @@ import pytest
 from golden_cases import load_case
 
 from dspark_batch import device
+from dspark_batch.caches.slot_cache import whole_steps
 from dspark_batch.engine.engine import Engine
 from dspark_batch.engine.shapes import Shapes
 from dspark_batch.types import Item, Request
@@ -99,6 +100,24 @@ def test_no_slot_stays_free_for_long_while_somebody_is_ready(monkeypatch):
     monkeypatch.setattr(engine, "_launch", launched)
     assert len(list(engine.generate(requests(192, 24)))) == 192
     assert 0 < max(wasted) < 64 // 16
+
+
+def test_waves_that_sit_down_together_get_their_room_at_once(monkeypatch):
+    """Short prompts come first here, so the room for the long ones behind them is made, too."""
+    engine, sizes = Engine(load_case("qwen3_vanilla").pair, slots=24), []
+    resize = engine._slots._resize
+
+    def resized(slots, room):
+        sizes.append((slots, whole_steps(room)))
+        resize(slots, room)
+
+    monkeypatch.setattr(engine._slots, "_resize", resized)
+    for n, length in enumerate([5] * 20 + [125] * 16):
+        item = Item(n, str(n), f"digest-{n}", f"test:{n}")
+        engine.add(Request(item, tuple((IDS * 9)[n : n + length]), 40), urgent=length == 5)
+    while len(engine._slots.active) < 24:
+        engine.step()
+    assert sizes == [(Shapes().slots_for(24), whole_steps(125 + 8))]
 
 
 @pytest.mark.skipif(not device.is_cpu(), reason="tokens that a GPU pads cost little")
