@@ -22,6 +22,7 @@ _MOST_SCORES = 1 << 24  # that products have in memory at a time, in several cop
 _KERNEL_DIMS = (64, 128, 256)  # of heads
 _ROWS = 16  # of a warp
 _MOST_WARPS = 4  # that share a tile of keys
+_MOST_IN_REGISTERS = 128  # of heads: of larger ones the kernel keeps sums in memory
 _PIECE = 256  # positions whose sums begin anew
 _FEW_BLOCKS = 128  # of threads, which leave a GPU idle
 _JOINING_THREADS = 128  # of a block
@@ -116,8 +117,13 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     parts = (batch, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
     attended = (batch, width, heads, dim)
     threads = 32 * warps
-    found, sums = _kernel("attend")(
-        inputs=[queries, keys, values, *(beginning or (keys, values)), mask, lengths],
+    where = [queries, keys, values, _packed(mask), lengths]
+    if beginning is not None and splits == 1:
+        call, first = "go_on", [_begun(where, scale, beginning)]
+    else:
+        call, first = "attend", [*(beginning or (keys, values))]
+    found, sums = _kernel(call)(
+        inputs=[*where, *first],
         numbers={"scale": scale, "start": start},
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, groups * splits),
@@ -135,6 +141,44 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
             output_dtypes=[queries.dtype],
         )
     return found.transpose(0, 2, 1, 3)
+
+
+def _packed(mask: mx.array) -> mx.array:
+    """Pack bool [..., C] into words [..., C / 32], uint32, the first one in the lowest bit.
+
+    A compiled pass packs the mask of all layers once.
+    """
+    return (mask.reshape(*mask.shape[:-1], -1, 32) * _powers()).sum(axis=-1)
+
+
+@cache
+def _powers() -> mx.array:
+    return mx.array([1 << bit for bit in range(32)], dtype=mx.uint32)
+
+
+def _begun(where: list[mx.array], scale: float, beginning: Beginning) -> mx.array:
+    """Attend to a beginning, whose tiles are fetched once for rows of several slots.
+
+    Returns:
+        What is left for the slots to go on from, [S, KV, n, R, D + 8], of all pieces or of each.
+    """
+    (batch, heads, width, dim), (kv_heads, start, _) = where[0].shape, beginning[0].shape
+    rows = heads // kv_heads * width
+    num_warps = -(-batch * rows // _ROWS)
+    warps = min(_MOST_WARPS, num_warps)
+    groups = -(-num_warps // warps)
+    are_few = groups * kv_heads < _FEW_BLOCKS and dim <= _MOST_IN_REGISTERS
+    splits = start // _PIECE if are_few else 1
+    (begun,) = _kernel("begin")(
+        inputs=[*where, *beginning],
+        numbers={"scale": scale, "start": start},
+        template=[("D", dim)],
+        grid=(32 * warps, kv_heads, groups * splits),
+        threadgroup=(32 * warps, 1, 1),
+        output_shapes=[(batch, kv_heads, splits, rows, dim + _BESIDE_SUMS)],
+        output_dtypes=[mx.float32],
+    )
+    return begun
 
 
 def products_attention(  # noqa: PLR0913  what attention is over
@@ -313,14 +357,32 @@ def _source() -> str:
     return f"constexpr int PIECE = {_PIECE};\n{source}"
 
 
+_ATTENDED = ["queries", "keys", "values", "mask", "lengths"]
+_SIZES = (
+    "queries_shape[0], queries_shape[1], keys_shape[1], queries_shape[2], mask_shape[2], "
+    "start + keys_shape[2]"
+)
 _CALLS = {
     "attend": (
-        ["queries", "keys", "values", "first_keys", "first_values", "mask", "lengths"],
+        [*_ATTENDED, "first_keys", "first_values"],
         ["attended", "parts"],
         {"scale": "float", "start": "int"},
-        "ragged_attention<D>(queries, keys, values, first_keys, first_values, mask, lengths, "
-        "scale, attended, parts, queries_shape[1], keys_shape[1], queries_shape[2], "
-        "mask_shape[2], start + keys_shape[2], start);",
+        "ragged_attention<D, false>(queries, keys, values, first_keys, first_values, mask, "
+        f"lengths, scale, nullptr, attended, parts, {_SIZES}, start, 0);",
+    ),
+    "begin": (
+        [*_ATTENDED, "first_keys", "first_values"],
+        ["parts"],
+        {"scale": "float", "start": "int"},
+        "ragged_attention<D, true>(queries, keys, values, first_keys, first_values, mask, "
+        f"lengths, scale, nullptr, nullptr, parts, {_SIZES}, start, 0);",
+    ),
+    "go_on": (
+        [*_ATTENDED, "begun"],
+        ["attended", "parts"],
+        {"scale": "float", "start": "int"},
+        "ragged_attention<D, false>(queries, keys, values, nullptr, nullptr, mask, lengths, "
+        f"scale, begun, attended, parts, {_SIZES}, start, begun_shape[2]);",
     ),
     "join": (
         ["parts", "lengths", "queries"],

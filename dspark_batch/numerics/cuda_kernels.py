@@ -32,6 +32,7 @@ _TYPES = {
     mx.float16: "__half",
     mx.float32: "float",
     mx.int32: "int",
+    mx.uint32: "unsigned",
     mx.bool_: "bool",
 }
 _SIZE = re.compile(r"\b(\w+)_shape\[(\d+)\]")

@@ -3,9 +3,13 @@
 // One block of threads serves one key head of one slot. Its rows are the query heads that share
 // the key head, times the tokens of the step; a warp takes 16 of them. Keys and values come in
 // tiles of a few positions, once for all rows, from the first position to the slot's last one and
-// no further. The first positions may lie once for all slots. Tiles make up pieces of PIECE
-// positions, which whoever compiles this says. A row's sums begin anew with every piece, run over
-// its tiles in their order, and are then joined with those of the pieces before.
+// no further. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
+// sums begin anew with every piece, run over its tiles in their order, and are then joined with
+// those of the pieces before.
+//
+// The first positions, whole pieces, may lie once for all slots. Then a block takes rows of several
+// slots over these (TOGETHER), so that a tile is fetched once for many rows, and leaves their sums.
+// Each slot's blocks go on from there.
 //
 // Few blocks of threads leave most of a GPU idle. Then the pieces of a slot are split over several
 // blocks, which write the sums of each piece, and `join_pieces` joins them in the same order by the
@@ -18,7 +22,6 @@
 using Fragment = unsigned[4];  // bfloat16 pairs
 using Sums = float[4];         // of rows lane / 4 and lane / 4 + 8, two columns each
 
-constexpr int STAGES = 2;           // tiles in shared memory: one at work, the others on their way
 constexpr float LOWEST = -3.0e38f;  // of what is not visible
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -26,17 +29,17 @@ __device__ inline unsigned shared_address(const void* place) {
   return static_cast<unsigned>(__cvta_generic_to_shared(place));
 }
 
-// Sends 16 bytes on their way into shared memory; zeros where there is nothing.
-__device__ inline void fetch(void* to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               ::"r"(shared_address(to)), "l"(from), "r"(is_there ? 16 : 0));
+// Sends 16 bytes on their way into shared memory.
+__device__ inline void fetch(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from));
 }
 
 __device__ inline void end_of_stage() { asm volatile("cp.async.commit_group;"); }
 
-// Waits for all stages but those that are fetched ahead.
-__device__ inline void wait_for_stage() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1));
+// Waits for all stages but the last ones.
+template <int LAST>
+__device__ inline void wait_for_stages() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LAST));
 }
 
 __device__ inline void load(Fragment& to, const void* from) {
@@ -94,33 +97,46 @@ __device__ inline int place_of(int position, int chunk) {
   return position * D + (chunk ^ (position & 7)) * 8;
 }
 
-template <int D>
+template <int D, bool TOGETHER>
 __device__ void ragged_attention(
     const __nv_bfloat16* queries,  // [slots, heads, width, D]
     const __nv_bfloat16* keys,     // [slots, kv_heads, capacity - start, D]
     const __nv_bfloat16* values,   // [slots, kv_heads, capacity - start, D]
     const __nv_bfloat16* first_keys,    // [kv_heads, start, D], of all slots
     const __nv_bfloat16* first_values,  // [kv_heads, start, D]
-    const bool* mask,              // [slots, 1, width or 1, capacity]
-    const int* lengths,            // [slots], cached positions before the step
+    const unsigned* mask,     // [slots, 1, width or 1, capacity / 32], the first in the lowest bit
+    const int* lengths,       // [slots], cached positions before the step
     float scale,
+    const float* begun,       // [slots, kv_heads, begun_pieces, rows, PART], left by TOGETHER
     __nv_bfloat16* attended,  // [slots, width, heads, D]; not written by several splits
-    float* parts,  // [slots, kv_heads, pieces or 1, rows, PART]
-    int heads, int kv_heads, int width, int mask_width, int capacity, int start) {
+    float* parts,             // [slots, kv_heads, pieces or 1, rows, PART]
+    int slots, int heads, int kv_heads, int width, int mask_width, int capacity, int start,
+    int begun_pieces) {
   constexpr int TILE = TILE_OF<D>;
+  constexpr int STAGES = TOGETHER ? 3 : 2;  // tiles: one at work, the others on their way
+  // What is joined of the pieces before: rows of several slots and large heads have no room for it.
+  constexpr bool IN_REGISTERS = D <= 128 && !TOGETHER;
+  constexpr int KEPT = IN_REGISTERS ? D / 8 : 1;
   __shared__ __align__(16) __nv_bfloat16 tiles[STAGES][2][TILE * D];
-  const int lane = threadIdx.x % 32, slot = blockIdx.x, kv_head = blockIdx.y;
-  const int rows = heads / kv_heads * width;
-  const int rows_of_block = blockDim.x / 2, num_groups = (rows + rows_of_block - 1) / rows_of_block;
+  const int lane = threadIdx.x % 32, kv_head = blockIdx.y;
+  const int rows = heads / kv_heads * width, all_rows = TOGETHER ? slots * rows : rows;
+  const int rows_of_block = blockDim.x / 2;
+  const int num_groups = (all_rows + rows_of_block - 1) / rows_of_block;
   const int splits = gridDim.z / num_groups, split = blockIdx.z / num_groups;
-  const int row = blockIdx.z % num_groups * rows_of_block + threadIdx.x / 32 * 16 + lane / 4;
-  const bool is_row[2] = {row < rows, row + 8 < rows};
-  const size_t group = static_cast<size_t>(slot) * kv_heads + kv_head;
 
-  const int extent = min(lengths[slot] + width, capacity);  // nothing behind it is visible
-  const int most_pieces = (capacity + PIECE - 1) / PIECE;
+  // A lane has two rows, `i` of them 0 and 1: which there are, of which slot, and where there.
+  const int row = blockIdx.z % num_groups * rows_of_block + threadIdx.x / 32 * 16 + lane / 4;
+  const bool is_row[2] = {row < all_rows, row + 8 < all_rows};
+  auto slot_of = [&](int i) { return TOGETHER ? (row + 8 * i) / rows : blockIdx.x; };
+  auto place_in_slot = [&](int i) { return TOGETHER ? (row + 8 * i) % rows : row + 8 * i; };
+  auto group_of = [&](int i) { return static_cast<size_t>(slot_of(i)) * kv_heads + kv_head; };
+
+  // Nothing behind it is visible; the first positions are in front of the end of every slot.
+  const int extent = TOGETHER ? start : min(lengths[blockIdx.x] + width, capacity);
+  const int most_pieces = ((TOGETHER ? start : capacity) + PIECE - 1) / PIECE;
   const int own_pieces = (most_pieces + splits - 1) / splits;
-  const int first_tile = split * own_pieces * (PIECE / TILE);
+  const int first_piece = begun_pieces > 0 ? start / PIECE : split * own_pieces;
+  const int first_tile = first_piece * (PIECE / TILE);
   const int end = min(extent, (split + 1) * own_pieces * PIECE);
   const int end_tile = (end + TILE - 1) / TILE;
   if (first_tile >= end_tile) return;
@@ -128,34 +144,57 @@ __device__ void ragged_attention(
   Fragment query[D / 16];
   for (int k = 0; k < D / 16; k++) {
     for (int i = 0; i < 4; i++) {
-      size_t at = (group * rows + row + i % 2 * 8) * D + k * 16 + i / 2 * 8 + lane % 4 * 2;
-      query[k][i] = is_row[i % 2] ? *reinterpret_cast<const unsigned*>(queries + at) : 0;
+      size_t from = (group_of(i % 2) * rows + place_in_slot(i % 2)) * D + k * 16 + i / 2 * 8 +
+                    lane % 4 * 2;
+      query[k][i] = is_row[i % 2] ? *reinterpret_cast<const unsigned*>(queries + from) : 0;
     }
   }
-  const bool* visible[2];
+  const unsigned* visible[2];
+#pragma unroll
   for (int i = 0; i < 2; i++) {
-    int token = mask_width == 1 || !is_row[i] ? 0 : (row + 8 * i) % width;
-    visible[i] = mask + (static_cast<size_t>(slot) * mask_width + token) * capacity;
+    int token = mask_width == 1 ? 0 : place_in_slot(i) % width, slot = is_row[i] ? slot_of(i) : 0;
+    visible[i] = mask + (static_cast<size_t>(slot) * mask_width + token) * (capacity / 32);
   }
   auto fetch_tile = [&](int tile) {
     const bool is_first = tile * TILE < start;  // whole tiles are
-    const __nv_bfloat16 *some_keys = is_first ? first_keys : keys;
-    const __nv_bfloat16 *some_values = is_first ? first_values : values;
     const size_t begin = is_first ? static_cast<size_t>(kv_head) * start
-                                  : group * (capacity - start) - start;
-    for (int i = threadIdx.x; i < TILE * D / 8; i += blockDim.x) {
-      int in_tile = i / (D / 8), chunk = i % (D / 8), position = tile * TILE + in_tile;
-      size_t from = (begin + min(position, capacity - 1)) * D + chunk * 8;
-      int to = place_of<D>(in_tile, chunk);
-      fetch(&tiles[tile % STAGES][0][to], some_keys + from, position < capacity);
-      fetch(&tiles[tile % STAGES][1][to], some_values + from, position < capacity);
+                                  : group_of(0) * (capacity - start) - start;
+    const __nv_bfloat16* some_keys = (is_first ? first_keys : keys) + begin * D;
+    const __nv_bfloat16* some_values = (is_first ? first_values : values) + begin * D;
+    const int chunk = threadIdx.x % (D / 8), stage = tile % STAGES;
+    for (int position = threadIdx.x / (D / 8); position < TILE; position += blockDim.x / (D / 8)) {
+      const int from = (tile * TILE + position) * D + chunk * 8, to = place_of<D>(position, chunk);
+      fetch(&tiles[stage][0][to], some_keys + from);
+      fetch(&tiles[stage][1][to], some_values + from);
     }
   };
 
-  // What is joined of the pieces before; of a large head it does not fit beside the rest.
-  constexpr bool IN_REGISTERS = D <= 128;
-  constexpr int KEPT = IN_REGISTERS ? D / 8 : 1;
   float2 earlier_sums[2][KEPT], earlier_bounds[2];
+  auto begun_of = [&](int i, int piece) {
+    return begun + ((group_of(i) * begun_pieces + piece) * rows + place_in_slot(i)) * PART<D>;
+  };
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    if (!IN_REGISTERS || !is_row[i]) continue;
+    for (int piece = 0; piece < begun_pieces; piece++) {
+      const float* part = begun_of(i, piece);
+      const float2 own_bounds = *reinterpret_cast<const float2*>(part + D);
+      Shares shares = {};
+      if (piece > 0) {
+        shares = shares_of(earlier_bounds[i].x, own_bounds.x);
+        earlier_bounds[i].y = joined(earlier_bounds[i].y, own_bounds.y, shares);
+      } else {
+        earlier_bounds[i] = own_bounds;
+      }
+#pragma unroll
+      for (int n = 0; n < KEPT; n++) {
+        const float2 own = *reinterpret_cast<const float2*>(part + n * 8 + lane % 4 * 2);
+        float2& sums = earlier_sums[i][n];
+        const float2 both = {joined(sums.x, own.x, shares), joined(sums.y, own.y, shares)};
+        sums = piece == 0 ? own : both;
+      }
+    }
+  }
 
   Sums out[D / 8] = {};
   float highest[2] = {LOWEST, LOWEST}, total[2] = {0, 0};
@@ -164,18 +203,13 @@ __device__ void ragged_attention(
     end_of_stage();
   }
   for (int tile = first_tile; tile < end_tile; tile++) {
+    unsigned seen[2];  // asked for early: they take as long as the products
+    for (int i = 0; i < 2; i++) seen[i] = visible[i][tile * TILE / 32];
+    wait_for_stages<STAGES - 2>();
+    __syncthreads();  // all have this tile, and are through with the one before it
     if (tile + STAGES - 1 < end_tile) fetch_tile(tile + STAGES - 1);
     end_of_stage();
-    wait_for_stage();
-    __syncthreads();
 
-    uchar2 seen[TILE / 8][2];  // asked for early: they take as long as the products
-    for (int n = 0; n < TILE / 8; n++) {
-      for (int i = 0; i < 2; i++) {
-        const int position = tile * TILE + n * 8 + lane % 4 * 2;
-        seen[n][i] = *reinterpret_cast<const uchar2*>(visible[i] + position);
-      }
-    }
     Sums score[TILE / 8] = {};
     for (int k = 0; k < D / 16; k++) {
       for (int n = 0; n < TILE / 16; n++) {
@@ -188,11 +222,14 @@ __device__ void ragged_attention(
     }
 
     float before[2] = {highest[0], highest[1]};
+    const int num_visible = min(extent - tile * TILE, TILE);  // of the tile, at most
+    for (int i = 0; i < 2; i++) {
+      seen[i] = seen[i] >> tile * TILE % 32 & 0xffffffff >> (32 - num_visible);
+      seen[i] >>= lane % 4 * 2;
+    }
     for (int n = 0; n < TILE / 8; n++) {
       for (int i = 0; i < 4; i++) {
-        int position = tile * TILE + n * 8 + lane % 4 * 2 + i % 2;
-        const uchar2 both = seen[n][i / 2];
-        bool sees = position < extent && (i % 2 ? both.y : both.x);
+        const bool sees = seen[i / 2] >> (n * 8 + i % 2) & 1;
         score[n][i] = sees ? score[n][i] * (scale * LOG2_E) : LOWEST;
         highest[i / 2] = max(highest[i / 2], score[n][i]);
       }
@@ -201,6 +238,7 @@ __device__ void ragged_attention(
       highest[i] = max(highest[i], __shfl_xor_sync(0xffffffff, highest[i], 1));
       highest[i] = max(highest[i], __shfl_xor_sync(0xffffffff, highest[i], 2));
       float shrinks = exp2f(before[i] - highest[i]);
+      if (__all_sync(0xffffffff, shrinks == 1)) continue;  // as mostly: nothing would change
       total[i] *= shrinks;
       for (int n = 0; n < D / 8; n++) {
         out[n][2 * i] *= shrinks;
@@ -227,8 +265,6 @@ __device__ void ragged_attention(
         add_product(out[2 * n + 1], weight, value[2], value[3]);
       }
     }
-    __syncthreads();  // before the stage is fetched anew
-
     const bool is_last = tile + 1 == end_tile;
     if (!is_last && (tile + 1) % (PIECE / TILE) != 0) continue;
     const int piece = tile / (PIECE / TILE);  // which ends here
@@ -237,39 +273,45 @@ __device__ void ragged_attention(
       total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
       total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
       if (!is_row[i]) continue;
-      const int at = row + 8 * i, head = kv_head * (heads / kv_heads) + at / width;
-      const size_t place = splits == 1 ? group : group * most_pieces + piece;
+      const int at = place_in_slot(i), head = kv_head * (heads / kv_heads) + at / width;
+      const size_t place = splits == 1 ? group_of(i) : group_of(i) * most_pieces + piece;
       float* part = parts + (place * rows + at) * PART<D>;
       float2* bounds = reinterpret_cast<float2*>(part + D + lane % 4 * 2);
-      const bool is_joined = splits == 1 && piece > 0, is_done = splits == 1 && is_last;
+      const bool is_joined = splits == 1 && piece > 0;
+      const bool is_done = !TOGETHER && splits == 1 && is_last;
+      const bool is_kept = IN_REGISTERS && splits == 1 && !is_last;
+      const float* last = begun_pieces > 0 && piece == first_piece ? begun_of(i, 0) : part;
       Shares shares = {};
       if (is_joined) {
-        float2 earlier = IN_REGISTERS ? earlier_bounds[i] : *bounds;
+        float2 earlier = IN_REGISTERS
+            ? earlier_bounds[i] : *reinterpret_cast<const float2*>(last + D + lane % 4 * 2);
         shares = shares_of(earlier.x, highest[i]);
         highest[i] = earlier.x;
         total[i] = joined(earlier.y, total[i], shares);
       }
-      const size_t to = ((static_cast<size_t>(slot) * width + at % width) * heads + head) * D;
+      const size_t to =
+          ((static_cast<size_t>(slot_of(i)) * width + at % width) * heads + head) * D;
 #pragma unroll
       for (int n = 0; n < D / 8; n++) {
         const int column = n * 8 + lane % 4 * 2;
         float2* stored = reinterpret_cast<float2*>(part + column);
         float2 sums = {out[n][2 * i], out[n][2 * i + 1]};
         if (is_joined) {
-          const float2 earlier = IN_REGISTERS ? earlier_sums[i][n % KEPT] : *stored;
+          const float2 earlier = IN_REGISTERS
+              ? earlier_sums[i][n % KEPT] : *reinterpret_cast<const float2*>(last + column);
           sums = {joined(earlier.x, sums.x, shares), joined(earlier.y, sums.y, shares)};
         }
         if (is_done) {
           *reinterpret_cast<unsigned*>(attended + to + column) =
               pair_of(sums.x / total[i], sums.y / total[i]);
-        } else if (IN_REGISTERS && splits == 1) {
+        } else if (is_kept) {
           earlier_sums[i][n % KEPT] = sums;
         } else {
           *stored = sums;
         }
         out[n][2 * i] = out[n][2 * i + 1] = 0;
       }
-      if (IN_REGISTERS && splits == 1) {
+      if (is_kept) {
         earlier_bounds[i] = {highest[i], total[i]};
       } else if (!is_done) {
         *bounds = {highest[i], total[i]};
