@@ -22,7 +22,7 @@ _MOST_SCORES = 1 << 24  # that products have in memory at a time, in several cop
 _KERNEL_DIMS = (64, 128, 256)  # of heads
 _ROWS = 16  # of a warp
 _MOST_WARPS = 4  # that share a tile of keys
-_MOST_IN_REGISTERS = 128  # of heads: of larger ones the kernel keeps sums in memory
+_MOST_IN_REGISTERS = 128  # of heads; of larger ones the kernel keeps a row's sums in memory
 _PIECE = 256  # positions whose sums begin anew
 _FEW_BLOCKS = 128  # of threads, which leave a GPU idle
 _JOINING_THREADS = 128  # of a block
@@ -114,6 +114,7 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     groups = -(-num_warps // warps)
     if splits is None:
         splits = pieces if groups == 1 and batch * kv_heads <= _FEW_BLOCKS else 1
+    leaves_parts = splits > 1 or (pieces > 1 and dim > _MOST_IN_REGISTERS)
     parts = (batch, kv_heads, pieces if splits > 1 else 1, rows, dim + _BESIDE_SUMS)
     attended = (batch, width, heads, dim)
     threads = 32 * warps
@@ -128,7 +129,7 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
         template=[("D", dim)],
         grid=(threads * batch, kv_heads, groups * splits),
         threadgroup=(threads, 1, 1),
-        output_shapes=[attended if splits == 1 else (1,), parts if pieces * splits > 1 else (1,)],
+        output_shapes=[attended if splits == 1 else (1,), parts if leaves_parts else (1,)],
         output_dtypes=[queries.dtype, mx.float32],
     )
     if splits > 1:
