@@ -51,7 +51,10 @@ TESTS = {
     "strips": ["tests/numerics/test_strips.py", "tests/models/test_safe_layers.py"],
     "packing": ["tests/models/test_packed_passes.py", "tests/engine/test_packed_rounds.py"],
     "ahead": ["tests/engine/test_rounds_ahead.py"],
-    "seats": ["tests/engine/test_cache.py", "tests/engine/test_scheduler.py"],
+    "seats": [
+        *("tests/engine/test_cache.py", "tests/engine/test_scheduler.py"),
+        "tests/engine/test_rounds_ahead.py",
+    ],
     "loop": ["tests/engine/test_golden_runs.py", "tests/engine/test_sliding_window.py"],
 }
 HEAD = """# Planted mistakes

@@ -277,7 +277,7 @@ def _resized(buffer: mx.array, kept: Sequence[int], slots: int, capacity: int) -
 def _replaced(buffer: mx.array, slots: Sequence[int], others: mx.array) -> mx.array:
     """Put others in place of some slots.
 
-    A CPU scatters number by number; a run of neighbours it copies five times as fast.
+    A CPU scatters number by number; runs of neighbours it copies three to five times as fast.
     """
     if not device.is_cpu():
         buffer[mx.array(list(slots))] = others

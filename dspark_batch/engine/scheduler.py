@@ -322,15 +322,15 @@ class Scheduler:
             return
         self._num_unused = 0
         self._commit_all()
+        ready = [sequence for wave in self._ready for _, sequence in wave.sequences]
+        self._slots.make_room_for(ready[: self._num_to_seat])
         while self._next_to_seat:
             self._seat_some()
 
     def _seat_some(self) -> None:
         """Seat those of the first wave for whom there is a slot."""
-        some, number = self._next_to_seat, self._num_to_seat
-        wave = self._ready.pop(0)
-        behind = [s for later in self._ready for _, s in later.sequences][: number - len(some)]
-        self._slots.enter([s for _, s in some], wave.filled, [n for n, _ in some], behind)
+        some, wave = self._next_to_seat, self._ready.pop(0)
+        self._slots.enter([s for _, s in some], wave.filled, [n for n, _ in some])
         if later := wave.sequences[len(some) :]:
             self._ready.insert(0, wave._replace(sequences=later))
 

@@ -112,18 +112,22 @@ class Slots:
         now = self.cache.shared, self.context.shared
         return has_room and self._to_share(newcomers) == now
 
-    def enter(
-        self,
-        newcomers: ListLike[Sequence],
-        filled: Prefilled,
-        chosen: ListLike[int],
-        behind: ListLike[Sequence] = (),
-    ) -> None:
-        """Give slots to sequences that have begun; newcomers[i] is slot chosen[i] of `filled`.
+    def make_room_for(self, newcomers: ListLike[Sequence]) -> None:
+        """Have slots for all who will enter one wave behind the other, and room for the longest.
 
-        Those `behind` follow at once: room is made for all, so that nobody moves again.
+        It may move those who are there, so the device has no round meanwhile.
         """
-        self._make_room_for([*newcomers, *behind])
+        needed = len(self.active) + len(newcomers)
+        slots = max(self._shapes.slots_for(needed), len(self.sequences))
+        is_forgotten = self.cache.shared > 0 and not self.active
+        if slots > len(self.sequences) or is_forgotten:
+            longest = max(sequence.cached_len for sequence in newcomers)
+            self._resize(slots, max(self.cache.capacity, self._room(longest)))
+
+    def enter(
+        self, newcomers: ListLike[Sequence], filled: Prefilled, chosen: ListLike[int]
+    ) -> None:
+        """Give free slots to who has begun; newcomers[i] is slot chosen[i] of `filled`."""
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
         slots = free[: len(newcomers)]
         lengths = [sequence.cached_len for sequence in newcomers]
@@ -203,14 +207,6 @@ class Slots:
 
     def _round_room(self, widest: int) -> int:
         return max(self._shapes.width(widest), 1 + self._block_size)
-
-    def _make_room_for(self, newcomers: ListLike[Sequence]) -> None:
-        needed = len(self.active) + len(newcomers)
-        slots = max(self._shapes.slots_for(needed), len(self.sequences))
-        is_forgotten = self.cache.shared > 0 and not self.active
-        if slots > len(self.sequences) or is_forgotten:
-            longest = max(sequence.cached_len for sequence in newcomers)
-            self._resize(slots, max(self.cache.capacity, self._room(longest)))
 
     def _to_share(self, newcomers: ListLike[Sequence]) -> tuple[int, int]:
         """Count the positions to keep once, of the target's cache and of the drafter's."""

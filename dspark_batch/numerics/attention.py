@@ -119,7 +119,7 @@ def attention_by_kernel(  # noqa: PLR0913  what attention is over
     attended = (batch, width, heads, dim)
     threads = 32 * warps
     where = [queries, keys, values, _packed(mask), lengths]
-    if beginning is not None and splits == 1:
+    if beginning is not None and splits == 1 and num_warps < _MOST_WARPS:
         call, first = "go_on", [_begun(where, scale, beginning)]
     else:
         call, first = "attend", [*(beginning or (keys, values))]
@@ -160,15 +160,18 @@ def _powers() -> mx.array:
 def _begun(where: list[mx.array], scale: float, beginning: Beginning) -> mx.array:
     """Attend to a beginning, whose tiles are fetched once for rows of several slots.
 
+    For steps of a few tokens: the rows of a wide one fill blocks of threads by themselves.
+
     Returns:
-        What is left for the slots to go on from, [S, KV, n, R, D + 8], of all pieces or of each.
+        What is left for the slots to go on from, [S, KV, n, R, D + 8]: of all pieces, joined, or of
+        each one, where few blocks of threads would have all the work.
     """
     (batch, heads, width, dim), (kv_heads, start, _) = where[0].shape, beginning[0].shape
     rows = heads // kv_heads * width
     num_warps = -(-batch * rows // _ROWS)
     warps = min(_MOST_WARPS, num_warps)
     groups = -(-num_warps // warps)
-    are_few = groups * kv_heads < _FEW_BLOCKS and dim <= _MOST_IN_REGISTERS
+    are_few = groups * kv_heads <= _FEW_BLOCKS and dim <= _MOST_IN_REGISTERS
     splits = start // _PIECE if are_few else 1
     (begun,) = _kernel("begin")(
         inputs=[*where, *beginning],

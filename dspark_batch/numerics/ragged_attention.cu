@@ -2,18 +2,17 @@
 //
 // One block of threads serves one key head of one slot. Its rows are the query heads that share
 // the key head, times the tokens of the step; a warp takes 16 of them. Keys and values come in
-// tiles of a few positions, once for all rows, from the first position to the slot's last one and
-// no further. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
+// tiles of a few positions, once for all rows, up to the slot's last position and no further. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
 // sums begin anew with every piece, run over its tiles in their order, and are then joined with
 // those of the pieces before.
 //
-// The first positions, whole pieces, may lie once for all slots. Then a block takes rows of several
-// slots over these (TOGETHER), so that a tile is fetched once for many rows, and leaves their sums.
-// Each slot's blocks go on from there.
+// The first positions, whole pieces, may lie once for all slots. Then blocks of a launch of their
+// own take rows of several slots over these (TOGETHER), so that a tile is fetched once for many
+// rows, and leave their sums; each slot's blocks go on from there. Or a slot's blocks read them.
 //
-// Few blocks of threads leave most of a GPU idle. Then the pieces of a slot are split over several
-// blocks, which write the sums of each piece, and `join_pieces` joins them in the same order by the
-// same operations. So a row's bits depend on its own slot only: not on other slots, the width of
+// Few blocks of threads leave most of a GPU idle. Then pieces are split over several blocks, which
+// write the sums of each piece. They are joined in the same order by the same operations: those of
+// TOGETHER by the slot's blocks, others by `join_pieces`. So a row's bits depend on its own slot only: not on other slots, the width of
 // the step, the capacity, or the number of splits.
 //
 // Layouts of the fragments: PTX ISA, mma.m16n8k16 and ldmatrix. The softmax over tiles is that of
@@ -190,8 +189,11 @@ __device__ void ragged_attention(
       for (int n = 0; n < KEPT; n++) {
         const float2 own = *reinterpret_cast<const float2*>(part + n * 8 + lane % 4 * 2);
         float2& sums = earlier_sums[i][n];
-        const float2 both = {joined(sums.x, own.x, shares), joined(sums.y, own.y, shares)};
-        sums = piece == 0 ? own : both;
+        if (piece > 0) {
+          sums = {joined(sums.x, own.x, shares), joined(sums.y, own.y, shares)};
+        } else {
+          sums = own;
+        }
       }
     }
   }

@@ -145,6 +145,41 @@ def test_waves_that_move_nothing_together_may_do_so_one_by_one(monkeypatch):
     assert {each.item.index: each.token_ids for each in outcomes} == expected
 
 
+@pytest.mark.parametrize("draft_length", [0, 1])
+@pytest.mark.parametrize("given_up", [1, 3])
+def test_who_sits_down_behind_a_round_has_slots_made_for_nobody_else(
+    draft_length, given_up, monkeypatch
+):
+    """A seat is free for the urgent one, and none for the two that wait behind it."""
+    monkeypatch.setattr(engine_module, "_LEAST_ROUNDS", 0)
+    engine, moved = engine_that(slots=16, draft_length=draft_length), []
+    resize = engine._slots._resize
+
+    def resized(slots, room):
+        moved.append(len(engine._running))
+        resize(slots, room)
+
+    monkeypatch.setattr(engine._slots, "_resize", resized)
+    prompts = [*SHORT, (6, 1), (7, 7), (3, 3, 3), (4, 4), (6, 6, 1), (7, 2), (1, 3, 3)]
+    pairs = zip(equally_long(11, 60), prompts, strict=True)
+    requests = [replace(request, prompt_ids=prompt) for request, prompt in pairs]
+    for request in requests[:8]:
+        engine.add(request)
+    outcomes = [outcome for _ in range(8) for outcome in engine.step()]
+    engine.cancel(requests[given_up].item)
+    while len(engine._slots.active) != 7:
+        outcomes += engine.step()
+    engine.add(requests[8], urgent=True)
+    engine.add(requests[9])
+    engine.add(requests[10])
+    while not engine.is_idle:
+        outcomes += engine.step()
+    assert set(moved) == {0}
+    del requests[given_up]
+    found = {each.item.index: each.token_ids for each in outcomes if not isinstance(each, Failure)}
+    assert found == ids(engine_that(ahead=False), requests)
+
+
 @pytest.mark.parametrize(("longest", "most"), [(36, 2), (3, 1)])
 def test_short_answers_have_no_round_for_nothing_while_others_wait(longest, most, monkeypatch):
     engine = engine_that(slots=2, draft_length=0)
