@@ -2,9 +2,10 @@
 //
 // One block of threads serves one key head of one slot. Its rows are the query heads that share
 // the key head, times the tokens of the step; a warp takes 16 of them. Keys and values come in
-// tiles of a few positions, once for all rows, up to the slot's last position and no further. Tiles make up pieces of PIECE positions, which whoever compiles this says. A row's
-// sums begin anew with every piece, run over its tiles in their order, and are then joined with
-// those of the pieces before.
+// tiles of a few positions, once for all rows, up to the slot's last position and no further. Tiles
+// make up pieces of PIECE positions, which whoever compiles this says. A row's sums begin anew with
+// every piece, run over its tiles in their order, and are then joined with those of the pieces
+// before.
 //
 // The first positions, whole pieces, may lie once for all slots. Then blocks of a launch of their
 // own take rows of several slots over these (TOGETHER), so that a tile is fetched once for many
@@ -12,8 +13,8 @@
 //
 // Few blocks of threads leave most of a GPU idle. Then pieces are split over several blocks, which
 // write the sums of each piece. They are joined in the same order by the same operations: those of
-// TOGETHER by the slot's blocks, others by `join_pieces`. So a row's bits depend on its own slot only: not on other slots, the width of
-// the step, the capacity, or the number of splits.
+// TOGETHER by the slot's blocks, others by `join_pieces`. So a row's bits depend on its own slot
+// only: not on other slots, the width of the step, the capacity, or the number of splits.
 //
 // Layouts of the fragments: PTX ISA, mma.m16n8k16 and ldmatrix. The softmax over tiles is that of
 // FlashAttention (Dao et al., 2022).
