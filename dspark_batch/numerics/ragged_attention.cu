@@ -206,7 +206,7 @@ __device__ void ragged_attention(
     end_of_stage();
   }
   for (int tile = first_tile; tile < end_tile; tile++) {
-    unsigned seen[2];  // asked for early: they take as long as the products
+    unsigned seen[2];  // asked for early
     for (int i = 0; i < 2; i++) seen[i] = visible[i][tile * TILE / 32];
     wait_for_stages<STAGES - 2>();
     __syncthreads();  // all have this tile, and are through with the one before it

@@ -322,8 +322,10 @@ def test_the_number_of_splits_changes_no_bit(size):
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="the kernel is CUDA's")
+@pytest.mark.parametrize("few_blocks", [128, 0])  # whether its pieces are split over several
 @pytest.mark.parametrize("size", SIZES[1:], ids=str)
-def test_neither_does_a_beginning(size):
+def test_neither_does_a_beginning(size, few_blocks, monkeypatch):
+    monkeypatch.setattr(attention, "_FEW_BLOCKS", few_blocks)
     arrays, lengths = slots_of(mx.bfloat16, size, 3000)
     queries, keys, values = arrays
     same = [mx.broadcast_to(each[:1], each.shape) for each in (keys, values)]
